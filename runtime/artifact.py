@@ -1,0 +1,652 @@
+"""What is in an artifact, and the reader that checks it before anything else looks at it.
+
+An artifact is one file (`fusec.runtime.container` has the bytes):
+
+    manifest.json            what it is, for whom, and the SHA-256 of every other entry
+    graph.fir                the graph as text
+    program/<target>.json    the steps of one target
+    kernels/<arch>/<sha256>  code, one file a module (`.so`, `.hsaco`, `.cubin`)
+    weights.safetensors      packed weights, mapped; or a file beside it, or none
+    decisions.jsonl          one fusion that fired or was refused a line
+    residual/<n>.onnx        parts that onnxruntime runs
+    tokenizer.json           of the model, if it has one
+
+Opening maps the file, checks all of the layout and the digest of every entry but the weights, and
+executes nothing.  Weights are checked by `Artifact.verify_weights`, which `fusec.runtime.load`
+calls before a model runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusec.diagnostics import InputError
+from fusec.dtypes import DTYPES
+from fusec.runtime.container import (
+    MANIFEST,
+    MARKER,
+    VERSION,
+    WEIGHTS,
+    Entry,
+    marker_text,
+    read_directory,
+)
+from fusec.runtime.documents import MAX_RANK, Field, parse_json
+from fusec.runtime.errors import (
+    ChecksumError,
+    LimitError,
+    MalformedError,
+    MissingEntryError,
+    NotAnArtifactError,
+    OutOfBoundsError,
+    TargetError,
+    UnexpectedEntryError,
+    VersionError,
+    WeightsError,
+)
+from fusec.runtime.tensor_file import (
+    PADDING,
+    TensorPlace,
+    header_bytes,
+    read_header,
+    tensor_bytes,
+)
+from fusec.symbolic import Dim, symbols_of
+
+SCHEMA = f"fusec.artifact/{VERSION[0]}"
+GRAPH = "graph.fir"
+DECISIONS = "decisions.jsonl"
+TOKENIZER = "tokenizer.json"
+
+MAX_MANIFEST = 64 << 20
+MAX_DOCUMENT = 512 << 20
+MAX_BINARY = 4 << 30
+MAX_NAME = 4096
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: what callers call it.
+        dtype: fusec's name of the element type.
+        shape: integers, or expressions over the symbols of the manifest.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What an artifact was compiled from: the frontend's kind, a name and a digest."""
+
+    kind: str
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """One packed weight.
+
+    Attributes:
+        name: as programs call it.
+        dtype: fusec's name of the element type.
+        shape: as stored, after packing.
+        bytes: its size.
+        offset: from the end of the safetensors header; `None` where weights are given at load.
+        sha256: of its bytes; `None` where weights are given at load.
+        packing: identifies the layout; `plain` for the source's own bytes.
+        sources: names of the tensors of the source that it was made from.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    offset: int | None
+    sha256: str | None
+    packing: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsTable:
+    """All weights of an artifact.
+
+    Attributes:
+        storage: `embed` in the artifact, `external` in a file beside it, `none` given at load.
+        file: the name of the file or entry; `None` for storage `none`.
+        bytes: of the whole file or entry; 0 for storage `none`.
+        sha256: of the whole file or entry; `None` for storage `none`.
+        header_sha256: of the safetensors header with its length; `None` for storage `none`.
+        tensors: in the order of the file.
+    """
+
+    storage: str
+    file: str | None
+    bytes: int
+    sha256: str | None
+    header_sha256: str | None
+    tensors: tuple[WeightSpec, ...]
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors, without what pads them."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSpec:
+    """What an artifact holds for one target.
+
+    Attributes:
+        target: as asked for: `cpu`, `x86-64-v4`, `gfx950`.
+        family: `cpu`, `amdgpu` or `nvidia`.
+        arch: the instruction set.
+        features: what the processor must have, as in /proc/cpuinfo.
+        program: the entry of its program.
+        modules: the entries of its code.
+        report: kernels, launches, residual nodes and memory, as `fusec inspect` shows them.
+    """
+
+    target: str
+    family: str
+    arch: str
+    features: tuple[str, ...]
+    program: str
+    modules: tuple[str, ...]
+    report: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`manifest.json`, checked.
+
+    Attributes:
+        name: of the model.
+        source: what it was compiled from.
+        tools: versions by name.
+        options: of the compilation, as recorded.
+        symbols: inclusive range of each symbolic size.
+        inputs: in order.
+        outputs: in order.
+        targets: in the order asked for.
+        entries: `(bytes, sha256)` of every other entry.
+        weights: the weights table.
+        tokenizer: the entry of the tokenizer, if any.
+    """
+
+    name: str
+    source: Source
+    tools: Mapping[str, str]
+    options: Mapping[str, object]
+    symbols: Mapping[str, tuple[int, int]]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    targets: tuple[TargetSpec, ...]
+    entries: Mapping[str, tuple[int, str]]
+    weights: WeightsTable
+    tokenizer: str | None
+
+
+class WeightsFile:
+    """The mapped bytes of packed weights, by name."""
+
+    def __init__(self, data: memoryview, places: Mapping[str, TensorPlace], header: int) -> None:
+        self._data = data
+        self._places = places
+        self._header = header
+
+    def __getitem__(self, name: str) -> memoryview:
+        """The bytes of one tensor; shares the mapping."""
+        place = self._places[name]
+        begin = self._header + place.offset
+        return self._data[begin : begin + place.bytes]
+
+    @property
+    def padding(self) -> tuple[str, ...]:
+        """The tensors that only pad."""
+        return tuple(name for name in self._places if PADDING.fullmatch(name))
+
+
+class Artifact:
+    """An open artifact: everything but its weights has been checked, nothing has been run."""
+
+    def __init__(
+        self,
+        path: Path,
+        data: mmap.mmap,
+        entries: Mapping[str, Entry],
+        manifest: Manifest,
+        id: str,
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.id = id
+        self._view = memoryview(data)
+        self._entries = entries
+
+    @property
+    def bytes(self) -> int:
+        """The size of the file."""
+        return len(self._view)
+
+    def entry(self, name: str) -> memoryview:
+        """The bytes of an entry, mapped and read-only.
+
+        Raises:
+            MissingEntryError: there is no such entry.
+        """
+        found = self._entries.get(name)
+        if found is None:
+            raise MissingEntryError(f"the entry `{name}` is missing", at=str(self.path))
+        return self._view[found.data_offset : found.end]
+
+    def target(self, name: str) -> TargetSpec:
+        """The section for target `name`.
+
+        Raises:
+            TargetError: the artifact was not compiled for it.
+        """
+        for section in self.manifest.targets:
+            if section.target == name:
+                return section
+        known = ", ".join(f"`{section.target}`" for section in self.manifest.targets)
+        raise TargetError(
+            f"the artifact has no target `{name}`",
+            at=str(self.path),
+            hint=f"it was compiled for {known}",
+        )
+
+    def program(self, target: str) -> Field:
+        """The program of `target`, as unchecked JSON."""
+        name = self.target(target).program
+        at = f"{self.path}: {name}"
+        return Field(parse_json(self.entry(name), at), at)
+
+    def graph_text(self) -> str:
+        """The graph as text."""
+        return _text(self.entry(GRAPH), f"{self.path}: {GRAPH}")
+
+    def decisions(self) -> Iterator[Mapping[str, object]]:
+        """The fusions that fired or were refused, in order."""
+        at = f"{self.path}: {DECISIONS}"
+        for number, line in enumerate(bytes(self.entry(DECISIONS)).splitlines(), 1):
+            yield Field(parse_json(line, f"{at}:{number}"), f"{at}:{number}").mapping()
+
+    def weights(self, file: Path | None = None) -> WeightsFile:
+        """Map the weights and check that they are laid out as the manifest says.
+
+        Args:
+            file: the safetensors file for storage `none`, or another place of an external one.
+
+        Raises:
+            WeightsError: they are not given, or differ from what was compiled.
+            MissingEntryError: the file beside the artifact is not there.
+        """
+        table = self.manifest.weights
+        if table.storage == "embed":
+            return _weights_file(self.entry(WEIGHTS), table, f"{self.path}: {WEIGHTS}")
+        if file is None and table.file is not None:
+            file = self.path.parent / table.file
+        if file is None:
+            raise WeightsError(
+                f"the artifact was compiled with `--weights none`: its {len(table.tensors)} "
+                "weights have to be given",
+                at=str(self.path),
+                hint="give the safetensors file that holds them",
+            )
+        if not file.exists():
+            raise MissingEntryError(
+                f"the weights file `{file.name}` is missing",
+                at=str(self.path),
+                hint="keep it in the folder of the artifact",
+            )
+        return _weights_file(memoryview(_map_file(file)), table, str(file))
+
+    def verify_weights(self, weights: WeightsFile, progress: Progress | None = None) -> None:
+        """Compare the digest of every weight; reads all of their bytes, on several threads.
+
+        Raises:
+            ChecksumError: a bit differs.
+        """
+        table = self.manifest.weights
+
+        def check(tensor: WeightSpec) -> int:
+            data = weights[tensor.name]
+            if tensor.sha256 is not None and hashlib.sha256(data).hexdigest() != tensor.sha256:
+                raise ChecksumError(
+                    f"the weight `{tensor.name}` is not the one that was written",
+                    at=str(self.path),
+                    hint="copy the file again",
+                )
+            return tensor.bytes
+
+        for name in weights.padding:
+            if any(weights[name]):
+                raise ChecksumError("the space between weights is not empty", at=str(self.path))
+        done = 0
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for size in pool.map(check, table.tensors):
+                done += size
+                if progress is not None:
+                    progress(done, table.tensor_bytes)
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """Map an artifact and check everything in it but the digests of its weights.
+
+    Raises:
+        InputError: there is no such file.
+        ArtifactError: one of `fusec.runtime.errors`, for anything out of place.
+    """
+    path = Path(path)
+    data = _map_file(path)
+    entries, digest = read_directory(data, str(path))
+    view = memoryview(data)
+    _check_limits(entries, path)
+    for name in (MARKER, MANIFEST, GRAPH, DECISIONS):
+        if name not in entries:
+            raise MissingEntryError(f"the entry `{name}` is missing", at=str(path))
+
+    def content(name: str) -> memoryview:
+        return view[entries[name].data_offset : entries[name].end]
+
+    if content(MARKER) != marker_text():
+        _check_minor_version(bytes(content(MARKER)), path)
+    if hashlib.sha256(content(MANIFEST)).hexdigest() != digest:
+        raise _changed(MANIFEST, path)
+    at = f"{path}: {MANIFEST}"
+    manifest = read_manifest(Field(parse_json(content(MANIFEST), at), at))
+    _check_entries(entries, manifest, path)
+    for name, entry in entries.items():
+        if name == WEIGHTS:
+            continue
+        if zlib.crc32(content(name)) != entry.crc32:
+            raise _changed(name, path)
+        if name != MANIFEST and _sha256(content(name)) != manifest.entries[name][1]:
+            raise _changed(name, path)
+    return Artifact(path, data, entries, manifest, digest)
+
+
+def read_manifest(document: Field) -> Manifest:
+    """Check `manifest.json`.
+
+    Raises:
+        MalformedError: a member is missing or not what it should be.
+        VersionError: the schema is another one.
+    """
+    schema = document.get("schema").string()
+    if schema != SCHEMA:
+        raise VersionError(
+            f"the schema is `{schema[:80]}`, but this fusec reads `{SCHEMA}`",
+            at=document.at,
+            hint="compile the model again, or use the fusec that compiled it",
+        )
+    source = document.get("source")
+    symbols = {name: read_range(field) for name, field in document.get("symbols").members()}
+    manifest = Manifest(
+        name=_name(document.get("name")),
+        source=Source(
+            source.get("kind").string(),
+            source.get("name").string(),
+            source.get("sha256").string(),
+        ),
+        tools={name: field.string() for name, field in document.get("tools").members()},
+        options=document.get("options").mapping(),
+        symbols=symbols,
+        inputs=document.get("inputs").tuple_of(read_tensor_spec),
+        outputs=document.get("outputs").tuple_of(read_tensor_spec),
+        targets=document.get("targets").tuple_of(_target, 64),
+        entries={name: _entry(field) for name, field in document.get("entries").members()},
+        weights=_weights_table(document.get("weights")),
+        tokenizer=_optional_name(document.get_or_none("tokenizer")),
+    )
+    _check_unique([spec.name for spec in manifest.inputs], "inputs", document)
+    _check_unique([spec.name for spec in manifest.outputs], "outputs", document)
+    _check_unique([section.target for section in manifest.targets], "targets", document)
+    for spec in (*manifest.inputs, *manifest.outputs):
+        unknown = frozenset().union(*map(symbols_of, spec.shape)) - symbols.keys()
+        if unknown:
+            raise MalformedError(
+                f"`{spec.name}` has the size `{min(unknown)}`, which has no range",
+                at=document.at,
+            )
+    return manifest
+
+
+def read_tensor_spec(field: Field) -> TensorSpec:
+    """Check `{"name", "dtype", "shape"}`."""
+    dtype = field.get("dtype").one_of(*DTYPES)
+    shape = field.get("shape").tuple_of(lambda item: item.dim(), MAX_RANK)
+    return TensorSpec(_name(field.get("name")), dtype, shape)
+
+
+def read_range(field: Field) -> tuple[int, int]:
+    """Check `[min, max]`."""
+    ends = field.items(2)
+    if len(ends) != 2:
+        raise field.error("a range of two integers")
+    low = ends[0].integer()
+    return low, ends[1].integer(low)
+
+
+def _name(field: Field) -> str:
+    name = field.string()
+    if not 0 < len(name) <= MAX_NAME:
+        raise field.error("a name")
+    return name
+
+
+def _optional_name(field: Field | None) -> str | None:
+    return None if field is None else _name(field)
+
+
+def _entry(field: Field) -> tuple[int, str]:
+    return field.get("bytes").integer(), field.get("sha256").sha256()
+
+
+def _target(field: Field) -> TargetSpec:
+    return TargetSpec(
+        target=_name(field.get("target")),
+        family=field.get("family").one_of("cpu", "amdgpu", "nvidia"),
+        arch=_name(field.get("arch")),
+        features=field.get("features").tuple_of(_name, 256),
+        program=_name(field.get("program")),
+        modules=field.get("modules").tuple_of(_name),
+        report=_report(field.get("report")),
+    )
+
+
+def _report(field: Field) -> Mapping[str, object]:
+    """Check what `fusec inspect` shows of a target; more members are welcome."""
+    for kernel in field.get("kernels").items():
+        for key in ("name", "op", "provider", "symbol", "sha256"):
+            kernel.get(key).string()
+        kernel.get("bytes").integer()
+        for _, value in kernel.get("resources").members():
+            value.integer()
+    field.get("launches").integer()
+    for node in field.get("residual").items():
+        for key in ("op", "node", "reason"):
+            node.get(key).string()
+    for key in ("weights_bytes", "arena_bytes"):
+        field.get("memory").get(key).integer()
+    return field.mapping()
+
+
+def _weights_table(field: Field) -> WeightsTable:
+    storage = field.get("storage").one_of("embed", "external", "none")
+    stored = storage != "none"
+    tensors = field.get("tensors").tuple_of(lambda item: _weight(item, stored))
+    _check_unique([tensor.name for tensor in tensors], "weights.tensors", field)
+    if not stored:
+        return WeightsTable(storage, None, 0, None, None, tensors)
+    file = field.get("file").string()
+    if storage == "embed" and file != WEIGHTS:
+        raise field.get("file").error(f"`{WEIGHTS}`")
+    if not re.fullmatch(r"[^/\\\0]{1,255}", file) or file in (".", ".."):
+        raise field.get("file").error("a file name without a folder")
+    return WeightsTable(
+        storage,
+        file,
+        field.get("bytes").integer(),
+        field.get("sha256").sha256(),
+        field.get("header_sha256").sha256(),
+        tensors,
+    )
+
+
+def _weight(field: Field, stored: bool) -> WeightSpec:
+    dtype = field.get("dtype").one_of(*DTYPES)
+    shape = field.get("shape").tuple_of(lambda item: item.integer(), MAX_RANK)
+    size = field.get("bytes").integer()
+    if size != tensor_bytes(dtype, shape):
+        raise field.get("bytes").error("what the shape and dtype take")
+    return WeightSpec(
+        name=_name(field.get("name")),
+        dtype=dtype,
+        shape=shape,
+        bytes=size,
+        offset=field.get("offset").integer() if stored else None,
+        sha256=field.get("sha256").sha256() if stored else None,
+        packing=field.get("packing").string(),
+        sources=field.get("sources").tuple_of(Field.string),
+    )
+
+
+def _check_unique(names: list[str], path: str, field: Field) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise MalformedError(f"`{path}` has `{name}` more than once", at=field.at)
+        seen.add(name)
+
+
+def _check_minor_version(marker: bytes, path: Path) -> None:
+    """A newer minor version adds what an older reader may ignore; its marker must still be one."""
+    found = re.fullmatch(rb"fusec (\d{1,4})\.(\d{1,4})\n", marker)
+    if found is None or int(found[1]) != VERSION[0] or int(found[2]) < VERSION[1]:
+        raise _changed(MARKER, path)
+
+
+def _check_limits(entries: Mapping[str, Entry], path: Path) -> None:
+    for name, entry in entries.items():
+        limit = MAX_DOCUMENT
+        if name == WEIGHTS:
+            continue
+        if name == MANIFEST:
+            limit = MAX_MANIFEST
+        elif name.startswith(("kernels/", "residual/")):
+            limit = MAX_BINARY
+        if entry.size > limit:
+            raise LimitError(
+                f"the entry `{name}` has {entry.size} bytes; no real one has more than {limit}",
+                at=str(path),
+            )
+
+
+def _check_entries(entries: Mapping[str, Entry], manifest: Manifest, path: Path) -> None:
+    """The file and its manifest name the same entries with the same sizes."""
+    for name, entry in entries.items():
+        if name == MANIFEST:
+            continue
+        if name not in manifest.entries:
+            raise UnexpectedEntryError(f"the entry `{name}` is not in the manifest", at=str(path))
+        if entry.size != manifest.entries[name][0]:
+            raise _changed(name, path)
+    table = manifest.weights
+    needed = [*manifest.entries]
+    for section in manifest.targets:
+        needed += [section.program, *section.modules]
+    if manifest.tokenizer is not None:
+        needed.append(manifest.tokenizer)
+    if table.storage == "embed":
+        needed.append(WEIGHTS)
+        if WEIGHTS in manifest.entries and manifest.entries[WEIGHTS] != (
+            table.bytes,
+            table.sha256,
+        ):
+            raise MalformedError("the weights table disagrees with the entries", at=str(path))
+    for name in needed:
+        if name not in entries:
+            raise MissingEntryError(f"the entry `{name}` is missing", at=str(path))
+
+
+def _weights_file(data: memoryview, table: WeightsTable, at: str) -> WeightsFile:
+    if table.storage != "none" and len(data) != table.bytes:
+        raise WeightsError(
+            f"the weights are {len(data)} bytes, but {table.bytes} were written",
+            at=at,
+            hint="copy the file again, or compile again",
+        )
+    header = header_bytes(data, at)
+    if table.storage != "none" and _sha256(data[:header]) != table.header_sha256:
+        raise ChecksumError("the header of the weights is not the one that was written", at=at)
+    places, _ = read_header(data, at)
+    known = {tensor.name for tensor in table.tensors}
+    for tensor in table.tensors:
+        place = places.get(tensor.name)
+        if place is None:
+            raise WeightsError(f"the weight `{tensor.name}` is missing", at=at)
+        if (place.dtype, place.shape) != (tensor.dtype, tensor.shape):
+            raise WeightsError(
+                f"the weight `{tensor.name}` is {place.dtype}{list(place.shape)}, but the artifact "
+                f"was compiled for {tensor.dtype}{list(tensor.shape)}",
+                at=at,
+            )
+        if tensor.offset is not None and tensor.offset != place.offset:
+            raise OutOfBoundsError(f"the weight `{tensor.name}` is at another place", at=at)
+    for name in places if table.storage != "none" else ():
+        if name not in known and not PADDING.fullmatch(name):
+            raise WeightsError(f"the weight `{name[:120]}` is not in the manifest", at=at)
+    return WeightsFile(data, places, header)
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise NotAnArtifactError("the file is empty", at=str(path))
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        reason = os.strerror(error.errno or errno.EIO).lower()
+        raise InputError(f"cannot read `{path}`: {reason}") from None
+
+
+def _sha256(data: memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _text(data: memoryview, at: str) -> str:
+    try:
+        return bytes(data).decode("utf-8")
+    except UnicodeDecodeError:
+        raise MalformedError("this is not UTF-8 text", at=at) from None
+
+
+def _changed(name: str, path: Path) -> ChecksumError:
+    return ChecksumError(
+        f"the entry `{name}` is not the one that was written",
+        at=str(path),
+        hint="copy the file again, or compile again",
+    )
