@@ -1,0 +1,5 @@
+"""`python -m fusec` is the command `fusec`."""
+
+from fusec.cli import main
+
+main()

@@ -1,0 +1,96 @@
+"""Errors a person can act on: what is wrong, where, and what to do.
+
+Every class fixes the exit code of the command line.  Standard library only: the runtime uses it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FusecError(Exception):
+    """A problem that is not a bug of fusec; printed without a traceback.
+
+    Args:
+        message: one sentence without a full stop, literals in backticks.
+        at: where: a file, a module path, a node, a line.
+        detail: further lines printed under `at`.
+        hint: what to do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        at: str | None = None,
+        detail: tuple[str, ...] = (),
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.at = at
+        self.detail = detail
+        self.hint = hint
+
+    def render(self) -> str:
+        """`error: ...`, then where, then what to do."""
+        lines = [f"error: {self}"]
+        if self.at is not None:
+            lines.append(f"  --> {self.at}")
+        lines += [f"      {line}" for line in self.detail]
+        if self.hint is not None:
+            lines += ["", f"hint: {self.hint}"]
+        return "\n".join(lines)
+
+
+class InputError(FusecError):
+    """The source, or the data given to a model, is at fault."""
+
+
+class UnsupportedError(InputError):
+    """The model is sound, but fusec cannot compile this part of it for this target."""
+
+
+class UsageError(FusecError):
+    """The command was called wrongly."""
+
+    exit_code = 2
+
+
+class RequirementError(FusecError):
+    """A `--require` was not met."""
+
+    exit_code = 3
+
+
+class MismatchError(FusecError):
+    """`verify` found that an artifact does not compute what its source does."""
+
+    exit_code = 4
+
+
+class ArtifactError(FusecError):
+    """An artifact is corrupt, of another version, or not made for this device."""
+
+    exit_code = 5
+
+
+class DeviceError(FusecError):
+    """No such device, or no driver for it."""
+
+    exit_code = 6
+
+
+class InternalError(FusecError):
+    """A bug in fusec."""
+
+    exit_code = 70
+
+
+class VerifyError(InternalError):
+    """A graph breaks one of its own rules."""
+
+
+class ParseError(InputError):
+    """Text that is not a graph, an expression or a specification."""

@@ -1,0 +1,16 @@
+"""Every operation, defined once: a type rule and a meaning in numpy."""
+
+from fusec.ir.ops import elementwise, linear_algebra, raised, reduction, shape
+from fusec.ir.ops.base import OPS, OpDef, is_opaque, op_named
+
+__all__ = [
+    "OPS",
+    "OpDef",
+    "elementwise",
+    "is_opaque",
+    "linear_algebra",
+    "op_named",
+    "raised",
+    "reduction",
+    "shape",
+]

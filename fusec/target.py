@@ -1,0 +1,111 @@
+"""What the compiler may know of a machine.  Nothing here asks the machine it runs on.
+
+GPU figures: AMD "CDNA 3" and "CDNA 4" instruction set architecture documents and the MI300X,
+MI325X, MI350X and MI355X data sheets; NVIDIA H100 and H200 data sheets.
+CPU levels: x86-64 psABI microarchitecture levels; GCC's `-march` documentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fusec.diagnostics import UsageError
+
+Family = Literal["cpu", "amdgpu", "nvidia"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One architecture, as facts that guards, kernels and code generators read.
+
+    Attributes:
+        name: what a person asked for and artifacts record: `cpu`, `x86-64-v4`, `gfx950`, `sm_90`.
+        family: `cpu`, `amdgpu` or `nvidia`.
+        arch: the instruction set; for a CPU a name that `-march=` takes.
+        features: what the processor must have, as in /proc/cpuinfo; none for a GPU.
+        wave_size: lanes of a wave or warp; SIMD lanes of f32 for a CPU.
+        lds_bytes: shared memory of a work group; 0 for a CPU.
+        fp8: the 8-bit float that the matrix units take, or `None`.
+        native_mxfp4: whether the matrix units take block-scaled 4-bit floats.
+    """
+
+    name: str
+    family: Family
+    arch: str
+    features: tuple[str, ...] = ()
+    wave_size: int = 0
+    lds_bytes: int = 0
+    fp8: str | None = None
+    native_mxfp4: bool = False
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether kernels are launched on a device with its own memory."""
+        return self.family != "cpu"
+
+
+_V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
+_V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+_ZEN4 = (*_V4, "avx512_bf16", "avx512_vnni", "avx512vbmi")
+_SAPPHIRE_RAPIDS = (*_ZEN4, "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
+
+CPU_ARCHES: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target("x86-64-v3", "cpu", "x86-64-v3", _V3, wave_size=8),
+        Target("x86-64-v4", "cpu", "x86-64-v4", _V4, wave_size=16),
+        Target("znver4", "cpu", "znver4", _ZEN4, wave_size=16),
+        Target("sapphirerapids", "cpu", "sapphirerapids", _SAPPHIRE_RAPIDS, wave_size=16),
+    )
+}
+"""CPU instruction sets, each one containing those before it, so the last that fits is the best."""
+
+GPU_TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target("gfx950", "amdgpu", "gfx950", (), 64, 160 * 1024, fp8="f8e4m3fn", native_mxfp4=True),
+        Target("gfx942", "amdgpu", "gfx942", (), 64, 64 * 1024, fp8="f8e4m3fnuz"),
+        Target("sm_90", "nvidia", "sm_90", (), 32, 227 * 1024, fp8="f8e4m3fn"),
+    )
+}
+"""GPU architectures by name."""
+
+PRODUCTS: dict[str, str] = {
+    "mi350x": "gfx950",
+    "mi355x": "gfx950",
+    "mi300x": "gfx942",
+    "mi325x": "gfx942",
+    "h100": "sm_90",
+    "h200": "sm_90",
+}
+"""GPU products and the architecture each one has."""
+
+
+def best_cpu_arch(features: frozenset[str]) -> Target | None:
+    """The richest CPU instruction set that a processor with `features` can run, if any."""
+    fitting = [target for target in CPU_ARCHES.values() if set(target.features) <= features]
+    return fitting[-1] if fitting else None
+
+
+def target_named(name: str, *, host: Target | None = None) -> Target:
+    """The target called `name`: an architecture, a product, or `cpu` for `host`.
+
+    Args:
+        name: as on the command line; case does not matter.
+        host: the instruction set of this machine, from the runtime; needed for `cpu` alone.
+
+    Raises:
+        UsageError: there is no such target; the hint lists those there are.
+    """
+    key = name.lower()
+    if key == "cpu" and host is not None:
+        return Target("cpu", "cpu", host.arch, host.features, wave_size=host.wave_size)
+    found = CPU_ARCHES.get(key) or GPU_TARGETS.get(PRODUCTS.get(key, key))
+    if found is not None:
+        return found
+    if key == "cpu":
+        message, hint = "this host's CPU has no AVX2", "name an x86-64 level, such as `x86-64-v3`"
+        raise UsageError(message, hint=hint)
+    known = ", ".join(f"`{known}`" for known in ("cpu", *CPU_ARCHES, *GPU_TARGETS, *PRODUCTS))
+    raise UsageError(f"unknown target `{name}`", hint=f"known targets are {known}")
