@@ -1,0 +1,229 @@
+// Matrix products with packed weights: what linear, moe, matmul, conv and attention share.
+//
+// A weight [N, K] is stored in panels of PANEL columns of the product, padded with zeros:
+//   f32, f16:  [ceil(N/32)][K][32]
+//   bf16:      [ceil(N/32)][Kp/2][32][2],  Kp = K rounded up to 32
+// so that one step along K is one or two cache lines that every target can use: AVX2 reads half a
+// panel at a time, AVX-512 a whole one, vdpbf16ps takes the pairs, and 16 pair rows of 16 columns
+// are one AMX tile of B (row pitch 128 bytes).
+//
+// The rows of the left operand are copied into a block of `Activation` elements first: it widens
+// them where the dot product is done in f32, pads K, and breaks power-of-two row pitches, which
+// would map a tile's rows to one cache set.
+#pragma once
+
+#include <fusec/simd.h>
+
+namespace fusec {
+
+constexpr int PANEL = 32;
+
+template <class T>
+struct Packing {
+  using Activation = float;
+  static constexpr int K_MULTIPLE = 1;
+};
+
+template <>
+struct Packing<bf16> {
+#ifdef __AVX512BF16__
+  using Activation = bf16;
+#else
+  using Activation = float;
+#endif
+  static constexpr int K_MULTIPLE = 32;
+};
+
+template <class T>
+using Activations = typename Packing<T>::Activation;
+
+template <class T>
+FUSEC_INLINE int64_t padded_depth(int64_t k) {
+  return round_up(k, Packing<T>::K_MULTIPLE);
+}
+
+// Elements from one panel to the next.
+template <class T>
+FUSEC_INLINE int64_t panel_size(int64_t k) {
+  return padded_depth<T>(k) * PANEL;
+}
+
+// Row pitch of a block of activations: 64-byte aligned and never a multiple of 256 bytes.
+template <class T>
+FUSEC_INLINE int64_t block_pitch(int64_t k) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(Activations<T>));
+  return round_up(padded_depth<T>(k), 4 * line) + line;
+}
+
+// c[rows][PANEL] = a[rows][k] * panel, in f32, summed in blocks along k. `a` is a block of
+// activations with row pitch `pitch`, zero from the true depth up to padded_depth.
+// Defined in cpu_gemm/kernel.cpp, hidden inside the module.
+void panel_product(const Activations<float>* a, int64_t pitch, int64_t rows, const float* panel,
+                   int64_t k, float* c);
+void panel_product(const Activations<bf16>* a, int64_t pitch, int64_t rows, const bf16* panel,
+                   int64_t k, float* c);
+void panel_product(const Activations<f16>* a, int64_t pitch, int64_t rows, const f16* panel,
+                   int64_t k, float* c);
+
+// ---- copying operands ----
+
+template <class T>
+FUSEC_INLINE void copy_row(const T* source, int64_t count, float* target) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) store(target + i, load(source + i));
+  if (i < count) {
+    int rest = static_cast<int>(count - i);
+    store_partial(target + i, load_partial(source + i, rest), rest);
+  }
+}
+FUSEC_INLINE void copy_row(const float* source, int64_t count, float* target) {
+  memcpy(target, source, static_cast<size_t>(count) * sizeof(float));
+}
+FUSEC_INLINE void copy_row(const bf16* source, int64_t count, bf16* target) {
+  memcpy(target, source, static_cast<size_t>(count) * sizeof(bf16));
+}
+
+// One row of a block: source[0..k) with the given stride, then zeros up to the padded depth.
+template <class T>
+FUSEC_INLINE void fill_block_row(const T* source, int64_t stride, int64_t k,
+                                 Activations<T>* target) {
+  if (stride == 1) {
+    copy_row(source, k, target);
+  } else {
+    for (int64_t i = 0; i < k; ++i) copy_row(source + i * stride, 1, target + i);
+  }
+  int64_t padded = padded_depth<T>(k);
+  if (padded > k) memset(target + k, 0, static_cast<size_t>(padded - k) * sizeof(*target));
+}
+
+// Packs columns [0, columns) of one panel from b, whose element (k, n) is at k*stride_k + n*stride_n.
+template <class T>
+FUSEC_INLINE void pack_panel(const T* b, int64_t stride_k, int64_t stride_n, int64_t k,
+                             int64_t columns, T* panel) {
+  if (stride_k == 1 || stride_n != 1) {
+    // Transposing: eight columns at a time keep the reads and the writes within a few lines.
+    for (int64_t n0 = 0; n0 < PANEL; n0 += 8) {
+      for (int64_t i = 0; i < k; ++i) {
+        for (int64_t n = n0; n < n0 + 8; ++n) {
+          panel[i * PANEL + n] = n < columns ? b[i * stride_k + n * stride_n] : T{};
+        }
+      }
+    }
+    return;
+  }
+  for (int64_t i = 0; i < k; ++i) {
+    T* row = panel + i * PANEL;
+    memcpy(row, b + i * stride_k, static_cast<size_t>(columns) * sizeof(T));
+    for (int64_t n = columns; n < PANEL; ++n) row[n] = T{};
+  }
+}
+
+template <>
+inline void pack_panel<bf16>(const bf16* b, int64_t stride_k, int64_t stride_n, int64_t k,
+                             int64_t columns, bf16* panel) {
+  int64_t pairs = padded_depth<bf16>(k) / 2;
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    bf16* row = panel + pair * 2 * PANEL;
+    const bf16* even = b + 2 * pair * stride_k;
+    bool has_even = 2 * pair < k, has_odd = 2 * pair + 1 < k;
+    for (int64_t n = 0; n < PANEL; ++n) {
+      bool inside = n < columns;
+      row[2 * n] = inside && has_even ? even[n * stride_n] : bf16{};
+      row[2 * n + 1] = inside && has_odd ? even[stride_k + n * stride_n] : bf16{};
+    }
+  }
+}
+
+// ---- what happens to a finished tile ----
+
+// out = residual + activation(c + bias), rounded once.
+template <class T>
+struct Epilogue {
+  const T* bias = nullptr;
+  int64_t activation = ACTIVATION_NONE;
+  const T* residual = nullptr;
+  int64_t residual_stride = 0;
+  T* out = nullptr;
+  int64_t out_stride = 0;
+
+  FUSEC_INLINE Vec apply(Vec value, int64_t row, int64_t column, int count) const {
+    bool whole = count == LANES;
+    if (bias) value = value + (whole ? load(bias + column) : load_partial(bias + column, count));
+    if (activation != ACTIVATION_NONE) value = activate(activation, value);
+    if (residual) {
+      const T* r = residual + row * residual_stride + column;
+      value = value + (whole ? load(r) : load_partial(r, count));
+    }
+    return value;
+  }
+
+  // c holds rows [row, row + rows) and columns [column, column + columns) of the product.
+  FUSEC_INLINE void write(const float* c, int64_t row, int64_t rows, int64_t column,
+                          int64_t columns) const {
+    for (int64_t i = 0; i < rows; ++i, c += PANEL) {
+      T* target = out + (row + i) * out_stride + column;
+      int64_t j = 0;
+      for (; j + LANES <= columns; j += LANES) {
+        store(target + j, apply(load(c + j), row + i, column + j, LANES));
+      }
+      if (j < columns) {
+        int rest = static_cast<int>(columns - j);
+        store_partial(target + j, apply(load(c + j), row + i, column + j, rest), rest);
+      }
+    }
+  }
+};
+
+// ---- the whole product ----
+
+// Rows of a tile: the block of activations and the part of the panel in use stay in the L2 cache.
+constexpr int64_t TILE_ROWS = 144;
+
+// out[m][n] = epilogue(sum_k x[m][k] * weight[n][k]). `fill_row(m, target)` writes row m of the
+// left operand with fill_block_row, so that rows may be gathered, strided, or unfolded images.
+template <class T, class FillRow>
+inline void packed_gemm(int64_t m, int64_t n, int64_t k, const T* packed, const FillRow& fill_row,
+                        const Epilogue<T>& epilogue) {
+  if (m == 0 || n == 0) return;
+  int64_t pitch = block_pitch<T>(k), panels = ceil_div(n, PANEL);
+  int64_t row_blocks = ceil_div(m, TILE_ROWS);
+  int64_t block_rows = ceil_div(m, row_blocks);
+
+  auto multiply = [&](const Activations<T>* block, int64_t row, int64_t rows, int64_t panel) {
+    alignas(64) float c[TILE_ROWS * PANEL];
+    panel_product(block, pitch, rows, packed + panel * panel_size<T>(k), padded_depth<T>(k), c);
+    epilogue.write(c, row, rows, panel * PANEL, min_of<int64_t>(PANEL, n - panel * PANEL));
+  };
+
+  if (row_blocks == 1) {
+    Scratch<Activations<T>> block(m * pitch);
+    parallel_for(m, grain_for(k), [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) fill_row(i, block + i * pitch);
+    });
+    parallel_for(panels, grain_for(m * k * 2), [&](int64_t begin, int64_t end, int) {
+      for (int64_t panel = begin; panel < end; ++panel) multiply(block, 0, m, panel);
+    });
+    return;
+  }
+  // Every task copies its rows again, so it takes enough panels to make that cheap.
+  constexpr int64_t TASK_PANELS = 16;
+  int64_t groups = ceil_div(panels, TASK_PANELS);
+  parallel_for(row_blocks * groups, 1, [&](int64_t begin, int64_t end, int) {
+    Scratch<Activations<T>> block(block_rows * pitch);
+    int64_t filled = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      int64_t row_block = task / groups, group = task % groups;
+      int64_t row = row_block * block_rows, rows = min_of(block_rows, m - row);
+      if (row_block != filled) {
+        for (int64_t i = 0; i < rows; ++i) fill_row(row + i, block + i * pitch);
+        filled = row_block;
+      }
+      int64_t last = min_of(panels, (group + 1) * TASK_PANELS);
+      for (int64_t panel = group * TASK_PANELS; panel < last; ++panel) {
+        multiply(block, row, rows, panel);
+      }
+    }
+  });
+}
+
+}  // namespace fusec
