@@ -1,0 +1,144 @@
+"""Runs a graph through the meanings of its operations: slow, exact, and all there is to agree with.
+
+Floats are float64, integers int64 and flags bool, whatever the dtypes say, so the result is what
+the model means before any rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fusec import symbolic
+from fusec.diagnostics import InputError, UnsupportedError
+from fusec.dtypes import bf16_to_f32
+from fusec.ir.graph import Graph, Node
+from fusec.ir.ops import is_opaque, op_named
+from fusec.ir.ops.base import Array
+from fusec.ir.types import Attr, TensorType
+from fusec.symbolic import Dim, Expr
+
+
+def interpret(
+    graph: Graph, inputs: Mapping[str, Array], parameters: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
+    """The outputs of `graph` by their names.
+
+    Args:
+        graph: any graph without opaque nodes.
+        inputs: an array for each input, by name; bf16 may come as its bits in uint16, or as floats.
+        parameters: arrays that stand for parameters, by value; the rest are read from the weights.
+
+    Returns:
+        Outputs by `output_names`: float64, int64 or bool.
+
+    Raises:
+        InputError: an input is missing, or its shape does not fit.
+        UnsupportedError: a node is opaque.
+    """
+    missing = [name for name in graph.inputs if name not in inputs]
+    if missing:
+        raise InputError(f"no value for input `{missing[0]}`")
+    symbols = bind_symbols(graph, {name: inputs[name].shape for name in graph.inputs})
+    given = parameters or {}
+    values: dict[str, Array] = {}
+    for name in graph.inputs:
+        values[name] = widen(np.asarray(inputs[name]), graph.type(name).dtype)
+    for name, weight in graph.parameters.items():
+        array = given[name] if name in given else weight.load()
+        values[name] = widen(np.asarray(array), weight.type.dtype)
+    reads_left = {value: len(graph.users(value)) for value in (*values, *_made(graph))}
+    returned = set(graph.outputs)
+    with np.errstate(all="ignore"):
+        for node in graph.nodes():
+            operands = [values[value] for value in node.inputs]
+            types = tuple(_known(graph.type(value), symbols) for value in node.outputs)
+            for value, array in zip(
+                node.outputs, _run(node, operands, types, symbols), strict=True
+            ):
+                values[value] = array
+            for value in set(node.inputs):
+                reads_left[value] -= 1
+                if reads_left[value] == 0 and value not in returned:
+                    del values[value]
+    outputs = zip(graph.output_names, graph.outputs, strict=True)
+    return {name: np.array(values[value]) for name, value in outputs}
+
+
+def bind_symbols(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The values of the symbols that the inputs' sizes stand for.
+
+    Raises:
+        InputError: a shape has another rank, or a size that contradicts the type.
+    """
+    symbols: dict[str, int] = {}
+    compound: list[tuple[str, int, Dim, int]] = []
+    for name in graph.inputs:
+        type = graph.type(name)
+        shape = shapes[name]
+        if len(shape) != type.rank:
+            raise InputError(f"input `{name}` has the shape {list(shape)}, but is `{type}`")
+        for axis, (dim, size) in enumerate(zip(type.shape, shape, strict=True)):
+            if isinstance(dim, Expr) and str(dim) in graph.symbols:
+                symbols.setdefault(str(dim), size)
+            compound.append((name, axis, dim, size))
+    for name, axis, dim, size in compound:
+        missing = sorted(symbolic.symbols_of(dim) - symbols.keys())
+        if len(missing) == 1:
+            symbols[missing[0]] = _solve(dim, missing[0], size, symbols)
+        if symbolic.evaluate(dim, symbols) != size:
+            expected = symbolic.evaluate(dim, symbols)
+            raise InputError(f"size {axis} of input `{name}` is {size}, but `{dim}` is {expected}")
+    return symbols
+
+
+def widen(array: Array, dtype: str) -> Array:
+    """`array` as the references take it: float64, int64 or bool.
+
+    Raises:
+        UnsupportedError: `array` holds the bits of a format that has no plain numbers.
+    """
+    kind = TensorType(dtype, ())
+    if kind.dtype == "bool":
+        return array.astype(np.bool_)
+    if kind.element.is_float and not np.issubdtype(array.dtype, np.floating):
+        if dtype == "bf16" and array.dtype == np.uint16:
+            return bf16_to_f32(array).astype(np.float64)
+        raise UnsupportedError(f"cannot interpret the bits of `{dtype}`")
+    if kind.element.kind == "packed":
+        raise UnsupportedError(f"cannot interpret the bits of `{dtype}`")
+    return array.astype(np.float64 if kind.element.is_float else np.int64)
+
+
+def _solve(dim: Dim, name: str, size: int, symbols: Mapping[str, int]) -> int:
+    """The value of `name` that makes `dim`, if linear in it, equal to `size`."""
+    at_zero = symbolic.evaluate(dim, {**symbols, name: 0})
+    slope = symbolic.evaluate(dim, {**symbols, name: 1}) - at_zero
+    return (size - at_zero) // slope if slope else 0
+
+
+def _made(graph: Graph) -> list[str]:
+    return [value for node in graph.nodes() for value in node.outputs]
+
+
+def _run(
+    node: Node, operands: list[Array], types: tuple[TensorType, ...], symbols: Mapping[str, int]
+) -> Sequence[Array]:
+    if is_opaque(node.op):
+        where = node.origin.path or node.name
+        raise UnsupportedError(f"`{node.op}` has no meaning to interpret", at=where)
+    attrs = {name: _plain(value, symbols) for name, value in node.attrs.items()}
+    return op_named(node.op).reference(operands, attrs, types)
+
+
+def _plain(value: Attr, symbols: Mapping[str, int]) -> Attr:
+    if isinstance(value, Expr):
+        return symbolic.evaluate(value, symbols)
+    if isinstance(value, tuple):
+        return tuple(_plain(item, symbols) for item in value)
+    return value
+
+
+def _known(type: TensorType, symbols: Mapping[str, int]) -> TensorType:
+    return type.with_shape(tuple(symbolic.evaluate(dim, symbols) for dim in type.shape))
