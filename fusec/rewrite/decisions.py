@@ -1,0 +1,71 @@
+"""What was decided, and why: the records behind `inspect`, `explain` and `--require`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a fusion fired at a site.
+
+    Attributes:
+        fusion: the fusion's stable name.
+        site: the module path in the model, such as `model.layers.0.input_layernorm`.
+        status: `fired` or `refused`.
+        code: the guard's stable code, when refused.
+        reason: the guard's sentence, when refused.
+        hint: what to change so that it fires.
+        node: the node in the graph: the new one if fired, else the one left alone.
+    """
+
+    fusion: str
+    site: str
+    status: Literal["fired", "refused"]
+    code: str | None = None
+    reason: str | None = None
+    hint: str | None = None
+    node: str = ""
+
+    def as_json(self) -> dict[str, str | None]:
+        """The record as it stands in `decisions.jsonl`."""
+        return asdict(self)
+
+
+class DecisionLog:
+    """Decisions in the order they were made, one a site and fusion."""
+
+    def __init__(self, decisions: Iterable[Decision] = ()) -> None:
+        self._decisions: dict[tuple[str, str], Decision] = {}
+        self._by_node: dict[str, list[tuple[str, str]]] = {}
+        for decision in decisions:
+            self.add(decision)
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(self._decisions.values())
+
+    def __len__(self) -> int:
+        return len(self._decisions)
+
+    def add(self, decision: Decision) -> None:
+        """Record a decision; a later one about the same fusion and node takes its place."""
+        key = (decision.fusion, decision.node or decision.site)
+        self._decisions[key] = decision
+        self._by_node.setdefault(decision.node, []).append(key)
+
+    def absorb(self, nodes: Iterable[str]) -> None:
+        """Forget what was decided about `nodes`: a larger fusion took them in."""
+        for node in nodes:
+            for key in self._by_node.pop(node, ()):
+                self._decisions.pop(key, None)
+
+    def fired(self) -> Counter[str]:
+        """How often each fusion fired."""
+        return Counter(d.fusion for d in self if d.status == "fired")
+
+    def refused(self) -> tuple[Decision, ...]:
+        """Every refusal."""
+        return tuple(d for d in self if d.status == "refused")
