@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +20,8 @@ from fusec.link.artifact_writer import (
     module_entry,
 )
 from fusec.runtime.artifact import Source, TensorSpec
+from fusec.runtime.container import MANIFEST, Entry, local_header, order_key, tail
+from fusec.runtime.documents import canonical_json
 from fusec.symbolic import symbol
 
 CODE = b"\x7fELF" + bytes(range(200))
@@ -95,10 +101,42 @@ def contents(**changes: object) -> ArtifactContents:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def rezip(path: Path, output: Path, entries: Mapping[str, bytes], **options: int) -> None:
-    """Pack entries with the standard library, as another tool would."""
-    import zipfile
+def entries_of(path: Path) -> dict[str, bytes]:
+    """The data of every entry."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
-    with zipfile.ZipFile(output, "w", **options) as archive:  # type: ignore[call-overload]
-        for name, data in entries.items():
-            archive.writestr(name, data)
+
+def seal(entries: Mapping[str, bytes]) -> bytes:
+    """An artifact of `entries` in which every digest is right, as an attacker would make it."""
+    documents = dict(entries)
+    manifest = json.loads(documents[MANIFEST])
+    if isinstance(manifest, dict) and isinstance(manifest.get("entries"), dict):
+        manifest["entries"] = {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in documents.items()
+            if name != MANIFEST
+        }
+        documents[MANIFEST] = canonical_json(manifest)
+    return seal_as_is(documents)
+
+
+def seal_as_is(entries: Mapping[str, bytes]) -> bytes:
+    """An artifact of `entries` whose manifest is not touched."""
+    file = bytearray()
+    placed = []
+    for name in sorted(entries, key=order_key):
+        entry = Entry(name, len(entries[name]), zlib.crc32(entries[name]), len(file))
+        file += local_header(entry) + entries[name]
+        placed.append(entry)
+    return bytes(file) + tail(placed, hashlib.sha256(entries[MANIFEST]).hexdigest())
+
+
+def edited(entries: Mapping[str, bytes], name: str, *path: str | int, value: object) -> bytes:
+    """A sealed artifact in which one value of the JSON entry `name` is another one."""
+    document = json.loads(entries[name])
+    place = document
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return seal({**entries, name: canonical_json(document)})

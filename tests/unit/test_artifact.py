@@ -24,7 +24,7 @@ from fusec.runtime.errors import (
     TargetError,
     WeightsError,
 )
-from tests.unit.artifact_samples import CODE, MODULE, contents, program, weight, weights
+from artifact_samples import CODE, MODULE, contents, program, weight, weights
 
 
 def test_reads_back_what_was_written(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_weights_are_aligned_valid_safetensors(tmp_path: Path, storage: WeightSt
 def read_official(path: Path) -> Iterator[tuple[str, bytes]]:
     from safetensors import deserialize
 
-    for name, view in deserialize(path.read_bytes()):
+    for name, view in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
         yield name, bytes(view["data"])
 
 
@@ -211,7 +211,7 @@ def test_memory_does_not_hold_the_weights(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 from fusec.link.artifact_writer import WeightData, write_artifact
-from tests.unit.artifact_samples import contents
+from artifact_samples import contents
 block = bytes(1 << 20)
 weights = [WeightData(f"w{{i}}", "u8", (1 << 26,), lambda: (block for _ in range(64)))
            for i in range(6)]
@@ -219,8 +219,11 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write_artifact(Path({str(tmp_path)!r}) / "m.fusec", contents(weights=weights))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    root = Path(__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=True,
     )
     assert int(result.stdout) < 64 << 10
