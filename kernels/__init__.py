@@ -1,1 +1,1 @@
-"""Part of fusec."""
+"""Kernels: one folder an operation, each with its records (`KERNELS`), sources and reference."""

@@ -1,0 +1,127 @@
+"""What a kernel is handed and what it gives back: storages in, one launch out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from fusec.dtypes import DTYPES
+from fusec.ir import Attrs, Graph, Node, TensorType
+from fusec.symbolic import Dim
+from fusec.target import Target
+
+Layout = Literal["contiguous", "rows", "strided"]
+"""What a kernel needs of an operand: dense in memory; unit stride along the last axis and any
+strides elsewhere; or any strides at all."""
+
+Param: TypeAlias = "Dim | float"
+"""A launch parameter: an integer expression, or a double that travels as its bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a value lies: an element at (i, j, ...) is `offset + i*strides[0] + j*strides[1] ...`.
+
+    Attributes:
+        buffer: the number of the buffer in the program.
+        dtype: the element type.
+        shape: sizes.
+        strides: steps, in elements; 0 where one element serves a whole axis.
+        offset: elements before the first one.
+    """
+
+    buffer: int
+    dtype: str
+    shape: tuple[Dim, ...]
+    strides: tuple[Dim, ...]
+    offset: Dim = 0
+
+    @property
+    def byte_offset(self) -> Dim:
+        """Bytes before the first element."""
+        return self.offset * DTYPES[self.dtype].itemsize
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether elements lie densely in row-major order."""
+        return self.strides_of_size_above_one() == tuple(
+            stride
+            for dim, stride in zip(self.shape, dense_strides(self.shape), strict=True)
+            if dim != 1
+        )
+
+    @property
+    def has_unit_rows(self) -> bool:
+        """Whether elements along the last axis are neighbours."""
+        return not self.shape or self.shape[-1] == 1 or self.strides[-1] == 1
+
+    def strides_of_size_above_one(self) -> tuple[Dim, ...]:
+        """The strides that matter: an axis of size 1 is never stepped along."""
+        pairs = zip(self.shape, self.strides, strict=True)
+        return tuple(stride for dim, stride in pairs if dim != 1)
+
+    def meets(self, layout: Layout) -> bool:
+        """Whether a kernel that needs `layout` can read this as it lies."""
+        if layout == "contiguous":
+            return self.is_contiguous
+        return layout == "strided" or self.has_unit_rows
+
+
+def dense_strides(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """Row-major strides, in elements."""
+    strides: list[Dim] = []
+    step: Dim = 1
+    for dim in reversed(shape):
+        strides.append(step)
+        step = step * dim
+    return tuple(reversed(strides))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A node whose operands have a place in memory.
+
+    Attributes:
+        graph: the graph of the node.
+        node: what to compute.
+        target: for what.
+        inputs: storages of the operands, in order; a packed weight is one dense row of bytes.
+        outputs: storages of the results, in order.
+    """
+
+    graph: Graph
+    node: Node
+    target: Target
+    inputs: tuple[Storage, ...]
+    outputs: tuple[Storage, ...]
+
+    @property
+    def attrs(self) -> Attrs:
+        """The attributes of the node."""
+        return self.node.attrs
+
+    def input_type(self, index: int) -> TensorType:
+        """The type of an operand."""
+        return self.graph.type(self.node.inputs[index])
+
+    def output_type(self, index: int = 0) -> TensorType:
+        """The type of a result."""
+        return self.graph.type(self.node.outputs[index])
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One call of a native symbol.
+
+    Attributes:
+        symbol: the exported function.
+        operands: storages whose addresses are passed, in the order of the symbol's ABI.
+        params: parameters, in the order of the symbol's ABI.
+        scratch_bytes: size of one more buffer, passed last, when not 0; may use the symbol
+            `threads`.
+    """
+
+    symbol: str
+    operands: tuple[Storage, ...]
+    params: tuple[Param, ...]
+    scratch_bytes: Dim = 0

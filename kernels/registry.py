@@ -1,0 +1,116 @@
+"""Which kernel computes which operation, on which target.
+
+A kernel is a record.  Importing a record imports no compiler: sources are named, not loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+import fusec.kernels
+from fusec.ir import Graph, Node, Weight
+from fusec.kernels.launch import Call, Launch, Layout
+from fusec.target import Family, Target
+
+Provider = Literal["triton", "hip", "cpp", "codegen", "external"]
+
+Supports: TypeAlias = Callable[[Graph, Node, Target], str | None]
+"""`None` when the kernel can compute the node on the target; else the reason it cannot."""
+
+Layouts: TypeAlias = Callable[[Graph, Node], tuple[Layout, ...]]
+"""What the kernel needs of each operand and then of each result, in order."""
+
+Packing: TypeAlias = Callable[[Weight], Weight]
+"""Makes, of a weight, the bytes in the order in which the kernel reads them."""
+
+
+def always(graph: Graph, node: Node, target: Target) -> str | None:
+    """A kernel that takes every node of its operation."""
+    return None
+
+
+def all_contiguous(graph: Graph, node: Node) -> tuple[Layout, ...]:
+    """A kernel that needs every operand and result dense."""
+    return ("contiguous",) * (len(node.inputs) + len(node.outputs))
+
+
+def no_packing(graph: Graph, node: Node, target: Target) -> Mapping[int, Packing]:
+    """A kernel that reads weights as they are."""
+    return MappingProxyType({})
+
+
+def row_major(graph: Graph, node: Node) -> tuple[int, ...] | None:
+    """A kernel that writes its result in row-major order."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One implementation of one operation.
+
+    Attributes:
+        op: the operation of the IR.
+        name: unique, such as `rms_norm.cpp`.
+        provider: the language it is written in.
+        families: target families it is for.
+        source: its file, below the folder of `fusec.kernels`; for a generator, "".
+        supports: `None`, or why it cannot compute a node.
+        launch: how to call it, once operands have a place in memory.
+        layouts: what it needs of operands and results.
+        packing: weights that it reads packed, by operand; such an operand is a parameter.
+        output_order: axes of the first result from outermost to innermost in memory, if they are
+            not in order; saves the transposition that usually follows.
+    """
+
+    op: str
+    name: str
+    provider: Provider
+    families: tuple[Family, ...]
+    source: str
+    supports: Supports
+    launch: Callable[[Call], Launch]
+    layouts: Layouts = all_contiguous
+    packing: Callable[[Graph, Node, Target], Mapping[int, Packing]] = no_packing
+    output_order: Callable[[Graph, Node], tuple[int, ...] | None] = row_major
+
+
+@dataclass(frozen=True, slots=True)
+class NoKernel:
+    """No kernel computes `node`; `reasons` has one line for each that was asked."""
+
+    node: str
+    reasons: tuple[str, ...] = field(default=())
+
+
+@cache
+def kernels() -> Mapping[str, tuple[Kernel, ...]]:
+    """Every kernel by operation, in order of preference: the order of `KERNELS` in its folder.
+
+    Each folder of `fusec.kernels` is a package whose `KERNELS` holds its records.
+    """
+    found: dict[str, list[Kernel]] = {}
+    for module in pkgutil.iter_modules(fusec.kernels.__path__):
+        if module.ispkg:
+            package = importlib.import_module(f"fusec.kernels.{module.name}")
+            for kernel in package.KERNELS:
+                found.setdefault(kernel.op, []).append(kernel)
+    return MappingProxyType({op: tuple(records) for op, records in found.items()})
+
+
+def choose(graph: Graph, node: Node, target: Target) -> Kernel | NoKernel:
+    """The first kernel that can compute `node` on `target`, or every reason why none can."""
+    reasons: list[str] = []
+    for kernel in kernels().get(node.op, ()):
+        if target.family not in kernel.families:
+            continue
+        why_not = kernel.supports(graph, node, target)
+        if why_not is None:
+            return kernel
+        reasons.append(f"{kernel.name}: {why_not}")
+    return NoKernel(node.name, tuple(reasons))
