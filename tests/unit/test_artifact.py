@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from artifact_samples import CODE, MODULE, contents, program, weight, weights
 from safetensors.numpy import load_file
 
 from fusec.diagnostics import InputError, InternalError
@@ -24,7 +25,6 @@ from fusec.runtime.errors import (
     TargetError,
     WeightsError,
 )
-from artifact_samples import CODE, MODULE, contents, program, weight, weights
 
 
 def test_reads_back_what_was_written(tmp_path: Path) -> None:

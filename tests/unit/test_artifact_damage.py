@@ -354,7 +354,7 @@ def test_json_that_is_none(tmp_path: Path, entries: dict[str, bytes], text: byte
     path = tmp_path / "bad.fusec"
     path.write_bytes(seal({**entries, "decisions.jsonl": b"{}\n" + text + b"\n"}))
     if text:
-        with pytest.raises(MalformedError, match="JSON|must be"):
+        with pytest.raises(MalformedError, match=r"JSON|must be"):
             list(open_artifact(path).decisions())
 
 
