@@ -96,41 +96,131 @@ FUSEC_INLINE void fill_block_row(const T* source, int64_t stride, int64_t k,
   if (padded > k) memset(target + k, 0, static_cast<size_t>(padded - k) * sizeof(*target));
 }
 
-// Packs columns [0, columns) of one panel from b, whose element (k, n) is at k*stride_k + n*stride_n.
-template <class T>
-FUSEC_INLINE void pack_panel(const T* b, int64_t stride_k, int64_t stride_n, int64_t k,
-                             int64_t columns, T* panel) {
-  if (stride_k == 1 || stride_n != 1) {
-    // Transposing: eight columns at a time keep the reads and the writes within a few lines.
-    for (int64_t n0 = 0; n0 < PANEL; n0 += 8) {
-      for (int64_t i = 0; i < k; ++i) {
-        for (int64_t n = n0; n < n0 + 8; ++n) {
-          panel[i * PANEL + n] = n < columns ? b[i * stride_k + n * stride_n] : T{};
-        }
-      }
-    }
-    return;
+// out[j][i] = in[i][j] for an 8x8 block of 32-bit words; the pitches count words.
+FUSEC_INLINE void transpose_words(const void* in, int64_t in_pitch, __m256i (&column)[8]) {
+  const int32_t* words = static_cast<const int32_t*>(in);
+  __m256i row[8], pair[8];
+  for (int i = 0; i < 8; ++i) {
+    row[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + i * in_pitch));
   }
-  for (int64_t i = 0; i < k; ++i) {
-    T* row = panel + i * PANEL;
-    memcpy(row, b + i * stride_k, static_cast<size_t>(columns) * sizeof(T));
-    for (int64_t n = columns; n < PANEL; ++n) row[n] = T{};
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm256_unpacklo_epi32(row[i], row[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_epi32(row[i], row[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    row[i] = _mm256_unpacklo_epi64(pair[i], pair[i + 2]);
+    row[i + 1] = _mm256_unpackhi_epi64(pair[i], pair[i + 2]);
+    row[i + 2] = _mm256_unpacklo_epi64(pair[i + 1], pair[i + 3]);
+    row[i + 3] = _mm256_unpackhi_epi64(pair[i + 1], pair[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    column[i] = _mm256_permute2x128_si256(row[i], row[i + 4], 0x20);
+    column[i + 4] = _mm256_permute2x128_si256(row[i], row[i + 4], 0x31);
   }
 }
 
+FUSEC_INLINE void store_words(void* target, __m256i words) {
+  _mm256_storeu_si256(static_cast<__m256i*>(target), words);
+}
+
+// Where element (k, n) of a panel is.
+template <class T>
+FUSEC_INLINE int64_t panel_index(int64_t k, int64_t n) {
+  return k * PANEL + n;
+}
 template <>
-inline void pack_panel<bf16>(const bf16* b, int64_t stride_k, int64_t stride_n, int64_t k,
-                             int64_t columns, bf16* panel) {
-  int64_t pairs = padded_depth<bf16>(k) / 2;
-  for (int64_t pair = 0; pair < pairs; ++pair) {
-    bf16* row = panel + pair * 2 * PANEL;
-    const bf16* even = b + 2 * pair * stride_k;
-    bool has_even = 2 * pair < k, has_odd = 2 * pair + 1 < k;
-    for (int64_t n = 0; n < PANEL; ++n) {
-      bool inside = n < columns;
-      row[2 * n] = inside && has_even ? even[n * stride_n] : bf16{};
-      row[2 * n + 1] = inside && has_odd ? even[stride_k + n * stride_n] : bf16{};
+FUSEC_INLINE int64_t panel_index<bf16>(int64_t k, int64_t n) {
+  return (k / 2 * PANEL + n) * 2 + k % 2;
+}
+
+// The eight columns n0.. of a panel whose source has stride 1 along k: how many k could be done in
+// 8x8 blocks of 32-bit words.
+FUSEC_INLINE int64_t pack_columns(const float* b, int64_t stride_n, int64_t k, float* panel,
+                                  int64_t n0) {
+  int64_t i = 0;
+  for (; i + 8 <= k; i += 8) {
+    __m256i column[8];
+    transpose_words(b + n0 * stride_n + i, stride_n, column);
+    for (int j = 0; j < 8; ++j) store_words(panel + (i + j) * PANEL + n0, column[j]);
+  }
+  return i;
+}
+FUSEC_INLINE int64_t pack_columns(const bf16* b, int64_t stride_n, int64_t k, bf16* panel,
+                                  int64_t n0) {
+  if (stride_n % 2 != 0) return 0;  // rows are not a whole number of pairs apart
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) {
+    __m256i column[8];
+    transpose_words(b + n0 * stride_n + i, stride_n / 2, column);
+    for (int j = 0; j < 8; ++j) store_words(panel + (i / 2 + j) * 2 * PANEL + 2 * n0, column[j]);
+  }
+  return i;
+}
+FUSEC_INLINE int64_t pack_columns(const f16* b, int64_t stride_n, int64_t k, f16* panel,
+                                  int64_t n0) {
+  if (stride_n % 2 != 0) return 0;
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) {
+    __m256i column[8];
+    transpose_words(b + n0 * stride_n + i, stride_n / 2, column);
+    for (int j = 0; j < 8; ++j) {
+      // Each word is a pair along k: the low halves are one row of the panel, the high the next.
+      __m256i low = _mm256_and_si256(column[j], _mm256_set1_epi32(0xffff));
+      __m256i halves = _mm256_packus_epi32(low, _mm256_srli_epi32(column[j], 16));
+      halves = _mm256_permute4x64_epi64(halves, 0xd8);
+      f16* row = panel + (i + 2 * j) * PANEL + n0;
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(row), _mm256_castsi256_si128(halves));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(row + PANEL), _mm256_extracti128_si256(halves, 1));
     }
+  }
+  return i;
+}
+
+// Rows of a panel whose source has stride 1 along n, all 32 columns present.
+template <class T>
+FUSEC_INLINE int64_t pack_rows(const T* b, int64_t stride_k, int64_t k, T* panel) {
+  for (int64_t i = 0; i < k; ++i) {
+    memcpy(panel + i * PANEL, b + i * stride_k, PANEL * sizeof(T));
+  }
+  return k;
+}
+FUSEC_INLINE int64_t pack_rows(const bf16* b, int64_t stride_k, int64_t k, bf16* panel) {
+  int64_t i = 0;
+  for (; i + 2 <= k; i += 2) {
+    const bf16* source = b + i * stride_k;
+    for (int n = 0; n < PANEL; n += 16) {
+      __m256i even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + n));
+      __m256i odd = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + stride_k + n));
+      __m256i low = _mm256_unpacklo_epi16(even, odd), high = _mm256_unpackhi_epi16(even, odd);
+      bf16* target = panel + i * PANEL + 2 * n;
+      store_words(target, _mm256_permute2x128_si256(low, high, 0x20));
+      store_words(target + 16, _mm256_permute2x128_si256(low, high, 0x31));
+    }
+  }
+  return i;
+}
+
+// Packs columns [0, columns) of one panel from b, whose element (k, n) is at k*stride_k + n*stride_n;
+// the rest of the panel is zero.
+template <class T>
+inline void pack_panel(const T* b, int64_t stride_k, int64_t stride_n, int64_t k, int64_t columns,
+                       T* panel) {
+  int64_t depth = padded_depth<T>(k);
+  auto pack_rest = [=](int64_t from_k, int64_t from_n, int64_t to_n) {
+    for (int64_t i = from_k; i < depth; ++i) {
+      for (int64_t n = from_n; n < to_n; ++n) {
+        bool inside = i < k && n < columns;
+        panel[panel_index<T>(i, n)] = inside ? b[i * stride_k + n * stride_n] : T{};
+      }
+    }
+  };
+  if (stride_n == 1 && columns == PANEL) {
+    pack_rest(pack_rows(b, stride_k, k, panel), 0, PANEL);
+    return;
+  }
+  for (int64_t n = 0; n < PANEL; n += 8) {
+    bool whole = stride_k == 1 && n + 8 <= columns;
+    pack_rest(whole ? pack_columns(b, stride_n, k, panel, n) : 0, n, n + 8);
   }
 }
 

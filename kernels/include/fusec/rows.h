@@ -1,0 +1,106 @@
+// Rows of a strided operand: up to four outer dims, stride 1 inside.
+#pragma once
+
+#include <fusec/simd.h>
+
+namespace fusec {
+
+constexpr int OUTER_DIMS = 4;
+
+// `params` hold the four outer sizes (leading 1s if there are fewer) and, per operand, the four
+// strides. One Outer is made per kernel call; offset() maps a row number to an element offset.
+struct Outer {
+  const int64_t* sizes;
+
+  FUSEC_INLINE int64_t rows() const { return sizes[0] * sizes[1] * sizes[2] * sizes[3]; }
+
+  FUSEC_INLINE int64_t offset(int64_t row, const int64_t* strides) const {
+    int64_t offset = 0;
+    for (int dim = OUTER_DIMS - 1; dim > 0; --dim) {
+      if (sizes[dim] == 1) continue;
+      offset += row % sizes[dim] * strides[dim];
+      row /= sizes[dim];
+    }
+    return offset + row * strides[0];
+  }
+};
+
+// Calls body(column, count) for the vectors of a row; count is LANES except for the last one.
+template <class Body>
+FUSEC_INLINE void for_vectors(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) body(i, LANES);
+  if (i < n) body(i, static_cast<int>(n - i));
+}
+
+template <class T>
+FUSEC_INLINE Vec load_some(const T* p, int count) {
+  return count == LANES ? load(p) : load_partial(p, count);
+}
+
+template <class T>
+FUSEC_INLINE void store_some(T* p, Vec value, int count) {
+  if (count == LANES) {
+    store(p, value);
+  } else {
+    store_partial(p, value, count);
+  }
+}
+
+// Sum of value(column, count) over a row; lanes past the end must be 0. Four chains in a fixed order.
+template <class Value>
+FUSEC_INLINE float sum_row(int64_t n, const Value& value) {
+  Vec sum[4] = {zero(), zero(), zero(), zero()};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= n; i += 4 * LANES) {
+    FUSEC_UNROLL
+    for (int chain = 0; chain < 4; ++chain) {
+      sum[chain] = sum[chain] + value(i + chain * LANES, LANES);
+    }
+  }
+  for (; i + LANES <= n; i += LANES) sum[0] = sum[0] + value(i, LANES);
+  if (i < n) sum[1] = sum[1] + value(i, static_cast<int>(n - i));
+  return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+// Sum of squares of what load_value gives, with fma.
+template <class Value>
+FUSEC_INLINE float sum_squares(int64_t n, const Value& value) {
+  Vec sum[4] = {zero(), zero(), zero(), zero()};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= n; i += 4 * LANES) {
+    FUSEC_UNROLL
+    for (int chain = 0; chain < 4; ++chain) {
+      Vec x = value(i + chain * LANES, LANES);
+      sum[chain] = fma(x, x, sum[chain]);
+    }
+  }
+  for (; i + LANES <= n; i += LANES) {
+    Vec x = value(i, LANES);
+    sum[0] = fma(x, x, sum[0]);
+  }
+  if (i < n) {
+    Vec x = value(i, static_cast<int>(n - i));
+    sum[1] = fma(x, x, sum[1]);
+  }
+  return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+// One multiplier of a norm. Weights come in the dtype of x or in f32; absent is all ones.
+enum WeightKind : int64_t { WEIGHT_NONE = 0, WEIGHT_SAME = 1, WEIGHT_F32 = 2, WEIGHT_BF16 = 3 };
+
+// A weight row widened to f32 once per call, with the offset (0 or 1) added.
+template <class T>
+FUSEC_INLINE void widen_weight(const void* weight, int64_t kind, float offset, int64_t n,
+                               float* out) {
+  for_vectors(n, [&](int64_t i, int count) {
+    Vec value = set(1.0f);
+    if (kind == WEIGHT_SAME) value = load_some(static_cast<const T*>(weight) + i, count);
+    if (kind == WEIGHT_F32) value = load_some(static_cast<const float*>(weight) + i, count);
+    if (kind == WEIGHT_BF16) value = load_some(static_cast<const bf16*>(weight) + i, count);
+    if (kind != WEIGHT_NONE) value = value + set(offset);
+    store_some(out + i, value, count);
+  });
+}
+
+}  // namespace fusec

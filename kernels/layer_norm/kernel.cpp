@@ -1,0 +1,64 @@
+// layer_norm: out = (x - mean) * rsqrt(variance + eps) * weight + bias over the last dim.
+#include <fusec/rows.h>
+
+namespace fusec {
+namespace {
+
+enum LayerNormParam { SIZES = 0, X = 4, OUT = 8, N = 12, EPS, WEIGHT, BIAS };
+
+template <class T>
+void layer_norm(void* const* buffers, const int64_t* params) {
+  int next = 0;
+  const T* x = static_cast<const T*>(buffers[next++]);
+  const void* weight = params[WEIGHT] ? buffers[next++] : nullptr;
+  const void* bias = params[BIAS] ? buffers[next++] : nullptr;
+  T* out = static_cast<T*>(buffers[next]);
+  Outer outer{params + SIZES};
+  int64_t n = params[N];
+  float eps = f32_param(params[EPS]);
+  Scratch<float> wide_weight(n), wide_bias(n);
+  widen_weight<T>(weight, params[WEIGHT], 0.0f, n, wide_weight);
+  if (bias) {
+    widen_weight<T>(bias, params[BIAS], 0.0f, n, wide_bias);
+  } else {
+    memset(wide_bias, 0, static_cast<size_t>(n) * sizeof(float));
+  }
+  parallel_for(outer.rows(), grain_for(2 * n), [&](int64_t begin, int64_t end, int) {
+    Scratch<float> centred(n);
+    for (int64_t row = begin; row < end; ++row) {
+      const T* a = x + outer.offset(row, params + X);
+      T* o = out + outer.offset(row, params + OUT);
+      float mean =
+          sum_row(n, [=](int64_t i, int count) { return load_some(a + i, count); }) /
+          static_cast<float>(n);
+      // The variance of the centred values: no cancellation when the mean is large.
+      float squares = sum_squares(n, [&](int64_t i, int count) {
+        Vec value = load_some(a + i, count) - set(mean);
+        store_some(centred + i, value, count);
+        return count == LANES ? value : select(first_lanes(count), value, zero());
+      });
+      float scale = 1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps);
+      for_vectors(n, [&](int64_t i, int count) {
+        Vec value = load_some(centred + i, count) * set(scale);
+        value = fma(value, load_some(wide_weight + i, count), load_some(wide_bias + i, count));
+        store_some(o + i, value, count);
+      });
+    }
+  });
+}
+
+}  // namespace
+}  // namespace fusec
+
+// buffers: x, [weight [N]], [bias [N]], out; up to four strided outer dims, stride 1 along N
+// params:  sizes[4], x strides[4], out strides[4], N, eps (f64), weight_kind, bias_kind
+//          (0 none, 1 dtype of x, 2 f32, 3 bf16)
+FUSEC_KERNEL void fusec_layer_norm_f32(void* const* buffers, const int64_t* params) {
+  fusec::layer_norm<float>(buffers, params);
+}
+FUSEC_KERNEL void fusec_layer_norm_bf16(void* const* buffers, const int64_t* params) {
+  fusec::layer_norm<fusec::bf16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_layer_norm_f16(void* const* buffers, const int64_t* params) {
+  fusec::layer_norm<fusec::f16>(buffers, params);
+}

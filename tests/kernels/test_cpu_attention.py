@@ -1,0 +1,162 @@
+"""`attention` on the CPU against numpy in f64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from cpu_library import DTYPES, Module, assert_close, bits, blank, decode, encode, module, random
+
+__all__ = ["module"]
+
+# Weights of the softmax are rounded to the dtype before they meet the values, as on GPUs.
+TOLERANCE = {"f32": 2e-6, "bf16": 1.2e-2, "f16": 1e-3}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    name: str
+    batch: int = 1
+    heads: int = 2
+    kv_heads: int = 1
+    queries: int = 17
+    keys: int = 17
+    depth: int = 64
+    value_depth: int = 64
+    causal: bool = False
+    window: int = -1
+    softcap: float = 0.0
+    mask: str = ""  # bool | add | f32
+    mask_shape: tuple[int, ...] = ()
+    sinks: int = 0
+    padding: bool = False
+
+
+CASES = (
+    Case("plain"),
+    Case("causal", causal=True, queries=133, keys=133, heads=4, kv_heads=2, batch=2),
+    Case("decode", causal=True, queries=1, keys=300, heads=8, kv_heads=2),
+    Case("chunk", causal=True, queries=5, keys=140, depth=33, value_depth=7),
+    Case("more queries than keys", causal=True, queries=40, keys=9),
+    Case("window", causal=True, window=16, queries=200, keys=200, depth=16, value_depth=48),
+    Case("both sides", window=9, queries=150, keys=150, depth=96, value_depth=96),
+    Case("mla", causal=True, queries=30, keys=30, depth=192, value_depth=128, heads=3, kv_heads=3),
+    Case("softcap", softcap=5.0, causal=True, queries=50, keys=50),
+    Case("bool mask", mask="bool", mask_shape=(2, 1, 35, 70), batch=2, queries=35, keys=70),
+    Case("additive", mask="add", mask_shape=(1, 2, 1, 40), queries=6, keys=40),
+    Case("f32 mask", mask="f32", mask_shape=(6, 40), queries=6, keys=40),
+    Case("sinks", sinks=2, causal=True, queries=70, keys=70, heads=6, kv_heads=3),
+    Case("f32 sinks", sinks=3, causal=True, window=4, queries=20, keys=20),
+    Case("padding", padding=True, batch=3, queries=45, keys=45, causal=True),
+    Case("multi query", heads=130, kv_heads=1, queries=3, keys=5, depth=24, value_depth=40),
+    Case("no keys", keys=0, queries=4),
+    Case("no queries", queries=0),
+)
+
+
+def strides(array: np.ndarray) -> list[int]:
+    return [step // array.itemsize for step in array.strides]
+
+
+def reference(
+    case: Case,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray | None,
+    sinks: np.ndarray | None,
+    padding: np.ndarray | None,
+    scale: float,
+) -> np.ndarray:
+    group = case.heads // case.kv_heads
+    k, v = k.repeat(group, 1), v.repeat(group, 1)
+    scores = np.einsum("bhsd,bhtd->bhst", q, k) * scale
+    if case.softcap:
+        scores = case.softcap * np.tanh(scores / case.softcap)
+    query = np.arange(case.queries)[:, None] + case.keys - case.queries
+    distance = query - np.arange(case.keys)[None, :]
+    keep = np.ones(scores.shape, bool)
+    if case.causal:
+        keep &= distance >= 0
+    if case.window >= 0:
+        keep &= (distance if case.causal else np.abs(distance)) < case.window
+    if padding is not None:
+        keep &= padding[:, None, None, :]
+    if mask is not None:
+        if mask.dtype == bool:
+            keep &= mask
+        else:
+            scores = scores + mask
+    scores = np.where(keep, scores, -np.inf)
+    top = scores.max(-1, keepdims=True, initial=-np.inf)
+    if sinks is not None:
+        top = np.maximum(top, sinks[None, :, None, None])
+    weights = np.exp(scores - np.where(np.isinf(top), 0, top))
+    total = weights.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks[None, :, None, None] - top)
+    return np.where(total > 0, weights @ v / np.where(total > 0, total, 1), 0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_attention(module: Module, dtype: str, case: Case) -> None:
+    rng = np.random.default_rng(len(case.name))
+    # q and out are [B, S, H, D] in memory, k and v halves of one projection: nothing is contiguous.
+    q = random(rng, (case.batch, case.queries, case.heads, case.depth), dtype)
+    width = case.depth + case.value_depth
+    kv = random(rng, (case.batch, case.keys, case.kv_heads, width), dtype)
+    out = blank((case.batch, case.queries, case.heads, case.value_depth), dtype)
+    wide_q = decode(q, dtype).swapaxes(1, 2)
+    wide_kv = decode(kv, dtype).swapaxes(1, 2)
+    scale = 1.3 / np.sqrt(case.depth)
+
+    def moved(array: np.ndarray) -> list[int]:
+        b, s, h, _ = strides(array)
+        return [b, h, s]
+
+    kinds = {"": 0, "bool": 1, "add": 2, "f32": 3}
+    extra: list[np.ndarray] = []
+    mask = sinks = padding = None
+    mask_strides, padding_strides = [0, 0, 0, 0], [0, 0]
+    if case.mask:
+        if case.mask == "bool":
+            stored = rng.random(case.mask_shape) < 0.6
+            stored[..., 2, :] = False  # a row that sees nothing
+            mask = stored
+        else:
+            mask_dtype = "f32" if case.mask == "f32" else dtype
+            values = rng.standard_normal(case.mask_shape)
+            values[rng.random(case.mask_shape) < 0.3] = -np.inf
+            stored = encode(values, mask_dtype)
+            mask = decode(stored, mask_dtype)
+        full = stored.reshape((1,) * (4 - stored.ndim) + stored.shape)
+        mask_strides = [
+            0 if size == 1 else step for size, step in zip(full.shape, strides(full), strict=True)
+        ]
+        extra.append(stored)
+    if case.sinks:
+        sink_dtype = dtype if case.sinks == 2 else "f32"
+        stored = random(rng, (case.heads,), sink_dtype)
+        sinks = decode(stored, sink_dtype)
+        extra.append(stored)
+    if case.padding:
+        padding = rng.random((case.batch, case.keys)) < 0.7
+        padding[1] = False
+        padding_strides = [case.keys, 1]
+        extra.append(padding)
+    params = [case.batch, case.heads, case.kv_heads, case.queries, case.keys, case.depth]
+    params += [case.value_depth, *moved(q), *moved(kv), *moved(kv), *moved(out)]
+    params += [bits(scale), bits(case.softcap), int(case.causal), case.window, kinds[case.mask]]
+    params += [*mask_strides, case.sinks, int(case.padding), *padding_strides]
+    buffers = [q, kv, kv.reshape(-1)[case.depth :], *extra, out]
+    actual = module.call(f"fusec_attention_{dtype}", buffers, params)[-1]
+    expected = reference(
+        case, wide_q, wide_kv[..., : case.depth], wide_kv[..., case.depth :], mask, sinks, padding,
+        scale,
+    )
+    assert_close(decode(actual, dtype).swapaxes(1, 2), expected, TOLERANCE[dtype])
+    module.threads(1)
+    again = module.call(f"fusec_attention_{dtype}", buffers, params)[-1]
+    assert again.tobytes() == actual.tobytes()
