@@ -37,7 +37,8 @@ def always(graph: Graph, node: Node, target: Target) -> str | None:
 
 def all_contiguous(graph: Graph, node: Node) -> tuple[Layout, ...]:
     """A kernel that needs every operand and result dense."""
-    return ("contiguous",) * (len(node.inputs) + len(node.outputs))
+    contiguous: Layout = "contiguous"
+    return (contiguous,) * (len(node.inputs) + len(node.outputs))
 
 
 def no_packing(graph: Graph, node: Node, target: Target) -> Mapping[int, Packing]:

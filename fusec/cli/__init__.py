@@ -1,1 +1,75 @@
-"""Part of fusec."""
+"""The command line.  Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from fusec import __version__
+from fusec.cli import compile, doctor, explain, inspect, list, run
+from fusec.cli.console import say
+from fusec.diagnostics import FusecError, InternalError
+
+app = typer.Typer(
+    name="fusec",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEBUG = "--debug"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fusec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+    debug: bool = typer.Option(False, DEBUG, help="Show a traceback with an error."),
+) -> None:
+    """Compile a model ahead of time for AMD Instinct GPUs and the CPU, and run it.
+
+    Exit codes: 0 done, 1 the input is at fault, 2 usage, 3 a --require was not met, 4 verify found
+    a mismatch, 5 the artifact is corrupt or does not fit this device, 6 no such device or driver,
+    70 a bug in fusec.
+    """
+
+
+for _module in (compile, inspect, explain, run, list, doctor):
+    _module.register(app)
+
+
+def main(arguments: tuple[str, ...] | None = None) -> None:
+    """Run a command and exit with the code of the contract.
+
+    A `FusecError` is for the person at the terminal: it gets no traceback unless `--debug`.
+    """
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    debug = DEBUG in given
+    given = [DEBUG] * debug + [argument for argument in given if argument != DEBUG]
+    try:
+        app(given, prog_name="fusec")
+    except FusecError as error:
+        if debug:
+            raise
+        say(error.render())
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        say(f"error: a bug in fusec: {type(error).__name__}: {error}")
+        say("\nhint: run the command again with `--debug` and report what it prints")
+        sys.exit(InternalError.exit_code)

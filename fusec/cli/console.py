@@ -1,0 +1,107 @@
+"""What people see: messages, progress and tables, all on stderr but for data."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, as it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def data(text: str) -> None:
+    """Print data to stdout."""
+    print(text)
+
+
+def data_json(document: object) -> None:
+    """Print one JSON document to stdout."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+class Stages:
+    """The lines that `compile` prints: a word, what was done, the seconds it took."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    @contextmanager
+    def stage(self, word: str) -> Iterator[list[str]]:
+        """Show a spinner while a stage runs, then its line; the caller appends what to say.
+
+        The first text stands beside the word and the time, the rest below.
+        """
+        said: list[str] = []
+        begin = time.monotonic()
+        if self.quiet:
+            yield said
+            return
+        with err.status(word):
+            yield said
+        seconds = time.monotonic() - begin
+        first, *rest = said or [""]
+        say(f"{word:<9} {first:<70} {seconds:8.1f} s".rstrip())
+        for line in rest:
+            say(f"{'':<9} {line}")
+
+
+@contextmanager
+def progress_bar(quiet: bool = False) -> Iterator[Progress]:
+    """A bar on a terminal, nothing elsewhere."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=quiet or not err.is_terminal,
+    )
+    with bar:
+        yield bar
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns aligned with spaces, numbers to the right; readable without colour."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    right = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    lines = []
+    for row in [list(header), *cells]:
+        parts = (
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(row, widths, right, strict=True)
+        )
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    return bool(text) and text[0].isdigit()
+
+
+def size_text(size: int) -> str:
+    """Bytes for people: `12.4 MB`."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """`attention 4   rope 8`, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return "   ".join(f"{name} {count}" for name, count in ordered)

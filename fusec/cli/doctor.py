@@ -1,0 +1,102 @@
+"""`fusec doctor`: what this machine can compile for and run, and what to install for the rest."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.metadata
+import sys
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+from fusec import __version__
+from fusec.cli.console import data, data_json, table
+from fusec.diagnostics import FusecError
+from fusec.runtime.cpu import host_target
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that fusec can use.
+
+    Attributes:
+        what: what it is.
+        found: version or description; `None` when it is not there.
+        needed: what it is for.
+        hint: how to get it.
+    """
+
+    what: str
+    found: str | None
+    needed: str
+    hint: str
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(doctor)
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what this machine can compile for and run, and what to install for the rest."""
+    findings = _findings()
+    if json:
+        rows = [asdict(finding) for finding in findings]
+        data_json({"schema": "fusec.doctor/1", "fusec": __version__, "findings": rows})
+        return
+    rows = [[f.what, f.found or "missing", f.needed] for f in findings]
+    missing = [f"{f.what}: {f.hint}" for f in findings if f.found is None]
+    data(table(["what", "found", "for"], rows))
+    if missing:
+        data("\nto get what is missing\n" + "\n".join(f"  {line}" for line in missing))
+
+
+def _findings() -> list[Finding]:
+    return [
+        Finding("python", sys.version.split()[0], "everything", ""),
+        Finding("fusec", __version__, "everything", ""),
+        Finding("host CPU", _host(), "running the target `cpu`", "a CPU with AVX2 is needed"),
+        Finding(
+            "C++ compiler",
+            _compiler(),
+            "compiling for CPU targets",
+            "pip install 'fusec[toolchain]', or install g++ or clang++",
+        ),
+        _package("torch", "PyTorch modules and model folders", "torch"),
+        _package("transformers", "Hugging Face model folders", "huggingface"),
+        _package("tokenizers", "`text` records in batches", "huggingface"),
+        _package("onnx", "ONNX files", "onnx"),
+        _package("triton", "compiling for GPU targets", "gpu"),
+        _package("onnxruntime-rocm", "operations left residual on the CPU", "residual"),
+        _library("amdhip64", "running on an AMD GPU", "install ROCm's HIP runtime"),
+        _library("cuda", "running on an NVIDIA GPU", "install the NVIDIA driver"),
+    ]
+
+
+def _host() -> str | None:
+    host = host_target()
+    return None if host is None else host.arch
+
+
+def _compiler() -> str | None:
+    from fusec.link.toolchain import find_toolchain
+
+    try:
+        toolchain = find_toolchain()
+    except FusecError:
+        return None
+    return toolchain.version
+
+
+def _package(name: str, needed: str, extra: str) -> Finding:
+    try:
+        version: str | None = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    return Finding(name, version, needed, f"pip install 'fusec[{extra}]'")
+
+
+def _library(name: str, needed: str, hint: str) -> Finding:
+    return Finding(f"lib{name}", ctypes.util.find_library(name), needed, hint)

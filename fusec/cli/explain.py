@@ -1,0 +1,74 @@
+"""`fusec explain`: why each fusion fired or was refused, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from fusec.cli.console import Stages, data, data_json
+from fusec.diagnostics import UsageError
+from fusec.options import known_fusion
+from fusec.report import EXPLAIN_SCHEMA, Row, explain_text, fusion_counts
+from fusec.runtime.artifact import open_artifact
+from fusec.runtime.container import is_artifact
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(explain)
+
+
+def explain(
+    source: Annotated[str, typer.Argument(help="An artifact, or a source to analyse.")],
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="Only this target; a source needs one.")
+    ] = None,
+    fusion: Annotated[str | None, typer.Option(help="Only this fusion, with every site.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Tell what fired where, what was refused, by which guard, and what to change.
+
+    A SOURCE that is not an artifact is read and rewritten, but not compiled.
+    """
+    if fusion is not None:
+        known_fusion(fusion)
+    decisions = _of_artifact(Path(source), target) if is_artifact(source) else None
+    if decisions is None:
+        decisions = _of_source(source, target, json)
+    if json:
+        document = {
+            name: {
+                "counts": {
+                    key: {"fired": fired, "refused": refused}
+                    for key, (fired, refused) in fusion_counts(rows).items()
+                },
+                "decisions": [row for row in rows if fusion in (None, row["fusion"])],
+            }
+            for name, rows in decisions.items()
+        }
+        data_json({"schema": EXPLAIN_SCHEMA, "targets": document})
+        return
+    parts = [f"{name}\n\n{explain_text(rows, fusion)}" for name, rows in decisions.items()]
+    data("\n\n".join(parts))
+
+
+def _of_artifact(path: Path, wanted: list[str] | None) -> dict[str, list[Row]]:
+    artifact = open_artifact(path)
+    names = [section.target for section in artifact.manifest.targets]
+    for name in wanted or ():
+        artifact.target(name)
+    rows: dict[str, list[Row]] = {name: [] for name in wanted or names}
+    for row in artifact.decisions():
+        if row.get("target") in rows:
+            rows[str(row["target"])].append(row)
+    return rows
+
+
+def _of_source(source: str, wanted: list[str] | None, quiet: bool) -> dict[str, list[Row]]:
+    from fusec.api import decide  # the compiler is heavy, and an artifact does not need it
+
+    if not wanted:
+        raise UsageError("a source needs a target", hint="add `--target gfx950`, for example")
+    logs = decide(source, wanted, reporter=Stages(quiet))
+    return {name: [decision.as_json() for decision in log] for name, log in logs.items()}

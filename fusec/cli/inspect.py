@@ -1,0 +1,121 @@
+"""`fusec inspect`: what is in an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from fusec.cli.console import counts_text, data, data_json, size_text, table
+from fusec.diagnostics import UsageError
+from fusec.report import explain_text, inspect_document
+from fusec.runtime.artifact import open_artifact
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(inspect)
+
+
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="An artifact that `fusec compile` wrote.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Print the graph.")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Print every kernel with its resources.")
+    ] = False,
+    decisions: Annotated[
+        bool, typer.Option("--decisions", help="Print every fusion that fired or was refused.")
+    ] = False,
+) -> None:
+    """Show what is in an artifact and why each fusion fired or was refused.
+
+    Nothing of the artifact is executed.
+    """
+    if json and graph:
+        raise UsageError("`--json` and `--graph` exclude each other")
+    opened = open_artifact(artifact)
+    if graph:
+        data(opened.graph_text().rstrip())
+        return
+    document = inspect_document(opened)
+    if json:
+        data_json(document)
+        return
+    parts = [_overview(document)]
+    for target in document["targets"]:
+        parts.append(_target(target))
+        if kernels:
+            parts.append(_kernels(target))
+        if decisions:
+            parts.append(_decisions(target))
+        elif any(row["status"] == "refused" for row in target["decisions"]):
+            parts.append("`--decisions` lists the sites")
+    data("\n\n".join(parts))
+
+
+def _overview(document: dict[str, Any]) -> str:
+    weights, source = document["weights"], document["source"]
+    rows = [
+        ("name", document["name"]),
+        ("source", f"{source['kind']} {source['name']} (sha256 {source['sha256'][:16]})"),
+        *(("input", _tensor(spec)) for spec in document["inputs"]),
+        *(("output", _tensor(spec)) for spec in document["outputs"]),
+        *(("symbol", f"{n} in [{low}, {high}]") for n, (low, high) in document["symbols"].items()),
+        (
+            "weights",
+            f"{weights['count']}, {size_text(weights['bytes'])}, {weights['storage']}",
+        ),
+        ("file", f"{document['file']['name']}, {size_text(document['file']['bytes'])}"),
+    ]
+    return "\n".join(f"{key:<9} {value}" for key, value in rows)
+
+
+def _tensor(spec: dict[str, Any]) -> str:
+    return f"{spec['name']}: {spec['dtype']}[{', '.join(map(str, spec['shape']))}]"
+
+
+def _target(target: dict[str, Any]) -> str:
+    counts: dict[str, dict[str, int]] = {"fired": {}, "refused": {}}
+    for row in target["decisions"]:
+        group = counts[row["status"]]
+        group[row["fusion"]] = group.get(row["fusion"], 0) + 1
+    memory = target["memory"]
+    residual = target["residual"]
+    lines = [
+        f"target    {target['target']} ({target['arch']})",
+        f"fused     {counts_text(counts['fired']) or 'nothing'}",
+        f"refused   {counts_text(counts['refused']) or 'nothing'}",
+        f"launches  {target['launches']} of {len(target['kernels'])} kernels",
+        f"residual  {len(residual) or 'nothing'}",
+        *(f"          {item['op']} at {item['node']}: {item['reason']}" for item in residual),
+        f"memory    {size_text(memory['weights_bytes'])} of weights, at most "
+        f"{size_text(memory['arena_bytes'])} of scratch",
+    ]
+    return "\n".join(lines)
+
+
+def _kernels(target: dict[str, Any]) -> str:
+    names = sorted({key for kernel in target["kernels"] for key in kernel["resources"]})
+    header = ["kernel", "op", "provider", "bytes", *names, "symbol"]
+    rows = [
+        [
+            kernel["name"],
+            kernel["op"],
+            kernel["provider"],
+            kernel["bytes"],
+            *(kernel["resources"].get(name, "-") for name in names),
+            kernel["symbol"],
+        ]
+        for kernel in target["kernels"]
+    ]
+    return table(header, rows)
+
+
+def _decisions(target: dict[str, Any]) -> str:
+    rows = [
+        [row["fusion"], row["status"], row["site"], row["code"] or "", row["reason"] or ""]
+        for row in target["decisions"]
+    ]
+    listed = table(["fusion", "status", "site", "code", "reason"], rows)
+    return f"{listed}\n\n{explain_text(target['decisions'])}"

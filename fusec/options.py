@@ -1,0 +1,136 @@
+"""What a person can ask of a compilation, and how it is written on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fusec.diagnostics import RequirementError, UsageError
+from fusec.passes import FUSIONS, PIPELINE
+from fusec.rewrite import Decision, DecisionLog, Pass
+
+_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<sizes>\d+(?::\d+){0,2})")
+_REQUIREMENT = re.compile(r"(?P<fusion>\w+)(?:>=(?P<count>\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class DimRange:
+    """The sizes that a named dimension may have.
+
+    Attributes:
+        name: of the symbol, such as `batch`.
+        low: the smallest size.
+        optimal: the size to tune for.
+        high: the largest size; the same as `low` for a fixed size.
+    """
+
+    name: str
+    low: int
+    optimal: int
+    high: int
+
+
+def parse_dim_range(text: str) -> DimRange:
+    """Read `NAME=MIN:OPT:MAX`, `NAME=MIN:MAX` or `NAME=SIZE`.
+
+    Raises:
+        UsageError: it is none of these, or the sizes are not in order.
+    """
+    found = _DIM.fullmatch(text)
+    if found is None:
+        hint = "write `NAME=MIN:OPT:MAX`, for example `--dim seq=1:512:4096`"
+        raise UsageError(f"`--dim {text}` is not a range", hint=hint)
+    sizes = [int(size) for size in found["sizes"].split(":")]
+    low, high = sizes[0], sizes[-1]
+    optimal = sizes[1] if len(sizes) == 3 else high
+    if not 1 <= low <= optimal <= high:
+        raise UsageError(
+            f"`--dim {text}` is not in order", hint="sizes begin at 1 and go up: MIN, OPT, MAX"
+        )
+    return DimRange(found["name"], low, optimal, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A fusion that must fire at least `count` times on every target."""
+
+    fusion: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.fusion}>={self.count}"
+
+
+def parse_requirement(text: str) -> Requirement:
+    """Read `FUSION` or `FUSION>=N`.
+
+    Raises:
+        UsageError: it is neither, or no fusion has that name.
+    """
+    found = _REQUIREMENT.fullmatch(text.replace(" ", ""))
+    if found is None:
+        hint = "write `FUSION` or `FUSION>=N`, for example `--require 'add_rms_norm>=64'`"
+        raise UsageError(f"`--require {text}` is not a requirement", hint=hint)
+    return Requirement(known_fusion(found["fusion"]), int(found["count"] or 1))
+
+
+def known_fusion(name: str) -> str:
+    """`name`, which must be a fusion.
+
+    Raises:
+        UsageError: it is not; the hint lists those there are.
+    """
+    if name not in FUSIONS:
+        known = ", ".join(f"`{fusion}`" for fusion in FUSIONS)
+        raise UsageError(f"unknown fusion `{name}`", hint=f"known fusions are {known}")
+    return name
+
+
+def check_requirements(
+    requirements: Iterable[Requirement], log: DecisionLog, target: str
+) -> None:
+    """Compare what fired with what was required.
+
+    Raises:
+        RequirementError: a fusion fired too seldom; it names the sites that refused and why.
+    """
+    fired = log.fired()
+    for requirement in requirements:
+        if fired[requirement.fusion] >= requirement.count:
+            continue
+        refused = [d for d in log.refused() if d.fusion == requirement.fusion]
+        sites = fired[requirement.fusion] + len(refused)
+        message = (
+            f"`--require {requirement}` is not met on {target}: "
+            f"{fired[requirement.fusion]} of {sites} sites fired"
+        )
+        raise RequirementError(
+            message,
+            at=_sites(refused),
+            detail=tuple(dict.fromkeys(f"{d.code}: {d.reason}" for d in refused)),
+            hint=next((d.hint for d in refused if d.hint), None)
+            or f"`fusec explain SOURCE --target {target}` tells what matched where",
+        )
+
+
+def _sites(refused: list[Decision]) -> str | None:
+    if not refused:
+        return None
+    more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+    return f"{refused[0].site}{more}"
+
+
+def selected_passes(disabled: Iterable[str]) -> tuple[Pass, ...]:
+    """The pipeline without the passes called `disabled`.
+
+    Raises:
+        UsageError: no pass has such a name.
+    """
+    names = [each.name for each in PIPELINE]
+    without = set(disabled)
+    for name in sorted(without):
+        if name not in names:
+            known = ", ".join(f"`{known}`" for known in names)
+            raise UsageError(f"unknown pass `{name}`", hint=f"passes are {known}")
+    return tuple(each() for each in PIPELINE if each.name not in without)

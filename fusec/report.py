@@ -1,0 +1,112 @@
+"""Documents about an artifact: what `inspect` and `explain` show, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fusec.runtime.artifact import Artifact
+
+INSPECT_SCHEMA = "fusec.inspect/1"
+EXPLAIN_SCHEMA = "fusec.explain/1"
+
+Row = Mapping[str, Any]
+
+
+def inspect_document(artifact: Artifact) -> dict[str, Any]:
+    """Everything in an artifact, as JSON of the schema `fusec.inspect/1`.
+
+    The decisions of a target are the rows of `decisions.jsonl` that name it.
+    """
+    manifest = artifact.manifest
+    by_target: dict[str, list[Row]] = {section.target: [] for section in manifest.targets}
+    for row in artifact.decisions():
+        kept = {key: value for key, value in row.items() if key != "target"}
+        by_target.setdefault(str(row.get("target")), []).append(kept)
+    return {
+        "schema": INSPECT_SCHEMA,
+        "name": manifest.name,
+        "id": artifact.id,
+        "file": {"name": artifact.path.name, "bytes": artifact.bytes},
+        "source": {
+            "kind": manifest.source.kind,
+            "name": manifest.source.name,
+            "sha256": manifest.source.sha256,
+        },
+        "tools": dict(manifest.tools),
+        "options": dict(manifest.options),
+        "symbols": {name: list(ends) for name, ends in manifest.symbols.items()},
+        "inputs": [_spec(spec) for spec in manifest.inputs],
+        "outputs": [_spec(spec) for spec in manifest.outputs],
+        "weights": {
+            "count": len(manifest.weights.tensors),
+            "bytes": manifest.weights.tensor_bytes,
+            "storage": manifest.weights.storage,
+        },
+        "targets": [
+            {
+                "target": section.target,
+                "family": section.family,
+                "arch": section.arch,
+                "features": list(section.features),
+                **section.report,
+                "decisions": by_target[section.target],
+            }
+            for section in manifest.targets
+        ],
+    }
+
+
+def _spec(spec: Any) -> dict[str, Any]:
+    shape = [dim if isinstance(dim, int) else str(dim) for dim in spec.shape]
+    return {"name": spec.name, "dtype": spec.dtype, "shape": shape}
+
+
+def fusion_counts(decisions: Iterable[Row]) -> dict[str, tuple[int, int]]:
+    """How often each fusion fired and was refused, by name."""
+    counts: dict[str, tuple[int, int]] = {}
+    for row in decisions:
+        fired, refused = counts.get(row["fusion"], (0, 0))
+        counts[row["fusion"]] = (
+            fired + (row["status"] == "fired"),
+            refused + (row["status"] == "refused"),
+        )
+    return dict(sorted(counts.items()))
+
+
+def explain_text(decisions: Iterable[Row], fusion: str | None = None) -> str:
+    """What fired where, and what was refused, by which guard, and what to change.
+
+    Sites with the same reason stand together.
+    """
+    rows = [row for row in decisions if fusion in (None, row["fusion"])]
+    lines: list[str] = []
+    for name, (fired, refused) in fusion_counts(rows).items():
+        lines.append(f"{name}: {fired} of {fired + refused} fired")
+        groups: dict[tuple[str, str, str], list[str]] = {}
+        for row in rows:
+            if row["fusion"] == name and row["status"] == "refused":
+                key = (row["code"] or "", row["reason"] or "", row["hint"] or "")
+                groups.setdefault(key, []).append(row["site"])
+        for (code, reason, hint), sites in groups.items():
+            lines.append(f"  {len(sites)} refused by `{code}`: {reason}")
+            lines.append(f"    at {_some(sites)}")
+            if hint:
+                lines.append(f"    hint: {hint}")
+        if fusion is not None:
+            for row in rows:
+                if row["status"] == "fired":
+                    lines.append(f"  fired at {row['site']}")
+    return "\n".join(lines) if lines else "no fusion matched anywhere in this model"
+
+
+def _some(sites: list[str], most: int = 4) -> str:
+    shown = ", ".join(sites[:most])
+    return shown if len(sites) <= most else f"{shown} and {len(sites) - most} more"
+
+
+def artifact_name(path: Path) -> str:
+    """The file that `compile` writes when no output is named: the source's name."""
+    stem = path.name if path.is_dir() else path.stem
+    return f"{stem or 'model'}.fusec"
