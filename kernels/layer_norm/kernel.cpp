@@ -52,7 +52,7 @@ void layer_norm(void* const* buffers, const int64_t* params) {
 
 // buffers: x, [weight [N]], [bias [N]], out; up to four strided outer dims, stride 1 along N
 // params:  sizes[4], x strides[4], out strides[4], N, eps (f64), weight_kind, bias_kind
-//          (0 none, 1 dtype of x, 2 f32, 3 bf16)
+//          (0 none, 1 dtype of x, 2 f32, 3 bf16, 4 f16)
 FUSEC_KERNEL void fusec_layer_norm_f32(void* const* buffers, const int64_t* params) {
   fusec::layer_norm<float>(buffers, params);
 }

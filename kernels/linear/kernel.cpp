@@ -4,35 +4,44 @@
 namespace fusec {
 namespace {
 
-enum LinearParam { M, N, K, X_STRIDE, OUT_STRIDE, HAS_BIAS, ACTIVATION, HAS_RESIDUAL, RES_STRIDE };
+enum LinearParam {
+  SIZES = 0,
+  X_STRIDES = 4,
+  OUT_STRIDES = 8,
+  RESIDUAL_STRIDES = 12,
+  N = 16,
+  K,
+  ACTIVATION,
+  HAS_BIAS,
+  HAS_RESIDUAL,
+};
 
 template <class T>
 void linear(void* const* buffers, const int64_t* params) {
   const T* x = static_cast<const T*>(buffers[0]);
   const T* packed = static_cast<const T*>(buffers[1]);
   int next = 2;
-  Epilogue<T> epilogue;
-  if (params[HAS_BIAS]) epilogue.bias = static_cast<const T*>(buffers[next++]);
-  if (params[HAS_RESIDUAL]) epilogue.residual = static_cast<const T*>(buffers[next++]);
-  epilogue.residual_stride = params[RES_STRIDE];
-  epilogue.activation = params[ACTIVATION];
-  epilogue.out = static_cast<T*>(buffers[next]);
-  epilogue.out_stride = params[OUT_STRIDE];
-  int64_t k = params[K], stride = params[X_STRIDE];
+  const T* bias = params[HAS_BIAS] ? static_cast<const T*>(buffers[next++]) : nullptr;
+  const T* residual = params[HAS_RESIDUAL] ? static_cast<const T*>(buffers[next++]) : nullptr;
+  Outer outer{params + SIZES};
+  Epilogue<T> epilogue{outer, static_cast<T*>(buffers[next]), params + OUT_STRIDES, bias,
+                       params[ACTIVATION], residual, params + RESIDUAL_STRIDES};
+  int64_t k = params[K];
   packed_gemm<T>(
-      params[M], params[N], k, packed,
-      [=](int64_t row, Activations<T>* target) { fill_block_row(x + row * stride, 1, k, target); },
+      outer.rows(), params[N], k, packed,
+      [=](int64_t row, Activations<T>* target) {
+        fill_block_row(x + outer.offset(row, params + X_STRIDES), 1, k, target);
+      },
       epilogue);
 }
 
 }  // namespace
 }  // namespace fusec
 
-// buffers: x [M, K] rows `x_stride` apart, packed weight (see gemm.h), [bias [N]],
-//          [residual [M, N] rows `residual_stride` apart], out [M, N] rows `out_stride` apart;
-//          out may be the residual itself
-// params:  M, N, K, x_stride, out_stride, has_bias, activation (simd.h Activation, 0 none),
-//          has_residual, residual_stride
+// buffers: x, packed weight (see gemm.h), [bias [N]], [residual], out (may be the residual itself);
+//          x, residual and out have up to four strided outer dims and stride 1 inside
+// params:  sizes[4], x strides[4], out strides[4], residual strides[4] (0 without one), N, K,
+//          activation (simd.h Activation, 0 none), has_bias, has_residual
 FUSEC_KERNEL void fusec_linear_f32(void* const* buffers, const int64_t* params) {
   fusec::linear<float>(buffers, params);
 }

@@ -148,7 +148,7 @@ void gated_rms_norm(void* const* buffers, const int64_t* params) {
 }  // namespace fusec
 
 // Every operand has up to four strided outer dims and stride 1 along N. `weight_kind` is 0 (none,
-// the buffer is left out), 1 (dtype of x), 2 (f32) or 3 (bf16); `weight_offset` (0 or 1) is added
+// the buffer is left out), 1 (dtype of x), 2 (f32), 3 (bf16) or 4 (f16); `weight_offset` (0 or 1) is added
 // to the weight.
 
 // out = x * rsqrt(mean(x^2) + eps) * (weight + weight_offset)

@@ -61,7 +61,9 @@ def encode(values: np.ndarray, dtype: str) -> np.ndarray:
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         nan = np.isnan(np.asarray(values, np.float32))
         return np.where(nan, 0x7FC0, rounded).astype(np.uint16)
-    return np.asarray(values).astype({"f32": np.float32, "f16": np.float16, "f64": np.float64}[dtype])
+    return np.asarray(values).astype(
+        {"f32": np.float32, "f16": np.float16, "f64": np.float64}[dtype]
+    )
 
 
 def decode(stored: np.ndarray, dtype: str) -> np.ndarray:
@@ -137,7 +139,17 @@ def compile_object(source: Path, target: Path, march: str, command: Sequence[str
     name = march.replace("-", "_") if "ziglang" in command else march
     include = KERNELS / "include"
     subprocess.run(
-        [*command, *FLAGS, "-I", str(include), f"-march={name}", "-c", str(source), "-o", str(target)],
+        [
+            *command,
+            *FLAGS,
+            "-I",
+            str(include),
+            f"-march={name}",
+            "-c",
+            str(source),
+            "-o",
+            str(target),
+        ],
         check=True,
         capture_output=True,
         text=True,

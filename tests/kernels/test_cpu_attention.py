@@ -153,7 +153,13 @@ def test_attention(module: Module, dtype: str, case: Case) -> None:
     buffers = [q, kv, kv.reshape(-1)[case.depth :], *extra, out]
     actual = module.call(f"fusec_attention_{dtype}", buffers, params)[-1]
     expected = reference(
-        case, wide_q, wide_kv[..., : case.depth], wide_kv[..., case.depth :], mask, sinks, padding,
+        case,
+        wide_q,
+        wide_kv[..., : case.depth],
+        wide_kv[..., case.depth :],
+        mask,
+        sinks,
+        padding,
         scale,
     )
     assert_close(decode(actual, dtype).swapaxes(1, 2), expected, TOLERANCE[dtype])

@@ -20,9 +20,27 @@ def pack(weight: np.ndarray, dtype: str) -> np.ndarray:
     return panels.transpose(0, 2, 1).copy()
 
 
+def params_of(
+    m: int,
+    n: int,
+    k: int,
+    x: int | None = None,
+    out: int | None = None,
+    residual: int = 0,
+    activation: int = 0,
+    bias: int = 0,
+) -> list[int]:
+    """Rows in two outer dims where they divide by 2; `x`, `out`, `residual` are row strides."""
+    halves = 2 if m % 2 == 0 else 1
+    strides = [k if x is None else x, n if out is None else out, residual]
+    rows = [size for step in strides for size in (0, 0, m // halves * step, step)]
+    return [1, 1, halves, m // halves, *rows, n, k, activation, bias, int(residual > 0)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("m", "n", "k"), [(1, 33, 7), (2, 64, 64), (5, 1, 1), (13, 100, 515), (301, 77, 130), (3, 40, 0), (0, 8, 8)]
+    ("m", "n", "k"),
+    [(1, 33, 7), (2, 64, 64), (5, 1, 1), (13, 100, 515), (301, 77, 130), (3, 40, 0), (0, 8, 8)],
 )
 def test_linear(module: Module, dtype: str, m: int, n: int, k: int) -> None:
     rng = np.random.default_rng(m * 1000 + n)
@@ -36,11 +54,11 @@ def test_linear(module: Module, dtype: str, m: int, n: int, k: int) -> None:
     tolerance = ULP[dtype] * 2 + 1e-6
 
     out = module.call(
-        symbol, [x, pack(weight, dtype), blank((m, n), dtype)], [m, n, k, k + 3, n, 0, 0, 0, 0]
+        symbol, [x, pack(weight, dtype), blank((m, n), dtype)], params_of(m, n, k, x=k + 3)
     )[-1]
     assert_close(decode(out, dtype) / scale, product / scale, tolerance)
 
-    params = [m, n, k, k + 3, n + 2, 1, 4, 1, n + 1]
+    params = params_of(m, n, k, x=k + 3, out=n + 2, residual=n + 1, activation=4, bias=1)
     packed = pack(weight, dtype)
     out = module.call(symbol, [x, packed, bias, residual, blank((m, n + 2), dtype)], params)[-1]
     expected = np.maximum(product + decode(bias, dtype), 0) + decode(residual, dtype)[:, :n]
@@ -58,7 +76,7 @@ def test_long_sums_keep_f32_accuracy(module: Module) -> None:
     out = module.call(
         "fusec_linear_f32",
         [x, pack(weight, "f32"), blank((2, 40), "f32")],
-        [2, 40, 8192, 8192, 40, 0, 0, 0, 0],
+        params_of(2, 40, 8192),
     )[-1]
     expected = x.astype(np.float64) @ weight.astype(np.float64).T
     error = np.sqrt(np.mean((out - expected) ** 2) / np.mean(expected**2))
@@ -71,8 +89,12 @@ def test_nan_reaches_only_its_row(module: Module) -> None:
     for dtype in DTYPES:
         out = module.call(
             f"fusec_linear_{dtype}",
-            [encode(x, dtype), pack(encode(np.ones((33, 40)), dtype), dtype), blank((14, 33), dtype)],
-            [14, 33, 40, 40, 33, 0, 0, 0, 0],
+            [
+                encode(x, dtype),
+                pack(encode(np.ones((33, 40)), dtype), dtype),
+                blank((14, 33), dtype),
+            ],
+            params_of(14, 33, 40),
         )[-1]
         values = decode(out, dtype)
         assert np.isnan(values[5]).all()

@@ -46,7 +46,9 @@ def test_rms_norm_of_a_strided_slice(
         [1, 3, 2, 5, 0, 10 * (n + 4), n + 4, 2 * (n + 4), 0, 10 * n, 5 * n, n, n, bits(EPS), kind]
         + [offset],
     )[-1]
-    expected = rms(decode(x, dtype)[..., 3 : 3 + n].swapaxes(1, 2), factor + (offset if kind else 0))
+    expected = rms(
+        decode(x, dtype)[..., 3 : 3 + n].swapaxes(1, 2), factor + (offset if kind else 0)
+    )
     assert_close(decode(out, dtype), expected, 1.01 * ULP[dtype] + 4e-7)
 
 
@@ -103,7 +105,9 @@ def test_dual_rms_norm(module: Module, dtype: str) -> None:
     first = [1, 1, 1, 9, 0, 0, 0, 160, 0, 0, 0, 96, 96, bits(EPS), 1, 0]
     second = [1, 1, 1, 9, 0, 0, 0, 33, 0, 0, 0, 33, 33, bits(EPS), 0, 0]
     after = module.call(f"fusec_dual_rms_norm_{dtype}", buffers, first + second)
-    assert_close(decode(after[2], dtype), rms(decode(a, dtype)[:, :96], factor_a), 1.01 * ULP[dtype] + 4e-7)
+    assert_close(
+        decode(after[2], dtype), rms(decode(a, dtype)[:, :96], factor_a), 1.01 * ULP[dtype] + 4e-7
+    )
     assert_close(decode(after[4], dtype), rms(decode(b, dtype), 1.0), 1.01 * ULP[dtype] + 4e-7)
 
 

@@ -12,7 +12,7 @@
 // would map a tile's rows to one cache set.
 #pragma once
 
-#include <fusec/simd.h>
+#include <fusec/rows.h>
 
 namespace fusec {
 
@@ -226,24 +226,21 @@ inline void pack_panel(const T* b, int64_t stride_k, int64_t stride_n, int64_t k
 
 // ---- what happens to a finished tile ----
 
-// out = residual + activation(c + bias), rounded once.
+// out = residual + activation(c + bias), rounded once. Rows go where `outer` and the strides say.
 template <class T>
 struct Epilogue {
+  Outer outer;
+  T* out;
+  const int64_t* out_strides;
   const T* bias = nullptr;
   int64_t activation = ACTIVATION_NONE;
   const T* residual = nullptr;
-  int64_t residual_stride = 0;
-  T* out = nullptr;
-  int64_t out_stride = 0;
+  const int64_t* residual_strides = nullptr;
 
-  FUSEC_INLINE Vec apply(Vec value, int64_t row, int64_t column, int count) const {
-    bool whole = count == LANES;
-    if (bias) value = value + (whole ? load(bias + column) : load_partial(bias + column, count));
+  FUSEC_INLINE Vec apply(Vec value, const T* residual_row, int64_t column, int count) const {
+    if (bias) value = value + load_some(bias + column, count);
     if (activation != ACTIVATION_NONE) value = activate(activation, value);
-    if (residual) {
-      const T* r = residual + row * residual_stride + column;
-      value = value + (whole ? load(r) : load_partial(r, count));
-    }
+    if (residual) value = value + load_some(residual_row + column, count);
     return value;
   }
 
@@ -251,15 +248,11 @@ struct Epilogue {
   FUSEC_INLINE void write(const float* c, int64_t row, int64_t rows, int64_t column,
                           int64_t columns) const {
     for (int64_t i = 0; i < rows; ++i, c += PANEL) {
-      T* target = out + (row + i) * out_stride + column;
-      int64_t j = 0;
-      for (; j + LANES <= columns; j += LANES) {
-        store(target + j, apply(load(c + j), row + i, column + j, LANES));
-      }
-      if (j < columns) {
-        int rest = static_cast<int>(columns - j);
-        store_partial(target + j, apply(load(c + j), row + i, column + j, rest), rest);
-      }
+      T* target = out + outer.offset(row + i, out_strides) + column;
+      const T* added = residual ? residual + outer.offset(row + i, residual_strides) : nullptr;
+      for_vectors(columns, [&](int64_t j, int count) {
+        store_some(target + j, apply(load(c + j), added, column + j, count), count);
+      });
     }
   }
 };

@@ -8,7 +8,7 @@ namespace fusec {
 constexpr int OUTER_DIMS = 4;
 
 // `params` hold the four outer sizes (leading 1s if there are fewer) and, per operand, the four
-// strides. One Outer is made per kernel call; offset() maps a row number to an element offset.
+// strides. offset() maps a row number to an element offset.
 struct Outer {
   const int64_t* sizes;
 
@@ -17,7 +17,8 @@ struct Outer {
   FUSEC_INLINE int64_t offset(int64_t row, const int64_t* strides) const {
     int64_t offset = 0;
     for (int dim = OUTER_DIMS - 1; dim > 0; --dim) {
-      if (sizes[dim] == 1) continue;
+      // Usual: the dims were merged into the innermost one, and nothing is left to divide.
+      if (row < sizes[dim]) return offset + row * strides[dim];
       offset += row % sizes[dim] * strides[dim];
       row /= sizes[dim];
     }
@@ -86,8 +87,14 @@ FUSEC_INLINE float sum_squares(int64_t n, const Value& value) {
   return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-// One multiplier of a norm. Weights come in the dtype of x or in f32; absent is all ones.
-enum WeightKind : int64_t { WEIGHT_NONE = 0, WEIGHT_SAME = 1, WEIGHT_F32 = 2, WEIGHT_BF16 = 3 };
+// The multiplier of a norm; without one it is all ones.
+enum WeightKind : int64_t {
+  WEIGHT_NONE = 0,
+  WEIGHT_SAME = 1,
+  WEIGHT_F32 = 2,
+  WEIGHT_BF16 = 3,
+  WEIGHT_F16 = 4,
+};
 
 // A weight row widened to f32 once per call, with the offset (0 or 1) added.
 template <class T>
@@ -98,6 +105,7 @@ FUSEC_INLINE void widen_weight(const void* weight, int64_t kind, float offset, i
     if (kind == WEIGHT_SAME) value = load_some(static_cast<const T*>(weight) + i, count);
     if (kind == WEIGHT_F32) value = load_some(static_cast<const float*>(weight) + i, count);
     if (kind == WEIGHT_BF16) value = load_some(static_cast<const bf16*>(weight) + i, count);
+    if (kind == WEIGHT_F16) value = load_some(static_cast<const f16*>(weight) + i, count);
     if (kind != WEIGHT_NONE) value = value + set(offset);
     store_some(out + i, value, count);
   });

@@ -1,0 +1,5 @@
+"""Softmax attention."""
+
+from fusec.kernels.attention import cpu
+
+KERNELS = cpu.KERNELS

@@ -1,0 +1,174 @@
+"""What the records of the C++ kernels share: dtypes, strided rows, weight packing.
+
+A kernel's `kernel.cpp` states its buffers and parameters in the comment above its symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fusec.dtypes import DTYPES
+from fusec.ir import Graph, Node, TensorType, Weight
+from fusec.ir.weights import Bits
+from fusec.kernels.launch import Call, Launch, Layout, Param, Storage
+from fusec.kernels.registry import Kernel, Layouts
+from fusec.symbolic import Dim
+from fusec.target import Target
+
+CORE_SOURCES = ("cpu_core/kernel.cpp", "cpu_gemm/kernel.cpp")
+"""Linked into every CPU module, below the folder of `fusec.kernels`."""
+
+FLOATS = ("f32", "bf16", "f16")
+"""Dtypes of the vector kernels; arithmetic is in f32."""
+
+PANEL = 32
+"""Columns of a panel of packed weights; see `include/fusec/gemm.h`."""
+
+OUTER_DIMS = 4
+"""Strided dims that a row kernel can walk besides the row itself."""
+
+ACTIVATIONS = {
+    "none": 0,
+    "silu": 1,
+    "gelu": 2,
+    "gelu_tanh": 3,
+    "relu": 4,
+    "relu2": 5,
+    "sigmoid": 6,
+    "quick_gelu": 7,
+    "swiglu_oai": 8,
+}
+"""Numbers of `fusec::Activation` in `include/fusec/simd.h`."""
+
+
+def float_kernel(graph: Graph, node: Node, target: Target) -> str | None:
+    """Takes nodes whose first operand is in one of `FLOATS`."""
+    dtype = graph.type(node.inputs[0]).dtype
+    return None if dtype in FLOATS else f"it computes {', '.join(FLOATS)}, not {dtype}"
+
+
+def row_layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
+    """Strided rows for every operand and result of rank up to five, else dense ones."""
+
+    def layout(value: str) -> Layout:
+        return "rows" if graph.type(value).rank <= OUTER_DIMS + 1 else "contiguous"
+
+    return tuple(layout(value) for value in (*node.inputs, *node.outputs))
+
+
+def outer_params(*storages: Storage, inner: int = 1) -> list[Param]:
+    """`sizes[4]` of the dims outside the last `inner` ones, then `strides[4]` of each storage.
+
+    The storages agree in those sizes.  Dims that every storage walks evenly are merged, so that the
+    kernel seldom divides.
+    """
+    rank = len(storages[0].shape) - inner
+    dims: list[tuple[Dim, tuple[Dim, ...]]] = []
+    for axis in range(rank):
+        size = storages[0].shape[axis]
+        steps = tuple(storage.strides[axis] for storage in storages)
+        if size == 1:
+            continue
+        if dims and dims[-1][1] == tuple(step * size for step in steps):
+            dims[-1] = (dims[-1][0] * size, steps)
+        else:
+            dims.append((size, steps))
+    missing = OUTER_DIMS - len(dims)
+    padded = [(1, (0,) * len(storages))] * missing + dims
+    params: list[Param] = [size for size, _ in padded]
+    for index in range(len(storages)):
+        params += [steps[index] for _, steps in padded]
+    return params
+
+
+def weight_kind(weight: TensorType | None, x: TensorType) -> int:
+    """How a row kernel reads a weight: see `WeightKind` in `include/fusec/rows.h`."""
+    if weight is None:
+        return 0
+    return 1 if weight.dtype == x.dtype else {"f32": 2, "bf16": 3, "f16": 4}[weight.dtype]
+
+
+def packed_size(dtype: str, rows: int, depth: int) -> int:
+    """Elements of a packed weight [rows, depth]."""
+    padded = -(-depth // PANEL) * PANEL if dtype == "bf16" else depth
+    return -(-rows // PANEL) * PANEL * padded
+
+
+def pack_panels(weight: Bits, dtype: str) -> Bits:
+    """Weight [..., N, K] as panels: `include/fusec/gemm.h` has the layout.
+
+    Returns:
+        [..., panels, K, 32], or for bf16 [..., panels, K/2, 32, 2] with K padded to 32.
+    """
+    *batch, rows, depth = weight.shape
+    padded = -(-depth // PANEL) * PANEL if dtype == "bf16" else depth
+    panels = -(-rows // PANEL)
+    blocks = np.zeros((*batch, panels * PANEL, padded), weight.dtype)
+    blocks[..., :rows, :depth] = weight
+    if dtype == "bf16":
+        pairs = blocks.reshape(*batch, panels, PANEL, padded // 2, 2)
+        return np.ascontiguousarray(np.moveaxis(pairs, -3, -2))
+    return np.ascontiguousarray(blocks.reshape(*batch, panels, PANEL, padded).swapaxes(-1, -2))
+
+
+def pack_weight(weight: Weight) -> Weight:
+    """A weight [..., N, K] in the order in which the matrix kernels read it."""
+    dtype = weight.type.dtype
+    *batch, rows, depth = weight.shape
+    size = int(np.prod(batch, dtype=np.int64)) * packed_size(dtype, rows, depth)
+    packed = TensorType(dtype, (size,))
+    return weight.derive(
+        f"{weight.name}.panels", packed, "panels", lambda bits: pack_panels(bits, dtype).reshape(-1)
+    )
+
+
+def pack_transposed_weight(weight: Weight) -> Weight:
+    """A weight [..., K, N], packed as [..., N, K] is."""
+    *batch, depth, rows = weight.shape
+    turned = weight.derive(
+        f"{weight.name}.transposed",
+        TensorType(weight.type.dtype, (*batch, rows, depth)),
+        "transpose",
+        lambda bits: bits.swapaxes(-1, -2),
+    )
+    return pack_weight(turned)
+
+
+def cpp_kernel(
+    op: str,
+    launch: Callable[[Call], Launch],
+    *,
+    supports: Callable[[Graph, Node, Target], str | None] = float_kernel,
+    layouts: Layouts = row_layouts,
+    source: str | None = None,
+    name: str | None = None,
+) -> Kernel:
+    """The record of a C++ kernel whose source is in the folder of its operation, or in `source`."""
+    return Kernel(
+        op=op,
+        name=name or f"{op}.cpp",
+        provider="cpp",
+        families=("cpu",),
+        source=f"{source or op}/kernel.cpp",
+        supports=supports,
+        launch=launch,
+        layouts=layouts,
+    )
+
+
+def itemsize(storage: Storage) -> int:
+    """Bytes of an element."""
+    return DTYPES[storage.dtype].itemsize
+
+
+def flags(*values: bool) -> list[int]:
+    """Flags as the integers of a launch."""
+    return [int(value) for value in values]
+
+
+def operands(call: Call, skip: Sequence[int] = ()) -> tuple[Storage, ...]:
+    """Inputs and then outputs, but for the inputs numbered in `skip`."""
+    kept = (storage for index, storage in enumerate(call.inputs) if index not in skip)
+    return (*kept, *call.outputs)

@@ -1,0 +1,5 @@
+"""Layer norm."""
+
+from fusec.kernels.layer_norm import cpu
+
+KERNELS = cpu.KERNELS

@@ -1,0 +1,5 @@
+"""Product with a weight matrix."""
+
+from fusec.kernels.linear import cpu
+
+KERNELS = cpu.KERNELS

@@ -1,0 +1,35 @@
+"""linear on the CPU, with the weight packed when the artifact is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fusec.ir import Graph, Node
+from fusec.kernels.cpu import cpp_kernel, float_kernel, operands, outer_params, pack_weight
+from fusec.kernels.launch import Call, Launch
+from fusec.kernels.registry import Packing
+from fusec.target import Target
+
+
+def _constant_weight(graph: Graph, node: Node, target: Target) -> str | None:
+    if node.inputs[1] not in graph.parameters:
+        return "it packs the weight ahead of time, and this one is computed at run time"
+    return float_kernel(graph, node, target)
+
+
+def _packing(graph: Graph, node: Node, target: Target) -> Mapping[int, Packing]:
+    return {1: pack_weight}
+
+
+def _linear(call: Call) -> Launch:
+    x, out = call.inputs[0], call.outputs[0]
+    rows = outer_params(x, out)
+    no_residual = (0, 0, 0, 0)
+    shape = call.input_type(1).shape
+    has_bias = int(len(call.inputs) == 3)
+    params = (*rows, *no_residual, *shape, 0, has_bias, 0)
+    return Launch(f"fusec_linear_{x.dtype}", operands(call), params)
+
+
+KERNELS = (replace(cpp_kernel("linear", _linear, supports=_constant_weight), packing=_packing),)
