@@ -110,6 +110,27 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class TritonSource:
+    """A Triton function with the constants that make it one code object.
+
+    Attributes:
+        module: the Python module of the function, below `fusec.kernels`.
+        function: its name.
+        signature: its run-time arguments in order, with Triton's type names (`*bf16`, `i64`).
+        constants: its compile-time arguments.
+        divisible: run-time arguments that are multiples of 16.
+        warps: waves or warps of a work group.
+    """
+
+    module: str
+    function: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, int], ...]
+    divisible: tuple[str, ...]
+    warps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """One call of a native symbol.
 
@@ -119,9 +140,13 @@ class Launch:
         params: parameters, in the order of the symbol's ABI.
         scratch_bytes: size of one more buffer, passed last, when not 0; may use the symbol
             `threads`.
+        grid: work groups along each axis, on a GPU.
+        triton: what makes the symbol, for a Triton kernel.
     """
 
     symbol: str
     operands: tuple[Storage, ...]
     params: tuple[Param, ...]
     scratch_bytes: Dim = 0
+    grid: tuple[Dim, Dim, Dim] = (1, 1, 1)
+    triton: TritonSource | None = None
