@@ -24,7 +24,7 @@ import mmap
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +127,12 @@ class WeightSpec:
     packing: str
     sources: tuple[str, ...]
 
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """The names it may be given by: its own, and its source's if it is only that."""
+        plain = self.packing == "plain" and len(self.sources) == 1
+        return (self.name, *self.sources) if plain else (self.name,)
+
 
 @dataclass(frozen=True, slots=True)
 class WeightsTable:
@@ -211,21 +217,29 @@ class Manifest:
 class WeightsFile:
     """The mapped bytes of packed weights, by name."""
 
-    def __init__(self, data: memoryview, places: Mapping[str, TensorPlace], header: int) -> None:
+    def __init__(
+        self,
+        data: memoryview,
+        places: Mapping[str, TensorPlace],
+        padding: Sequence[TensorPlace],
+        header: int,
+    ) -> None:
         self._data = data
         self._places = places
+        self._padding = padding
         self._header = header
 
     def __getitem__(self, name: str) -> memoryview:
         """The bytes of one tensor; shares the mapping."""
-        place = self._places[name]
+        return self._bytes(self._places[name])
+
+    def padding(self) -> Iterator[memoryview]:
+        """The bytes that only align what follows."""
+        return map(self._bytes, self._padding)
+
+    def _bytes(self, place: TensorPlace) -> memoryview:
         begin = self._header + place.offset
         return self._data[begin : begin + place.bytes]
-
-    @property
-    def padding(self) -> tuple[str, ...]:
-        """The tensors that only pad."""
-        return tuple(name for name in self._places if PADDING.fullmatch(name))
 
 
 class Artifact:
@@ -341,8 +355,8 @@ class Artifact:
                 )
             return tensor.bytes
 
-        for name in weights.padding:
-            if any(weights[name]):
+        for filler in weights.padding():
+            if any(filler):
                 raise ChecksumError("the space between weights is not empty", at=str(self.path))
         done = 0
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -603,9 +617,10 @@ def _weights_file(data: memoryview, table: WeightsTable, at: str) -> WeightsFile
     if table.storage != "none" and _sha256(data[:header]) != table.header_sha256:
         raise ChecksumError("the header of the weights is not the one that was written", at=at)
     places, _ = read_header(data, at)
-    known = {tensor.name for tensor in table.tensors}
+    chosen: dict[str, TensorPlace] = {}
     for tensor in table.tensors:
-        place = places.get(tensor.name)
+        names = (tensor.name,) if tensor.offset is not None else tensor.known_as
+        place = next((places[name] for name in names if name in places), None)
         if place is None:
             raise WeightsError(f"the weight `{tensor.name}` is missing", at=at)
         if (place.dtype, place.shape) != (tensor.dtype, tensor.shape):
@@ -616,10 +631,11 @@ def _weights_file(data: memoryview, table: WeightsTable, at: str) -> WeightsFile
             )
         if tensor.offset is not None and tensor.offset != place.offset:
             raise OutOfBoundsError(f"the weight `{tensor.name}` is at another place", at=at)
-    for name in places if table.storage != "none" else ():
-        if name not in known and not PADDING.fullmatch(name):
-            raise WeightsError(f"the weight `{name[:120]}` is not in the manifest", at=at)
-    return WeightsFile(data, places, header)
+        chosen[tensor.name] = place
+    padding = [place for name, place in places.items() if PADDING.fullmatch(name)]
+    if table.storage != "none" and len(chosen) + len(padding) != len(places):
+        raise WeightsError("the file has weights that are not in the manifest", at=at)
+    return WeightsFile(data, chosen, padding, header)
 
 
 def _map_file(path: Path) -> mmap.mmap:

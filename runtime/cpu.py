@@ -1,0 +1,225 @@
+"""This machine's processor, and native code that runs on it.
+
+Code is loaded from memory, never from a path: the bytes that were checked are the bytes that run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import struct
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from fusec.diagnostics import DeviceError, InputError
+from fusec.runtime.errors import CodeError, TargetError
+
+_CPUINFO = Path("/proc/cpuinfo")
+_MAX_THREADS = 1024
+_X86_64 = ("x86_64", "AMD64")
+_ELF_X86_64 = 62
+_ELF_SHARED = 3
+_SYS_ARCH_PRCTL = 158
+_REQUEST_STATE = 0x1023  # ARCH_REQ_XCOMP_PERM
+_TILE_DATA = 18
+
+
+def host_features() -> frozenset[str]:
+    """The features of this machine's processor, as /proc/cpuinfo names them.
+
+    Raises:
+        DeviceError: this is not Linux on x86-64.
+    """
+    if platform.machine() not in _X86_64 or not _CPUINFO.exists():
+        raise DeviceError(
+            f"this machine is `{platform.system()}` on `{platform.machine()}`, but CPU targets "
+            "need Linux on x86-64"
+        )
+    found = re.search(r"^flags\s*:(.*)$", _CPUINFO.read_text(encoding="utf-8"), re.MULTILINE)
+    return frozenset(found[1].split()) if found is not None else frozenset()
+
+
+def require_features(arch: str, needed: Iterable[str], at: str) -> None:
+    """Refuse code that this processor cannot run.
+
+    Raises:
+        TargetError: features are missing.
+    """
+    missing = sorted(set(needed) - host_features())
+    if not missing:
+        return
+    listed = ", ".join(f"`{name}`" for name in missing)
+    raise TargetError(
+        f"the artifact was compiled for `{arch}`, but this processor has no {listed}",
+        at=at,
+        hint="compile it with `--target cpu` on this machine, or for an older level such as "
+        "`x86-64-v3`",
+    )
+
+
+class StepError(Exception):
+    """A kernel raised an error.  Internal to the runtime, which says what it means.
+
+    Attributes:
+        step: the index of the step.
+        code: a `FusecErrorCode` of `fusec/kernel.h`.
+        value: the offending number.
+        bound: what it had to stay below, or to be.
+    """
+
+    def __init__(self, step: int, code: int, value: int, bound: int) -> None:
+        super().__init__(f"step {step} failed with code {code}")
+        self.step = step
+        self.code = code
+        self.value = value
+        self.bound = bound
+
+
+INDEX_OUT_OF_RANGE = 1
+DIVISION_BY_ZERO = 2
+INVALID_ARGUMENT = 3
+
+
+class _Error(ctypes.Structure):
+    """`struct FusecError` of `fusec/kernel.h`."""
+
+    _fields_ = (
+        ("code", ctypes.c_int64),
+        ("value", ctypes.c_int64),
+        ("bound", ctypes.c_int64),
+        ("step", ctypes.c_int64),
+    )
+
+
+class Module:
+    """A loaded shared object of kernels with fusec's core in it."""
+
+    def __init__(self, library: ctypes.CDLL, at: str) -> None:
+        self._library = library
+        self._at = at
+        for name in ("fusec_execute", "fusec_last_error", "fusec_set_threads", "fusec_threads"):
+            self.address(name)
+        self._execute = library.fusec_execute
+        self._execute.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+        self._execute.restype = ctypes.c_int64
+        self._set_threads = library.fusec_set_threads
+        self._set_threads.argtypes = (ctypes.c_int,)
+        self._set_threads.restype = None
+        self._last_error = library.fusec_last_error
+        self._last_error.argtypes = (ctypes.c_void_p,)
+        self._last_error.restype = None
+        library.fusec_threads.restype = ctypes.c_int
+
+    def address(self, symbol: str) -> int:
+        """Where a function is.
+
+        Raises:
+            CodeError: the module has no such function.
+        """
+        try:
+            function = self._library[symbol]
+        except (AttributeError, ValueError):
+            raise CodeError(
+                f"the module has no function {ascii(symbol)[:120]}", at=self._at
+            ) from None
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+    @property
+    def threads(self) -> int:
+        """Threads that take part in a step."""
+        return int(self._library.fusec_threads())
+
+    def set_threads(self, threads: int) -> None:
+        """Use this many threads from now on."""
+        if threads != self.threads:
+            self._set_threads(threads)
+
+    def execute(self, steps: int, count: int, seconds: int | None) -> None:
+        """Run `count` steps of the `FusecStep` array at address `steps`.
+
+        Args:
+            steps: address of the array.
+            count: its length.
+            seconds: address of as many doubles for the times of the steps, or `None`.
+
+        Raises:
+            StepError: a kernel raised an error.
+        """
+        if not self._execute(steps, count, seconds):
+            return
+        error = _Error()
+        self._last_error(ctypes.addressof(error))
+        raise StepError(error.step, error.code, error.value, error.bound)
+
+
+_modules: dict[str, Module] = {}
+_modules_lock = threading.Lock()
+
+
+def load_module(code: memoryview, at: str) -> Module:
+    """Load a shared object from memory; the same bytes are loaded once a process.
+
+    The caller has checked the target and the digest.  Loading runs the code's initialisers.
+
+    Raises:
+        CodeError: it is no shared object for this machine, or lacks fusec's core.
+    """
+    digest = hashlib.sha256(code).hexdigest()
+    with _modules_lock:
+        if digest not in _modules:
+            _modules[digest] = _load(code, at)
+        return _modules[digest]
+
+
+def request_tiles(at: str) -> None:
+    """Ask the kernel for AMX's tile registers, which a process has only on request.
+
+    Raises:
+        TargetError: it refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_SYS_ARCH_PRCTL, _REQUEST_STATE, _TILE_DATA) != 0:
+        reason = os.strerror(ctypes.get_errno()).lower()
+        raise TargetError(f"the system gives no access to AMX: {reason}", at=at)
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that no pool can have.
+
+    Raises:
+        InputError: it is not in 1..1024.
+    """
+    if threads is not None and not 1 <= threads <= _MAX_THREADS:
+        raise InputError(f"`threads` must be from 1 to {_MAX_THREADS}, not `{threads}`")
+
+
+def _load(code: memoryview, at: str) -> Module:
+    _check_elf(code, at)
+    # The descriptor stays open: the loader tells libraries apart by path, and a closed number
+    # would be given to the next file.
+    descriptor = os.memfd_create("fusec", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(code)
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    try:
+        library = ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    except OSError as error:
+        os.close(descriptor)
+        reason = re.sub(r"^/proc/self/fd/\d+: ", "", str(error))
+        raise CodeError(f"the module cannot be loaded: {reason}", at=at) from None
+    return Module(library, at)
+
+
+def _check_elf(code: memoryview, at: str) -> None:
+    head = bytes(code[:20])
+    if len(head) < 20 or head[:6] != b"\x7fELF\x02\x01":
+        raise CodeError("the module is not a 64-bit ELF file", at=at)
+    kind, machine = struct.unpack_from("<2H", head, 16)
+    if machine != _ELF_X86_64 or kind != _ELF_SHARED:
+        raise CodeError("the module is not a shared object for x86-64", at=at)

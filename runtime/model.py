@@ -1,0 +1,288 @@
+"""A loaded model: checks what a caller gives, runs it, gives numpy arrays back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusec.diagnostics import InputError, ParseError
+from fusec.dtypes import DTYPES, DType, bf16_to_f32, f32_to_bf16
+from fusec.runtime.artifact import Artifact, TensorSpec
+from fusec.runtime.executor import Executor, StepTime, Storage
+from fusec.symbolic import Dim, Expr, evaluate, symbols_of
+
+Array = NDArray[np.generic]
+
+_NUMPY_NAMES = {
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "f8e4m3fn",
+    "float8_e4m3fnuz": "f8e4m3fnuz",
+    "float8_e5m2": "f8e5m2",
+    "float8_e8m0fnu": "e8m0",
+}
+"""Types of the `ml_dtypes` package, which share fusec's storage."""
+
+
+class Model:
+    """A model on one device; calls from several threads take turns.
+
+    Attributes:
+        artifact: what it was loaded from.
+        target: of the artifact that runs.
+        inputs: names, dtypes and shapes, in order.
+        outputs: names, dtypes and shapes, in order.
+        symbols: inclusive range of each symbolic size.
+    """
+
+    def __init__(self, artifact: Artifact, target: str, executor: Executor) -> None:
+        self.artifact = artifact
+        self.target = target
+        self.inputs = artifact.manifest.inputs
+        self.outputs = artifact.manifest.outputs
+        self.symbols = artifact.manifest.symbols
+        self._executor = executor
+
+    def __call__(self, **inputs: object) -> dict[str, Array]:
+        """Run the model; see `run`."""
+        return self.run(inputs)
+
+    def run(self, inputs: Mapping[str, object]) -> dict[str, Array]:
+        """Run the model.
+
+        Integers may be given in a narrower type, floats for `f32` in a narrower one, and `float32`
+        for `bf16` and `f16`, which rounds to nearest even.  `f8` types are given as raw bytes
+        (`uint8`).  Nested lists of numbers take the type that is wanted.
+
+        Args:
+            inputs: an array, or something `numpy.asarray` takes, for each input.
+
+        Returns:
+            An array for each output; `bf16` comes as `float32`, `f8` types as `uint8`.
+
+        Raises:
+            InputError: an input is missing, unknown, or of a wrong dtype, rank or size, or holds
+                an index outside of the table it indexes.
+        """
+        return self._run(inputs, None)
+
+    def profile(self, inputs: Mapping[str, object]) -> tuple[dict[str, Array], list[StepTime]]:
+        """Run the model and take the time of every step."""
+        times: list[StepTime] = []
+        return self._run(inputs, times), times
+
+    def arena_bytes(self, **sizes: int) -> int:
+        """Bytes of intermediate values that a run needs for these values of the symbols."""
+        return self._executor.arena_bytes(sizes)
+
+    @property
+    def threads(self) -> int:
+        """Threads that take part in a step."""
+        return self._executor.threads
+
+    def _run(self, inputs: Mapping[str, object], times: list[StepTime] | None) -> dict[str, Array]:
+        arrays = check_inputs(self.inputs, self.symbols, inputs)
+        symbols = bind_symbols(self.inputs, self.symbols, arrays)
+        outputs = self._executor.run(arrays, symbols, times)
+        return {spec.name: shown(spec.dtype, outputs[spec.name]) for spec in self.outputs}
+
+
+def check_inputs(
+    specs: Sequence[TensorSpec],
+    symbols: Mapping[str, tuple[int, int]],
+    inputs: Mapping[str, object],
+) -> dict[str, Storage]:
+    """Every input as a contiguous array in the storage type of its dtype.
+
+    Raises:
+        InputError: an input is missing or unknown, or has a wrong dtype or rank.
+    """
+    known = {spec.name: spec for spec in specs}
+    listed = ", ".join(f"`{spec}`" for spec in specs) or "none"
+    for name in inputs:
+        if name not in known:
+            raise InputError(f"there is no input `{name}`", hint=f"the inputs are {listed}")
+    for name in known:
+        if name not in inputs:
+            raise InputError(f"the input `{name}` is missing", hint=f"the inputs are {listed}")
+    arrays: dict[str, Storage] = {}
+    for name, spec in known.items():
+        array = to_storage(spec, inputs[name])
+        if array.ndim != len(spec.shape):
+            raise InputError(
+                f"the input `{name}` must have {len(spec.shape)} dims, "
+                f"`{_sizes(spec.shape)}`, but {array.ndim} were given, `{_sizes(array.shape)}`"
+            )
+        arrays[name] = array
+    return arrays
+
+
+def bind_symbols(
+    specs: Sequence[TensorSpec],
+    symbols: Mapping[str, tuple[int, int]],
+    arrays: Mapping[str, Array],
+) -> dict[str, int]:
+    """The value of every symbol, from the sizes of the inputs.
+
+    Raises:
+        InputError: a size is not the one compiled in, is out of range, or differs between inputs.
+    """
+    values: dict[str, int] = {}
+    origin: dict[str, str] = {}
+    later: list[tuple[TensorSpec, int, Expr]] = []
+    for spec in specs:
+        for axis, (dim, size) in enumerate(zip(spec.shape, arrays[spec.name].shape, strict=True)):
+            if isinstance(dim, int):
+                if size != dim:
+                    raise _wrong_size(spec, axis, size, str(dim), arrays)
+                continue
+            name = str(dim)
+            if symbols_of(dim) != {name}:
+                later.append((spec, axis, dim))
+                continue
+            _bind(name, size, spec.name, symbols, values, origin)
+    for spec, axis, dim in later:
+        size = arrays[spec.name].shape[axis]
+        unbound = symbols_of(dim) - values.keys()
+        if len(unbound) == 1:
+            (name,) = unbound
+            solved = _solve(dim, name, size, symbols[name], values)
+            if solved is None:
+                raise _wrong_size(spec, axis, size, str(dim), arrays)
+            _bind(name, solved, spec.name, symbols, values, origin)
+        elif _value(dim, values) != size:
+            raise _wrong_size(spec, axis, size, f"{dim} = {_value(dim, values)}", arrays)
+    for name, (low, high) in symbols.items():
+        if name not in values and low == high:
+            values[name] = low
+    return values
+
+
+def to_storage(spec: TensorSpec, value: object) -> Storage:
+    """`value` as a contiguous array in the storage type of `spec.dtype`.
+
+    Raises:
+        InputError: its type cannot be turned into that without loss.
+    """
+    dtype = DTYPES[spec.dtype]
+    declared = hasattr(value, "dtype")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the input `{spec.name}` is not an array: {error}") from None
+    given = _NUMPY_NAMES.get(array.dtype.name)
+    if given is not None:
+        raw = np.ascontiguousarray(array).view(DTYPES[given].numpy).reshape(array.shape)
+        if given == spec.dtype:
+            return raw
+        array = bf16_to_f32(raw.astype(np.uint16, copy=False)) if given == "bf16" else array
+    converted = _converted(dtype, array, declared)
+    if converted is None:
+        raise _wrong_dtype(spec, array)
+    shape = converted.shape
+    return np.require(converted, dtype.numpy, ["C", "A"]).reshape(shape)
+
+
+def shown(dtype: str, array: Storage) -> Array:
+    """An output as callers get it: bf16 widened to float32."""
+    if dtype == "bf16":
+        return bf16_to_f32(array.view(np.uint16))
+    return array
+
+
+def _converted(dtype: DType, array: Array, declared: bool) -> Array | None:
+    """`array` in the storage type of `dtype`, or `None` where that could lose something."""
+    source = array.dtype
+    if not declared and source.kind in "iuf" and dtype.is_float and dtype.bits >= 16:
+        # Python's numbers have no precision of their own; nor has an empty list a type.
+        array = array.astype(np.float64 if dtype.bits == 64 else np.float32)
+        source = array.dtype
+    if not declared and array.size == 0 and dtype.is_integer:
+        return array.astype(dtype.numpy)
+    if dtype.name == "bf16":
+        if source.kind == "f" and source.itemsize <= 4:
+            return f32_to_bf16(array.astype(np.float32, copy=False))
+        return None
+    if dtype.name == "f16" and source == np.float32:
+        with np.errstate(over="ignore"):
+            return array.astype(np.float16)
+    if source == dtype.numpy:
+        return array
+    same_kind = source.kind in "iu" if dtype.is_integer else source.kind == "f" and dtype.is_float
+    if not declared and dtype.is_integer and source.kind in "iu":
+        limits = np.iinfo(dtype.numpy)
+        if array.min() >= limits.min and array.max() <= limits.max:
+            return array.astype(dtype.numpy)
+    if same_kind and dtype.bits > 8 and np.can_cast(source, dtype.numpy, "safe"):
+        return array.astype(dtype.numpy)
+    return None
+
+
+def _wrong_dtype(spec: TensorSpec, array: Array) -> InputError:
+    wanted = {"bf16": "float32"}.get(spec.dtype, DTYPES[spec.dtype].numpy.name)
+    hint = f"convert it: `.astype(numpy.{wanted})`"
+    if array.dtype == object:
+        hint = "give a rectangular array of numbers"
+    return InputError(
+        f"the input `{spec.name}` must be {spec.dtype}, but {array.dtype} was given", hint=hint
+    )
+
+
+def _wrong_size(
+    spec: TensorSpec, axis: int, size: int, expected: str, arrays: Mapping[str, Array]
+) -> InputError:
+    return InputError(
+        f"dim {axis} of the input `{spec.name}` must be {expected}, but it is {size}",
+        hint=f"`{spec.name}` is `{_sizes(spec.shape)}`; "
+        f"`{_sizes(arrays[spec.name].shape)}` was given",
+    )
+
+
+def _bind(
+    name: str,
+    size: int,
+    source: str,
+    symbols: Mapping[str, tuple[int, int]],
+    values: dict[str, int],
+    origin: dict[str, str],
+) -> None:
+    if values.setdefault(name, size) != size:
+        raise InputError(
+            f"`{name}` is {values[name]} in the input `{origin[name]}` but {size} in `{source}`",
+            hint="inputs that share a size must agree on it",
+        )
+    origin.setdefault(name, source)
+    low, high = symbols[name]
+    if not low <= size <= high:
+        wider = f"{min(low, size)}:{max(high, size)}"
+        raise InputError(
+            f"`{name}` is {size} in the input `{source}`, but the artifact was compiled for "
+            f"{low}..{high}",
+            hint=f"compile it with `--dim {name}={wider}`",
+        )
+
+
+def _solve(
+    dim: Expr, name: str, size: int, range_: tuple[int, int], values: Mapping[str, int]
+) -> int | None:
+    """The value of the symbol that gives `size`, by bisection: sizes grow with their symbols."""
+    low, high = range_
+    while low < high:
+        middle = (low + high) // 2
+        if _value(dim, {**values, name: middle}) < size:
+            low = middle + 1
+        else:
+            high = middle
+    return low if _value(dim, {**values, name: low}) == size else None
+
+
+def _value(dim: Dim, values: Mapping[str, int]) -> int:
+    try:
+        return evaluate(dim, values)
+    except ParseError as error:
+        raise InputError(f"the inputs do not fix the size `{dim}`: {error}") from None
+
+
+def _sizes(shape: Sequence[Dim]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
