@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from fusec.passes.canonicalise import Canonicalise
 from fusec.rewrite import Pass
 
-PIPELINE: tuple[type[Pass], ...] = ()
+PIPELINE: tuple[type[Pass], ...] = (Canonicalise,)
 """Every pass.  `after` of each one is checked against this order by a test."""
 
 FUSIONS = (

@@ -1,0 +1,5 @@
+"""Rules of `canonicalise`: each one looks at a node and its operands, never at its readers."""
+
+from fusec.passes.canonical.rewriter import Rewriter, Rule
+
+__all__ = ["Rewriter", "Rule"]

@@ -1,0 +1,229 @@
+"""Arithmetic: neutral operands go, and what can be written in several ways is written in one."""
+
+from __future__ import annotations
+
+import math
+
+from fusec.ir import OPS, Node
+from fusec.ir.ops.base import axis_of
+from fusec.ir.types import Attrs, bool_attr, int_attr, ints_attr
+from fusec.passes.canonical.rewriter import Rewriter, Rule
+
+_NEUTRAL_RIGHT: dict[str, float | bool] = {
+    "add": 0,
+    "sub": 0,
+    "mul": 1,
+    "div": 1,
+    "pow": 1,
+    "floordiv": 1,
+    "and": True,
+    "or": False,
+    "xor": False,
+    "shl": 0,
+    "shr": 0,
+}
+_UNDONE_BY_ITSELF = ("neg", "not")
+_SAME_TWICE = ("abs", "floor", "ceil", "round", "trunc", "relu", "sign")
+
+
+def neutral(build: Rewriter, node: Node) -> str | None:
+    """x + 0, x * 1, x & true and the like are x; also with the operands exchanged."""
+    wanted = _NEUTRAL_RIGHT[node.op]
+    pairs = [node.inputs]
+    if OPS[node.op].commutative:
+        pairs.append(node.inputs[::-1])
+    for x, other in pairs:
+        held = build.graph.constant(other)
+        if (
+            held is None
+            or isinstance(held, str | tuple)
+            or isinstance(held, bool) != isinstance(wanted, bool)
+        ):
+            continue
+        if held == wanted and build.type(x) == build.type(node.output):
+            return x
+    return None
+
+
+def power(build: Rewriter, node: Node) -> str | None:
+    """Powers 2, 3, 4, 1/2, -1/2 and -1 of a float are products and roots."""
+    x = node.inputs[0]
+    exponent = build.graph.constant(node.inputs[1])
+    if not isinstance(exponent, int | float) or not build.type(x).element.is_float:
+        return None
+    if build.type(x) != build.type(node.output):
+        return None
+    roots = {0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
+    if exponent in roots:
+        return build.value(roots[exponent], [x])
+    if exponent not in (2, 3, 4):
+        return None
+    square = build.value("mul", [x, x])
+    if exponent == 2:
+        return square
+    return build.value("mul", [square, x if exponent == 3 else square])
+
+
+def division(build: Rewriter, node: Node) -> str | None:
+    """x / sqrt(y) is x * rsqrt(y), 1 / x is reciprocal(x), x / constant is x * (1 / constant)."""
+    x, y = node.inputs
+    if (root := build.producer(y, "sqrt")) is not None:
+        return build.value("mul", [x, build.value("rsqrt", root.inputs)])
+    if build.graph.constant(x) == 1 and build.type(y) == build.type(node.output):
+        return build.value("reciprocal", [y])
+    divisor = build.graph.constant(y)
+    if not isinstance(divisor, int | float) or divisor == 0 or not math.isfinite(1 / divisor):
+        return None
+    inverse = build.constant(1 / divisor, build.type(y).dtype, build.type(y).shape)
+    return build.value("mul", [x, inverse])
+
+
+def reciprocal(build: Rewriter, node: Node) -> str | None:
+    """One over a root is rsqrt."""
+    root = build.producer(node.inputs[0], "sqrt")
+    return None if root is None else build.value("rsqrt", root.inputs)
+
+
+def subtraction(build: Rewriter, node: Node) -> str | None:
+    """x - constant of floats is x + (-constant)."""
+    x, y = node.inputs
+    held = build.graph.constant(y)
+    if isinstance(held, bool) or not isinstance(held, int | float):
+        return None
+    if not build.type(y).element.is_float or build.graph.constant(x) is not None:
+        return None
+    return build.value("add", [x, build.constant(-held, build.type(y).dtype, build.type(y).shape)])
+
+
+def product(build: Rewriter, node: Node) -> str | None:
+    """(x * constant) * constant is one product; sum * (1 / count) is a mean."""
+    for x, other in (node.inputs, node.inputs[::-1]):
+        factor = build.graph.constant(other)
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            continue
+        if not build.type(x).element.is_float or build.type(other).rank:
+            continue
+        if (mean := _mean(build, x, factor)) is not None:
+            return mean
+        if (inner := build.producer(x, "mul")) is None:
+            continue
+        for y, second in (inner.inputs, inner.inputs[::-1]):
+            held = build.graph.constant(second)
+            if isinstance(held, int | float) and build.type(second).rank == 0:
+                if build.graph.constant(y) is None:
+                    return build.value(
+                        "mul", [y, build.constant(held * factor, build.type(y).dtype)]
+                    )
+    return None
+
+
+def twice(build: Rewriter, node: Node) -> str | None:
+    """neg(neg(x)) is x; abs(abs(x)) is abs(x)."""
+    inner = build.producer(node.inputs[0], node.op)
+    if inner is None:
+        return None
+    return inner.inputs[0] if node.op in _UNDONE_BY_ITSELF else inner.output
+
+
+def where(build: Rewriter, node: Node) -> str | None:
+    """A choice between x and x, or by a constant, is no choice; nor one by its opposite."""
+    condition, yes, no = node.inputs
+    held = build.graph.constant(condition)
+    chosen = yes if held is True or yes == no else no if held is False else None
+    if chosen is not None and build.type(chosen) == build.type(node.output):
+        return chosen
+    if (opposite := build.producer(condition, "not")) is not None:
+        return build.value("where", [opposite.inputs[0], no, yes])
+    return None
+
+
+def same_operands(build: Rewriter, node: Node) -> str | None:
+    """x & x is x."""
+    return node.inputs[0] if node.inputs[0] == node.inputs[1] else None
+
+
+def clamp(build: Rewriter, node: Node) -> str | None:
+    """A clamp without bounds goes."""
+    bounds = (node.attrs.get("min"), node.attrs.get("max"))
+    return node.inputs[0] if bounds == (None, None) else None
+
+
+def reduction(build: Rewriter, node: Node) -> str | None:
+    """Axes are sorted and count from the front; reduced axes are kept, and a reshape drops them."""
+    type = build.type(node.inputs[0])
+    axes = ints_attr(node.attrs, "axes")
+    wanted = tuple(sorted({axis_of(axis, type.rank) for axis in axes}))
+    if bool_attr(node.attrs, "keepdims") and axes == wanted:
+        return None
+    attrs: Attrs = {**node.attrs, "axes": wanted, "keepdims": True}
+    kept = build.value(node.op, node.inputs, attrs)
+    return build.reshaped(kept, build.type(node.output).shape)
+
+
+def axis(build: Rewriter, node: Node) -> str | None:
+    """Axes count from the front."""
+    rank = build.type(node.inputs[0]).rank
+    if "axis" in node.attrs:
+        given = int_attr(node.attrs, "axis")
+        if given >= 0:
+            return None
+        return build.value(node.op, node.inputs, {**node.attrs, "axis": axis_of(given, rank)})
+    axes = ints_attr(node.attrs, "axes")
+    if all(given >= 0 for given in axes):
+        return None
+    wanted = tuple(axis_of(given, rank) for given in axes)
+    return build.value(node.op, node.inputs, {**node.attrs, "axes": wanted})
+
+
+def _mean(build: Rewriter, x: str, factor: float) -> str | None:
+    dropped = build.producer(x, "reshape")
+    total = build.producer(x if dropped is None else dropped.inputs[0], "reduce_sum")
+    if total is None or not bool_attr(total.attrs, "keepdims"):
+        return None
+    shape = build.type(total.inputs[0]).shape
+    count = 1
+    for index in ints_attr(total.attrs, "axes"):
+        size = shape[index]
+        if not isinstance(size, int):
+            return None
+        count *= size
+    if count == 0 or not math.isclose(factor * count, 1, rel_tol=1e-6):
+        return None
+    mean = build.value("reduce_mean", total.inputs, total.attrs)
+    return build.reshaped(mean, build.type(x).shape)
+
+
+_REDUCTIONS = ("sum", "mean", "max", "min", "prod", "any", "all")
+_WITH_AXIS = (
+    "concat",
+    "slice",
+    "slice_scatter",
+    "take",
+    "gather",
+    "scatter",
+    "softmax",
+    "log_softmax",
+    "cumsum",
+    "cumprod",
+    "flip",
+    "index",
+    "index_put",
+)
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    **{op: (neutral,) for op in _NEUTRAL_RIGHT},
+    **{op: (twice,) for op in (*_UNDONE_BY_ITSELF, *_SAME_TWICE)},
+    **{f"reduce_{name}": (reduction,) for name in _REDUCTIONS},
+    **{op: (axis,) for op in _WITH_AXIS},
+    "logsumexp": (reduction,),
+    "pow": (neutral, power),
+    "div": (neutral, division),
+    "sub": (neutral, subtraction),
+    "mul": (neutral, product),
+    "and": (neutral, same_operands),
+    "or": (neutral, same_operands),
+    "reciprocal": (reciprocal,),
+    "where": (where,),
+    "clamp": (clamp,),
+}
+"""Rules by the operation they look at."""

@@ -1,0 +1,197 @@
+"""Runs the cases of every golden file: text, refusals, and numbers before and after.
+
+A golden file is Markdown, one a pass.  The title is the pass's name; each second-level heading is
+a case, with fences `fir` (before), `fir after` (absent: the pass changes nothing) and `refused`
+(lines `code at %node: reason`).  `pytest --update-golden` writes what came out; read the diff.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fusec.ir import Graph, parse_graph, print_graph
+from fusec.ir.interpret import interpret
+from fusec.ir.ops import is_opaque
+from fusec.passes import PIPELINE
+from fusec.rewrite import DecisionLog, FusionPass, Pass
+from fusec.symbolic import substitute
+from fusec.target import target_named
+
+HERE = Path(__file__).parent
+TARGET = target_named("x86-64-v3")
+PASSES: dict[str, type[Pass]] = {each.name: each for each in PIPELINE}
+_HEADING = re.compile(r"^## (.+)$", re.M)
+_FENCE = re.compile(r"^```(fir after|fir|refused)\n(.*?)^```\n?", re.M | re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One heading of a golden file."""
+
+    file: Path
+    title: str
+    before: str
+    after: str | None
+    refused: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.file.stem}: {self.title}"
+
+
+def _cases(file: Path) -> Iterator[Case]:
+    parts = _HEADING.split(file.read_text())
+    for title, body in zip(parts[1::2], parts[2::2], strict=True):
+        fences: dict[str, str] = {kind: text for kind, text in _FENCE.findall(body)}
+        refused = tuple(fences.get("refused", "").splitlines())
+        yield Case(file, title, fences.get("fir", ""), fences.get("fir after"), refused)
+
+
+FILES = sorted(HERE.glob("*.md"))
+CASES = [case for file in FILES for case in _cases(file)]
+
+
+def _pass_of(file: Path) -> type[Pass]:
+    title = file.read_text().splitlines()[0].removeprefix("# ")
+    assert title == file.stem.replace("_", "-") or title == file.stem, (
+        f"{file.name} is titled {title}"
+    )
+    return PASSES[title]
+
+
+def probe(which: type[Pass]) -> Pass:
+    """The pass; one that only recognises gets a name in decisions, so that refusals show."""
+    if issubclass(which, FusionPass) and which.fusion is None:
+        return type(which.__name__, (which,), {"fusion": which.name})()
+    return which()
+
+
+def _refusals(log: DecisionLog) -> list[str]:
+    return [f"{each.code} at %{each.node}: {each.reason}" for each in log.refused()]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_case(case: Case, request: pytest.FixtureRequest) -> None:
+    which = _pass_of(case.file)
+    graph = parse_graph(case.before)
+    assert print_graph(graph) == case.before, "write the case as it prints"
+    log = DecisionLog()
+    changes = probe(which).run(graph, TARGET, log)
+    graph.verify()
+    after, refused = print_graph(graph), _refusals(log)
+    if request.config.getoption("--update-golden", default=False):
+        _update(case, None if after == case.before else after, refused)
+        return
+    assert after == (case.after or case.before)
+    assert refused == list(case.refused)
+    assert (changes > 0) == (case.after is not None)
+    again = probe(which).run(graph, TARGET, DecisionLog())
+    assert (again, print_graph(graph)) == (0, after), "a second run rewrites something"
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.after], ids=lambda case: case.name)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_numbers(case: Case, seed: int) -> None:
+    assert case.after is not None
+    before, after = parse_graph(case.before), parse_graph(case.after)
+    inputs, weights = sample(before, seed)
+    expected = interpret(before, inputs, weights)
+    actual = interpret(after, inputs, derived_weights(after, weights, case.before))
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=1e-9, atol=1e-9)
+        floats = value[np.isfinite(value)] if value.dtype.kind == "f" else value[:0]
+        assert floats.size == 0 or np.abs(floats).max() > 1e-3, "a result of zeros shows nothing"
+
+
+def sample(graph: Graph, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Random inputs and weights at odd sizes."""
+    random = np.random.default_rng(seed)
+    sizes = {name: max(low, 3 + 2 * n) for n, (name, (low, _)) in enumerate(graph.symbols.items())}
+
+    def array(value: str) -> np.ndarray:
+        kind = graph.type(value)
+        shape = tuple(int(str(substitute(dim, sizes))) for dim in kind.shape)
+        if kind.dtype == "bool":
+            return random.random(shape) < 0.5
+        if kind.element.is_integer:
+            return random.integers(0, 4, shape)
+        return random.standard_normal(shape) + 0.25
+
+    inputs = {name: array(name) for name in graph.inputs}
+    return inputs, {name: array(name) for name in graph.parameters}
+
+
+def derived_weights(
+    after: Graph, weights: dict[str, np.ndarray], before: str
+) -> dict[str, np.ndarray]:
+    """Values for the parameters of `after`: merged ones are named `a+b`, transposed ones `a^T`."""
+    given = dict(weights)
+    named = {w.name: weights[v] for v, w in parse_graph(before).parameters.items()}
+    for value, weight in after.parameters.items():
+        if value not in given:
+            given[value] = _weight(weight.name, named)
+    return given
+
+
+def _weight(name: str, named: dict[str, np.ndarray]) -> np.ndarray:
+    if name in named:
+        return named[name]
+    if "+" in name:
+        return np.concatenate([_weight(part, named) for part in name.split("+")])
+    return _weight(name.removesuffix("^T"), named).T
+
+
+def _update(case: Case, after: str | None, refused: list[str]) -> None:
+    text = case.file.read_text()
+    begin = text.index(f"## {case.title}\n")
+    end = text.find("\n## ", begin + 1)
+    end = len(text) if end < 0 else end
+    section = text[begin:end]
+    head = section[: section.index("```fir\n")]
+    fences = [f"```fir\n{case.before}```\n"]
+    if after is not None:
+        fences.append(f"```fir after\n{after}```\n")
+    if refused:
+        fences.append("```refused\n" + "\n".join(refused) + "\n```\n")
+    case.file.write_text(text[:begin] + head + "\n".join(fences) + text[end:])
+
+
+# --- what every pass owes -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", PASSES.values(), ids=lambda each: each.name)
+def test_pass_has_a_golden_file_for_every_code(which: type[Pass]) -> None:
+    file = HERE / f"{which.name.replace('-', '_')}.md"
+    assert file.exists(), f"`{which.name}` has no golden file"
+    shown = {line.split(" at ")[0] for case in _cases(file) for line in case.refused}
+    assert shown - {"escapes", "cycle"} == documented_codes(which) - {"escapes", "cycle"}
+
+
+def documented_codes(which: type[Pass]) -> set[str]:
+    """The words that the module's docstring lists under *Leaves it alone when*."""
+    module = __import__(which.__module__, fromlist=["_"])
+    text = (module.__doc__ or "").partition("Leaves it alone when\n")[2].partition("\n\n")[0]
+    return set(re.findall(r"^  (?! )([a-z][a-z0-9-]*) ", text, re.M))
+
+
+def test_order_of_the_pipeline() -> None:
+    names = [each.name for each in PIPELINE]
+    for position, each in enumerate(PIPELINE):
+        for earlier in each.after:
+            assert earlier in names, f"`{each.name}` comes after `{earlier}`, which is not there"
+            assert earlier in names[:position], f"`{each.name}` must come after `{earlier}`"
+
+
+def test_every_golden_file_belongs_to_a_pass() -> None:
+    for file in FILES:
+        assert _pass_of(file) in PIPELINE
+
+
+def test_no_golden_case_is_opaque() -> None:
+    for case in CASES:
+        assert not any(is_opaque(node.op) for node in parse_graph(case.before).nodes())
