@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fusec.runtime.artifact import Artifact, TensorSpec, open_artifact
 from fusec.runtime.executor import StepTime
-from fusec.runtime.load import load
+from fusec.runtime.loader import load
 from fusec.runtime.model import Model
 
 __all__ = ["Artifact", "Model", "StepTime", "TensorSpec", "load", "open_artifact"]

@@ -22,6 +22,8 @@ from fusec.runtime.errors import CodeError, TargetError
 _CPUINFO = Path("/proc/cpuinfo")
 _MAX_THREADS = 1024
 _X86_64 = ("x86_64", "AMD64")
+_ELF_HEADER = struct.Struct("<16s2HI3QI6H")
+_ELF_SEGMENT = struct.Struct("<2I6Q")
 _ELF_X86_64 = 62
 _ELF_SHARED = 3
 _SYS_ARCH_PRCTL = 158
@@ -217,9 +219,15 @@ def _load(code: memoryview, at: str) -> Module:
 
 
 def _check_elf(code: memoryview, at: str) -> None:
-    head = bytes(code[:20])
-    if len(head) < 20 or head[:6] != b"\x7fELF\x02\x01":
+    """Refuse what the loader would crash on: other files, and segments outside of the file."""
+    if len(code) < _ELF_HEADER.size or bytes(code[:6]) != b"\x7fELF\x02\x01":
         raise CodeError("the module is not a 64-bit ELF file", at=at)
-    kind, machine = struct.unpack_from("<2H", head, 16)
+    _, kind, machine, _, _, table, _, _, _, entry_size, entries, *_ = _ELF_HEADER.unpack_from(code)
     if machine != _ELF_X86_64 or kind != _ELF_SHARED:
         raise CodeError("the module is not a shared object for x86-64", at=at)
+    if entry_size != _ELF_SEGMENT.size or table + entries * entry_size > len(code):
+        raise CodeError("the module's segments are not in the file", at=at)
+    for index in range(entries):
+        _, _, offset, _, _, size, _, _ = _ELF_SEGMENT.unpack_from(code, table + index * entry_size)
+        if offset + size > len(code):
+            raise CodeError("the module ends inside a segment", at=at)

@@ -140,3 +140,15 @@ def edited(entries: Mapping[str, bytes], name: str, *path: str | int, value: obj
         place = place[step]
     place[path[-1]] = value
     return seal({**entries, name: canonical_json(document)})
+
+
+def places_of(document: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Every place in a JSON document."""
+    found = [path] if path else []
+    if isinstance(document, dict):
+        for key, value in document.items():
+            found += places_of(value, (*path, key))
+    if isinstance(document, list):
+        for index, value in enumerate(document):
+            found += places_of(value, (*path, index))
+    return found

@@ -11,7 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from artifact_samples import CODE, MODULE, contents, edited, entries_of, seal, seal_as_is, weight
+from artifact_samples import (
+    CODE,
+    MODULE,
+    contents,
+    edited,
+    entries_of,
+    places_of,
+    seal,
+    seal_as_is,
+    weight,
+)
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -451,18 +461,6 @@ JSON = st.recursive(
     ),
     max_leaves=5,
 )
-
-
-def places_of(document: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    """Every place in a JSON document."""
-    found = [path] if path else []
-    if isinstance(document, dict):
-        for key, value in document.items():
-            found += places_of(value, (*path, key))
-    if isinstance(document, list):
-        for index, value in enumerate(document):
-            found += places_of(value, (*path, index))
-    return found
 
 
 def check_document(path: Path, entries: dict[str, bytes], place: int, value: object) -> None:
