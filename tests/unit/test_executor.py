@@ -204,28 +204,28 @@ def test_conversions_that_are_safe() -> None:
     np.testing.assert_array_equal(
         bf16_to_f32(f32_to_bf16(values))[[0, 1, 4, 5]], [1.0, -2.5, 1.0, 1 + 2**-6]
     )
-    assert converted("f16", np.float32([1e9, 1])).tolist() == [np.inf, 1]
-    assert converted("f32", np.float16([1.5])).tolist() == [1.5]
-    assert converted("f64", np.float32([1.5])).tolist() == [1.5]
+    assert converted("f16", np.array([1e9, 1], np.float32)).tolist() == [np.inf, 1]
+    assert converted("f32", np.array([1.5], np.float16)).tolist() == [1.5]
+    assert converted("f64", np.array([1.5], np.float32)).tolist() == [1.5]
     assert converted("f32", [1, 2.5]).tolist() == [1, 2.5]
-    assert converted("i64", np.uint32([7])).tolist() == [7]
+    assert converted("i64", np.array([7], np.uint32)).tolist() == [7]
     assert converted("i32", [7]).dtype == np.int32
     assert converted("u8", [255]).tolist() == [255]
-    assert converted("f8e4m3fn", np.uint8([255])).tolist() == [255]
+    assert converted("f8e4m3fn", np.array([255], np.uint8)).tolist() == [255]
     assert converted("bool", [True]).tolist() == [True]
     assert converted("i64", []).dtype == np.int64
     assert converted("f32", np.float32(3)).shape == ()
     for dtype, value in (
-        ("f32", np.float64([1])),
-        ("bf16", np.float64([1])),
-        ("bf16", np.uint16([1])),
-        ("f16", np.float64([1])),
-        ("i32", np.int64([1])),
+        ("f32", np.array([1], np.float64)),
+        ("bf16", np.array([1], np.float64)),
+        ("bf16", np.array([1], np.uint16)),
+        ("f16", np.array([1], np.float64)),
+        ("i32", np.array([1], np.int64)),
         ("i32", [1 << 40]),
         ("u8", [-1]),
         ("bool", [1]),
-        ("f32", np.int32([1])),
-        ("f8e4m3fn", np.float32([1])),
+        ("f32", np.array([1], np.int32)),
+        ("f8e4m3fn", np.array([1], np.float32)),
         ("f32", [1j]),
     ):
         with pytest.raises(InputError, match=f"must be {dtype}"):
@@ -235,8 +235,10 @@ def test_conversions_that_are_safe() -> None:
 def test_bf16_of_ml_dtypes() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     values = np.array([1.5, -3], ml_dtypes.bfloat16)
-    np.testing.assert_array_equal(converted("bf16", values), f32_to_bf16(np.float32([1.5, -3])))
-    np.testing.assert_array_equal(converted("f32", values), np.float32([1.5, -3]))
+    np.testing.assert_array_equal(
+        converted("bf16", values), f32_to_bf16(np.array([1.5, -3], np.float32))
+    )
+    np.testing.assert_array_equal(converted("f32", values), np.array([1.5, -3], np.float32))
 
 
 def test_unknown_inputs_come_before_missing_ones() -> None:
@@ -288,9 +290,9 @@ def test_outputs_that_are_inputs_weights_or_arena(tmp_path: Path) -> None:
         slots=[["4*n"]],
         binding=[0, 0, 1, 2, 2],
     )
-    weights = [weight("w", "f32", (3,), np.float32([7, 8, 9]).tobytes())]
+    weights = [weight("w", "f32", (3,), np.array([7, 8, 9], np.float32).tobytes())]
     model = load(write(tmp_path / "m.fusec", document, weights))
-    x = np.float32([1, 2])
+    x = np.array([1, 2], np.float32)
     result = model(x=x)
     assert {name: array.tolist() for name, array in result.items()} == {
         "same": [1, 2],
@@ -310,7 +312,7 @@ def test_special_numbers_as_parameters(tmp_path: Path) -> None:
         step = kernel_step("sample_scale", [(0, 0), (1, 0)], 1, {"f64": text})
         document = program(["x: f32[1]"], ["y: f32[1]"], buffers, [step], symbols={})
         y = load(write(tmp_path / "m.fusec", document))(x=[1])["y"]
-        np.testing.assert_array_equal(y, np.float32([expected]))
+        np.testing.assert_array_equal(y, np.array([expected], np.float32))
 
 
 def test_threads(tmp_path: Path, path: Path) -> None:
@@ -454,8 +456,8 @@ def test_modules_that_are_none(tmp_path: Path, path: Path) -> None:
             parsed = json.loads(changed[document])
             target = parsed
             for step in place[:-1]:
-                target = target[step]  # type: ignore[index]
-            target[place[-1]] = name  # type: ignore[index]
+                target = target[step]
+            target[place[-1]] = name
             changed[document] = json.dumps(parsed).encode()
         from artifact_samples import seal
 
