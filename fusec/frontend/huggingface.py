@@ -1,0 +1,404 @@
+"""Hugging Face model folders, and live models of transformers.
+
+A folder is built on the meta device, so that memory grows with the graph and not with the weights.
+Buffers that a model computes when it is made (rotary frequencies, positions) are computed on the
+CPU by the same code that `from_pretrained` runs for them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusec.diagnostics import InputError, UnsupportedError
+from fusec.frontend.dims import DimRequest, DimSpec, dim_specs, narrowed
+from fusec.frontend.safetensors_index import read_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from fusec.frontend.live import Call
+    from fusec.ir.weights import Weight
+
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+"""What `--dtype` takes, with torch's names."""
+
+UNBOUNDED_POSITIONS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model of transformers, ready to export.
+
+    Attributes:
+        model: on meta when it comes from a folder.
+        call: its inputs.
+        checkpoint: weights by name; empty when the folder has none.
+        notes: what a person should know.
+    """
+
+    model: Any
+    call: Call
+    checkpoint: Mapping[str, Weight]
+    notes: tuple[str, ...] = ()
+
+
+def require(module: str, extra: str) -> None:
+    """Check that `module` can be imported.
+
+    Raises:
+        InputError: it is not installed; the hint has the command.
+    """
+    if importlib.util.find_spec(module) is None:
+        hint = f"`pip install 'fusec[{extra}]'`"
+        raise InputError(f"this source needs `{module}`, which is not installed", hint=hint)
+
+
+def prepare_folder(
+    folder: Path,
+    *,
+    dims: Mapping[str, DimRequest] | None,
+    dtype: str | None,
+    attention_mask: bool,
+    trust_remote_code: bool,
+) -> Prepared:
+    """Build the model in `folder` on meta and find its weights.
+
+    Raises:
+        InputError: transformers does not know the model, or its files are unsound.
+        UnsupportedError: the model is of a kind that fusec cannot export.
+    """
+    require("torch", "torch")
+    require("transformers", "huggingface")
+    raw = read_config(folder)
+    notes: list[str] = []
+    config = _load_config(folder, raw, trust_remote_code)
+    stored = read_folder(folder)
+    quantisation = raw.get("quantization_config")
+    if quantisation is not None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
+        if stored:
+            message = f"the checkpoint is quantised by `{method}`, which is not read yet"
+            raise UnsupportedError(message, at=str(folder), hint="give an unquantised checkpoint")
+        config.quantization_config = None
+        del config.quantization_config
+        notes.append(f"`quantization_config` (`{method}`) is left out: the folder has no weights")
+    model = build_on_meta(config, _model_class(config, raw, folder, trust_remote_code), dtype)
+    weights: Mapping[str, Weight] = {}
+    if stored:
+        from fusec.frontend.checkpoint import read_checkpoint
+
+        checkpoint = read_checkpoint(model, stored)
+        weights = checkpoint.weights
+        unused = [name for name in checkpoint.unused if not _expected_unused(model, name)]
+        if unused:
+            more = ", ..." if len(unused) > 4 else ""
+            listed = ", ".join(f"`{name}`" for name in unused[:4]) + more
+            notes.append(f"the model has no use for {len(unused)} stored tensors: {listed}")
+    else:
+        notes.append("the folder has no safetensors files: names and shapes only, no values")
+    call = model_call(model, dims, attention_mask)
+    return Prepared(model, call, weights, tuple(notes))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of `config.json`.
+
+    Raises:
+        InputError: it is not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not sound JSON: {error}", at=f"{path}") from None
+    if not isinstance(raw, dict):
+        raise InputError("not a JSON object", at=f"{path}")
+    return raw
+
+
+def _load_config(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = raw.get("model_type")
+    known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    if not known and not trust_remote_code:
+        at = str(folder / "config.json")
+        if raw.get("auto_map"):
+            hint = "read the code in the folder, then pass `--trust-remote-code` to run it"
+            message = f"the model type `{kind}` needs Python code that comes with the folder"
+            raise InputError(message, at=at, hint=hint)
+        hint = "update transformers, or export the model with `torch.export` and compile the `.pt2`"
+        raise InputError(f"transformers does not know the model type `{kind}`", at=at, hint=hint)
+    try:
+        return AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code and not known, local_files_only=True
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        message = f"transformers does not accept the configuration: {_first_line(error)}"
+        raise InputError(message, at=str(folder / "config.json")) from error
+
+
+def _model_class(config: Any, raw: Mapping[str, Any], folder: Path, trust: bool) -> Any:
+    """The class that `architectures` names, else the causal language model of this type."""
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_MAPPING,
+    )
+
+    names = raw.get("architectures") or ()
+    for name in names:
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and hasattr(found, "_from_config"):
+            return found
+    auto_map = raw.get("auto_map") or {}
+    if trust and auto_map:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        for key in ("AutoModelForCausalLM", "AutoModel", *auto_map):
+            if key in auto_map and key != "AutoConfig":
+                return get_class_from_dynamic_module(auto_map[key], str(folder))
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    listed = ", ".join(f"`{name}`" for name in names) or "none"
+    hint = "`architectures` in `config.json` has to name a class of transformers"
+    message = f"transformers has no model class for this configuration (architectures: {listed})"
+    raise InputError(message, at=str(folder / "config.json"), hint=hint)
+
+
+def build_on_meta(config: Any, model_class: Any, dtype: str | None) -> Any:
+    """A model without memory for its weights, in evaluation mode.
+
+    Args:
+        config: of transformers; what does not suit an export is changed.
+        model_class: of transformers.
+        dtype: fusec's name; `None` for the one in the configuration, f32 if it names none.
+    """
+    import torch
+
+    config.use_cache = False
+    config.return_dict = True
+    wanted = getattr(torch, DTYPES[dtype]) if dtype else _config_dtype(config)
+    # What a class refuses is left to it: gpt-oss has no sdpa, a dense model no experts.
+    options = {"attn_implementation": "sdpa", "experts_implementation": "grouped_mm"}
+    model: Any = None
+    while model is None:
+        try:
+            with torch.device("meta"), _quiet_transformers():
+                # A copy, because a refusal leaves its mark on the configuration.
+                model = model_class._from_config(deepcopy(config), dtype=wanted, **options)
+        except (ImportError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+            text = str(error)
+            if "experts implementation" in text and "experts_implementation" in options:
+                del options["experts_implementation"]
+            elif "attention implementation" in text and options["attn_implementation"] == "sdpa":
+                options["attn_implementation"] = "eager"
+            else:
+                message = f"transformers cannot build `{model_class.__name__}`: {_first_line(error)}"
+                raise InputError(message) from error
+    widen(model, wanted)
+    return model.eval()
+
+
+def widen(model: Any, dtype: torch.dtype) -> None:
+    """Give the parameters that transformers keeps in f32 that dtype, as loading them would."""
+    plan: Mapping[str, torch.dtype] = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    for path, owner in model.named_modules():
+        for held in (owner._parameters, owner._buffers):
+            for key, tensor in held.items():
+                name = f"{path}.{key}" if path else key
+                wide = next((plan[part] for part in plan if _in_plan(part, name)), None)
+                if tensor is not None and wide is not None and tensor.is_floating_point():
+                    tensor.data = tensor.data.to(wide)
+
+
+def _in_plan(part: str, name: str) -> bool:
+    return re.search(part.replace("*", ".*"), name) is not None
+
+
+def _config_dtype(config: Any) -> Any:
+    import torch
+
+    named = getattr(config, "dtype", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    named = named if named is not None else getattr(text, "dtype", None)
+    if isinstance(named, str):
+        named = getattr(torch, named, None)
+    return named if isinstance(named, torch.dtype) else torch.float32
+
+
+# --- inputs ---------------------------------------------------------------------------------
+
+
+def model_call(
+    model: Any, dims: Mapping[str, DimRequest] | None, attention_mask: bool
+) -> Call:
+    """The inputs of a model of transformers: token ids (and a mask), or pixels.
+
+    Raises:
+        UnsupportedError: the model takes something else.
+        UsageError: a size is asked for that it has not, or a mask for a model without one.
+    """
+    import torch
+
+    from fusec.diagnostics import UsageError
+    from fusec.frontend.live import Call, sample_sizes, sizes_of
+
+    config = model.config
+    main = getattr(model, "main_input_name", "input_ids")
+    device = next(model.parameters()).device
+    kind = type(model).__name__
+    if getattr(config, "is_encoder_decoder", False) or main not in ("input_ids", "pixel_values"):
+        hint = "export it with `torch.export.export(model, args)` and compile the `.pt2`"
+        message = f"`{kind}` takes `{main}` and more; model folders are read for causal language "
+        raise UnsupportedError(message + "models, encoders and image classifiers", hint=hint)
+    if main == "pixel_values":
+        if attention_mask:
+            raise UsageError(f"`{kind}` takes no attention mask")
+        specs = _specs(dims, {"batch": DimSpec()})
+        sizes = sample_sizes(specs, sizes_of(model))
+        shape = (sizes["batch"], config.num_channels, *_image_size(config))
+        pixels = torch.zeros(shape, dtype=next(model.parameters()).dtype, device=device)
+        return Call((), {"pixel_values": pixels}, ({0: "batch"},), specs)
+    text = getattr(config, "get_text_config", lambda: config)()
+    most = getattr(text, "max_position_embeddings", None)
+    longest = most if isinstance(most, int) and most > 1 else UNBOUNDED_POSITIONS
+    specs = _specs(dims, {"batch": DimSpec(), "seq": DimSpec(maximum=longest)})
+    sizes = sample_sizes(specs, sizes_of(model) | set(_config_integers(config)))
+    ids = torch.zeros((sizes["batch"], sizes["seq"]), dtype=torch.int64, device=device)
+    kwargs = {"input_ids": ids}
+    if attention_mask:
+        kwargs["attention_mask"] = torch.ones_like(ids)
+    axes = {0: "batch", 1: "seq"}
+    return Call((), kwargs, tuple(axes for _ in kwargs), specs)
+
+
+def _specs(
+    dims: Mapping[str, DimRequest] | None, known: Mapping[str, DimSpec]
+) -> dict[str, DimSpec]:
+    """The ranges asked for, those of the model where none is."""
+    asked = dim_specs(dims, known)
+    specs = {name: asked.get(name, default) for name, default in known.items()}
+    for name, spec in specs.items():
+        limit = known[name].maximum
+        if spec.maximum is None and limit is not None:
+            specs[name] = narrowed(spec, (1, limit)) or spec
+    return specs
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    size = config.image_size
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _config_integers(config: Any) -> Iterator[int]:
+    for value in config.to_dict().values():
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield value
+
+
+# --- what a model computes when it is made --------------------------------------------------
+
+
+def computed_buffers(model: Any, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The values of buffers that no checkpoint holds, computed on the CPU.
+
+    Args:
+        model: of transformers, on meta; afterwards those buffers are on the CPU.
+        names: of the buffers.
+
+    Raises:
+        UnsupportedError: the model does not compute one of them when its weights are initialised.
+    """
+    import torch
+
+    wanted = set(names)
+    owners: dict[str, Any] = {}
+    for path, owner in model.named_modules(remove_duplicate=False):
+        for key in owner._buffers:
+            name = f"{path}.{key}" if path else key
+            if name in wanted:
+                owners[name] = owner
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True
+    for name, owner in owners.items():
+        key = name.rpartition(".")[2]
+        meta = owner._buffers[key]
+        if meta.device.type == "meta":
+            owner._buffers[key] = _unset_like(meta)
+        owner._is_hf_initialized = False
+    with torch.no_grad(), _quiet_transformers():
+        model.initialize_weights()
+    values: dict[str, torch.Tensor] = {}
+    for name in sorted(wanted):
+        found = owners.get(name)
+        value = None if found is None else found._buffers[name.rpartition(".")[2]]
+        if value is None or _unset(value):
+            hint = "save the buffer with the weights (`persistent=True`), or export the model"
+            message = f"the buffer `{name}` has no values: `{type(model).__name__}` computes it "
+            raise UnsupportedError(message + "only when it is made with its weights", hint=hint)
+        values[name] = value
+    return values
+
+
+def _unset_like(meta: torch.Tensor) -> torch.Tensor:
+    """A tensor that shows whether it was written."""
+    import torch
+
+    if meta.is_floating_point():
+        return torch.full(meta.shape, float("nan"), dtype=meta.dtype, device="cpu")
+    if meta.dtype == torch.bool:
+        return torch.zeros(meta.shape, dtype=torch.bool, device="cpu")
+    lowest = torch.iinfo(meta.dtype).min
+    return torch.full(meta.shape, lowest, dtype=meta.dtype, device="cpu")
+
+
+def _unset(value: torch.Tensor) -> bool:
+    import torch
+
+    if value.numel() == 0:
+        return False
+    if value.is_floating_point():
+        return bool(value.isnan().any())
+    if value.dtype == torch.bool:
+        return not bool(value.any())
+    return bool((value == torch.iinfo(value.dtype).min).any())
+
+
+def _expected_unused(model: Any, name: str) -> bool:
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
+    patterns.append(r"(^|\.)position_ids$")
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the advice that transformers logs about models that it is about to train."""
+    from transformers.utils import logging
+
+    from fusec.frontend.live import quiet
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with quiet():
+            yield
+    finally:
+        logging.set_verbosity(level)
