@@ -1,5 +1,5 @@
 """Root mean square norm."""
 
-from fusec.kernels.rms_norm import cpu
+from fusec.kernels.rms_norm import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, triton.TRITON)

@@ -1,0 +1,5 @@
+"""Gated activations: act(gate) * up."""
+
+from fusec.kernels.silu_mul import triton
+
+KERNELS = (triton.TRITON, triton.GELU_MUL_TRITON, triton.SWIGLU_OAI_TRITON)
