@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from fusec.passes.activations import Activations
 from fusec.passes.canonicalise import Canonicalise
+from fusec.passes.gated_rms_norm import GatedRmsNorm
+from fusec.passes.gelu_mul import GeluMul
+from fusec.passes.l2_norm import L2Norm
+from fusec.passes.layer_norm import LayerNorm
+from fusec.passes.linear import Linear
+from fusec.passes.rms_norm import RmsNorm
+from fusec.passes.silu_mul import SiluMul
+from fusec.passes.swiglu_oai import SwigluOai
 from fusec.rewrite import Pass
 
-PIPELINE: tuple[type[Pass], ...] = (Canonicalise,)
+PIPELINE: tuple[type[Pass], ...] = (
+    Canonicalise,
+    # raise
+    Linear,
+    RmsNorm,
+    LayerNorm,
+    L2Norm,
+    Activations,
+    GatedRmsNorm,
+    SwigluOai,
+    SiluMul,
+    GeluMul,
+)
 """Every pass.  `after` of each one is checked against this order by a test."""
 
 FUSIONS = (

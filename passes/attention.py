@@ -1,0 +1,521 @@
+"""Attention written out by hand.
+
+Fuses, over q [B, H, S, D], k [B, H or 1, T, D] and v [B, H or 1, T, Dv],
+
+    softmax(mask(softcap(q @ k^T * scale))) @ v        into        attention
+
+where any part but the softmax may be absent: the scale is a constant factor or divisor, the
+softcap is c*tanh(x/c), a mask is added, or chosen by `where` with a number below -1e4; casts to a
+wider type and the subtraction of the row maximum in between change nothing.  A column of sinks
+joined to the scores, whose share is sliced off after the softmax, becomes the operand `sinks`.
+Heads folded into the batch, [B*H, S, D], are seen through.
+
+Leaves it alone when
+  attention.axis              the softmax does not run over the keys
+  attention.batch             q, k and v differ in batch
+  attention.dtype             q, k and v differ in dtype
+  attention.fill              masked scores keep a number that still counts
+  attention.heads             the heads of k or v are neither 1 nor those of q
+  attention.mask_shape        a mask has more rows than the scores
+  attention.rank              the operands are not batches of heads
+  attention.scores            something else stands between the product and the softmax
+  attention.sinks_shape       the sinks are not one number a head
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from fusec.ir import Attrs, Graph, Node
+from fusec.ir.types import Attr, bool_attr, int_attr, ints_attr
+from fusec.rewrite import FusionPass, Guard, Match, Rejection
+from fusec.rewrite.driver import Builder
+from fusec.symbolic import Dim
+from fusec.target import Target
+
+MASKED = -1e4
+"""A number this low, added to a score, leaves no share for its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionOperands:
+    """The operands of an `attention` by name; `flags` are its other attributes."""
+
+    q: str
+    k: str
+    v: str
+    mask: str | None
+    sinks: str | None
+    key_padding: str | None
+    flags: Mapping[str, Attr]
+
+    @classmethod
+    def of(cls, node: Node) -> AttentionOperands:
+        """The operands of `node`."""
+        q, k, v, *rest = node.inputs
+        names = ("has_mask", "has_sinks", "has_key_padding")
+        given = (rest.pop(0) if bool_attr(node.attrs, name) else None for name in names)
+        mask, sinks, key_padding = given
+        flags = {key: value for key, value in node.attrs.items() if key not in names}
+        return cls(q, k, v, mask, sinks, key_padding, flags)
+
+    def changed(self, **flags: Attr) -> AttentionOperands:
+        """The same operands with other attributes."""
+        return replace(self, flags={**self.flags, **flags})
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Values in operand order."""
+        optional = (self.mask, self.sinks, self.key_padding)
+        return (self.q, self.k, self.v, *(value for value in optional if value is not None))
+
+    @property
+    def attrs(self) -> Attrs:
+        """All attributes."""
+        return {
+            "causal": False,
+            "window": None,
+            "softcap": None,
+            **self.flags,
+            "has_mask": self.mask is not None,
+            "has_sinks": self.sinks is not None,
+            "has_key_padding": self.key_padding is not None,
+        }
+
+
+def _scores(match: Match, target: Target) -> Rejection | None:
+    if "q" in match.values:
+        return None
+    at = match.values["scores"]
+    reason = (
+        f"`%{at}` is not a product of queries and keys, scaled, capped and masked in this order"
+    )
+    return Rejection("attention.scores", reason, at)
+
+
+def _rank(match: Match, target: Target) -> Rejection | None:
+    for name in ("q", "k", "v"):
+        value = match.values[name]
+        if match.graph.type(value).rank != 4 and match.facts["heads"] is None:
+            return Rejection("attention.rank", f"`%{value}` has no axis of heads", value)
+    return None
+
+
+def _axis(match: Match, target: Target) -> Rejection | None:
+    softmax = match.nodes["softmax"]
+    rank = match.graph.type(softmax.output).rank
+    if int_attr(softmax.attrs, "axis") % rank == rank - 1:
+        return None
+    reason = "the softmax runs over another axis than the keys"
+    return Rejection("attention.axis", reason, softmax.output)
+
+
+def _dtype(match: Match, target: Target) -> Rejection | None:
+    kinds = [match.graph.type(match.values[name]).dtype for name in ("q", "k", "v")]
+    if len({*kinds}) == 1:
+        return None
+    reason = f"q, k and v are {', '.join(kinds)}"
+    return Rejection("attention.dtype", reason, match.values["q"])
+
+
+def _shapes(match: Match) -> tuple[tuple[Dim, ...], ...]:
+    """The shapes of q, k and v as the operation takes them."""
+    return tuple(match.graph.type(match.values[name]).shape for name in ("q", "k", "v"))
+
+
+def _batch(match: Match, target: Target) -> Rejection | None:
+    q, k, v = _shapes(match)
+    if q[0] == k[0] == v[0]:
+        return None
+    return Rejection("attention.batch", f"q, k and v have batches {q[0]}, {k[0]} and {v[0]}")
+
+
+def _heads(match: Match, target: Target) -> Rejection | None:
+    if match.facts["heads"] is not None:
+        return None
+    q, k, v = (shape[1] for shape in _shapes(match))
+    if k == v and k in (1, q):
+        return None
+    return Rejection("attention.heads", f"q, k and v have {q}, {k} and {v} heads")
+
+
+def _fill(match: Match, target: Target) -> Rejection | None:
+    fills = match.facts["fills"]
+    assert isinstance(fills, tuple)
+    for fill in fills:
+        if not isinstance(fill, int | float) or fill > MASKED:
+            reason = f"masked scores become {fill}, which is not below {MASKED}"
+            return Rejection("attention.fill", reason, match.nodes["softmax"].output)
+    return None
+
+
+def _mask_shape(match: Match, target: Target) -> Rejection | None:
+    q, k, _ = _shapes(match)
+    heads = match.facts["heads"]
+    lead = heads if isinstance(heads, tuple) else q[:2]
+    scores = (*lead, q[-2], k[-1 if "kt" in match.values else -2])
+    for value in _masks(match):
+        shape = _mask_form(match, value)
+        padded = (*(1 for _ in scores[len(shape) :]), *shape)
+        if len(padded) > 4 or any(a not in (1, b) for a, b in zip(padded, scores, strict=True)):
+            return Rejection("attention.mask_shape", f"mask `%{value}` widens the scores", value)
+    return None
+
+
+def _mask_form(match: Match, value: str) -> tuple[Attr, ...]:
+    """The shape of a mask over scores [B, H, S, T], its heads taken out of the batch if there."""
+    shape, heads = match.graph.type(value).shape, match.facts["heads"]
+    if isinstance(heads, tuple) and len(shape) == 3 and shape[0] != 1:
+        return (*heads, *shape[1:])
+    return shape
+
+
+def _sinks_shape(match: Match, target: Target) -> Rejection | None:
+    if "sinks" not in match.values:
+        return None
+    graph, value = match.graph, match.values["sinks"]
+    heads = graph.type(match.values["q"]).shape[1]
+    if graph.type(value).shape in ((heads,), (1, heads, 1, 1), (heads, 1, 1)):
+        return None
+    return Rejection("attention.sinks_shape", f"`%{value}` is not one number a head", value)
+
+
+def _masks(match: Match) -> list[str]:
+    return [value for name, value in match.values.items() if name.startswith(("mask", "hide"))]
+
+
+class RaiseAttention(FusionPass):
+    """Recognises attention that is written as products and a softmax."""
+
+    name = "raise-attention"
+    fusion = "attention"
+    after: ClassVar[tuple[str, ...]] = ("canonicalise",)
+    guards: ClassVar[tuple[Guard, ...]] = (
+        _scores,
+        _axis,
+        _rank,
+        _dtype,
+        _batch,
+        _heads,
+        _mask_shape,
+        _fill,
+        _sinks_shape,
+    )
+
+    def anchors(self) -> frozenset[str]:
+        """The product of shares and values."""
+        return frozenset(("matmul",))
+
+    def find(self, graph: Graph, node: Node) -> Match | None:
+        """Walk from the product with v up to the product with k."""
+        return _Walk(graph, node).match()
+
+    def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
+        """One `attention`; k is transposed back, and heads are given their axis."""
+        graph, values = match.graph, match.values
+        q, k, v = values["q"], values["k"], values["v"]
+        if "kt" in values:
+            k = build.value("transpose", [values["kt"]], {"perm": _swapped(graph, k)})
+        heads = match.facts["heads"]
+        if heads is not None:
+            assert isinstance(heads, tuple)
+            q, k, v = (
+                build.value("reshape", [value], {"shape": (*heads, *graph.type(value).shape[1:])})
+                for value in (q, k, v)
+            )
+        sinks = values.get("sinks")
+        if sinks is not None and graph.type(sinks).rank != 1:
+            shape = {"shape": (graph.type(q).shape[1],)}
+            sinks = build.value("reshape", [sinks], shape)
+        flags = {key: match.facts[key] for key in ("scale", "softcap")}
+        mask = _joined(match, build)
+        operands = AttentionOperands(q, k, v, mask, sinks, None, flags)
+        result = build.value("attention", operands.inputs, operands.attrs)
+        given = graph.type(match.root.output)
+        if given.dtype != graph.type(result).dtype:
+            result = build.value("cast", [result], {"dtype": given.dtype})
+        if given.shape != graph.type(result).shape:
+            result = build.value("reshape", [result], {"shape": given.shape})
+        return {match.root.output: result}
+
+
+def _swapped(graph: Graph, value: str) -> tuple[int, ...]:
+    """The permutation that exchanges the last two axes of `value`."""
+    rank = graph.type(value).rank
+    return (*range(rank - 2), rank - 1, rank - 2)
+
+
+def _joined(match: Match, build: Builder) -> str | None:
+    """All masks as one: flags are joined by `and`, numbers added, a mixture becomes numbers."""
+    graph = match.graph
+    flags: list[str] = []
+    numbers: list[str] = []
+    for name, value in match.values.items():
+        if not name.startswith(("mask", "hide")):
+            continue
+        form = _mask_form(match, value)
+        if form != graph.type(value).shape:
+            value = build.value("reshape", [value], {"shape": form})
+        if name.startswith("hide"):
+            value = build.value("not", [value])
+        (flags if graph.type(value).dtype == "bool" else numbers).append(value)
+    allowed = _reduced(build, "and", flags)
+    if not numbers:
+        return allowed
+    total = _reduced(build, "add", numbers)
+    if allowed is None or total is None:
+        return total
+    dtype = graph.type(total).dtype
+    attrs: Attrs = {"value": -math.inf, "dtype": dtype, "shape": ()}
+    return build.value("where", [allowed, total, build.value("constant", [], attrs)])
+
+
+def _reduced(build: Builder, op: str, values: Iterable[str]) -> str | None:
+    result: str | None = None
+    for value in values:
+        result = value if result is None else build.value(op, [result, value])
+    return result
+
+
+class _Walk:
+    """The way from the last product of an attention up to the first; collects what it meets."""
+
+    def __init__(self, graph: Graph, root: Node) -> None:
+        self.graph = graph
+        self.root = root
+        self.inner: list[Node] = [root]
+        self.values: dict[str, str] = {}
+        self.fills: list[Attr] = []
+        self.scale = 1.0
+        self.softcap: float | None = None
+        self.heads: tuple[Dim, ...] | None = None
+
+    def match(self) -> Match | None:
+        graph = self.graph
+        shares, v = self.root.inputs
+        value = self._through(shares, "cast", "reshape")
+        node = graph.producer(value)
+        sliced = None
+        if node is not None and node.op == "slice":
+            sliced = node
+            value = self._through(self._enter(node), "cast", "reshape")
+            node = graph.producer(value)
+        if node is None or node.op != "softmax":
+            return None
+        softmax = node
+        value = self._scores(self._enter(softmax))
+        if (joined := graph.producer(value)) is not None and joined.op == "concat":
+            if sliced is None or not self._sinks(joined, sliced):
+                return None
+            value = joined.inputs[0]
+        elif sliced is not None:
+            return None
+        scores = graph.type(value).shape
+        product = self._modifiers(value)
+        if product is not None:
+            self.inner.append(product)
+            self._operands(product.inputs[0], product.inputs[1], v)
+            if len(scores) == 4 and graph.type(self.values["q"]).rank == 3:
+                self._fold_heads(scores)
+        elif self._leads_to_product(value):
+            self.values["scores"] = value
+        else:
+            return None
+        return Match(
+            graph,
+            self.root,
+            self.values,
+            {"softmax": softmax},
+            inner=tuple(dict.fromkeys(self.inner)),
+            facts={
+                "scale": self.scale,
+                "softcap": self.softcap,
+                "heads": self.heads,
+                "fills": tuple(self.fills),
+            },
+        )
+
+    def _enter(self, node: Node) -> str:
+        self.inner.append(node)
+        return node.inputs[0]
+
+    def _through(self, value: str, *ops: str) -> str:
+        """Before casts, and before reshapes that leave rows and columns as they are."""
+        while (node := self.graph.producer(value)) is not None and node.op in ops:
+            before, after = (self.graph.type(each).shape for each in (node.inputs[0], value))
+            if node.op == "reshape" and before[-2:] != after[-2:]:
+                break
+            value = self._enter(node)
+        return value
+
+    def _operands(self, q: str, kt: str, v: str) -> None:
+        """The operands, narrow again if all were widened for the products."""
+        graph = self.graph
+        q = self._unscaled(q)
+        k, node = kt, graph.producer(kt)
+        turned = node is not None and node.op == "transpose"
+        if node is not None and turned:
+            turned = ints_attr(node.attrs, "perm") == _swapped(graph, kt)
+            k = node.inputs[0] if turned else kt
+        narrow = [self._uncast(value) for value in (q, k, v)]
+        if len({graph.type(value).dtype for value in narrow}) == 1:
+            q, k, v = self._unscaled(narrow[0]), narrow[1], narrow[2]
+        self.values |= {"q": q, "k": k, "v": v}
+        if not turned:
+            self.values["kt"] = k
+
+    def _uncast(self, value: str) -> str:
+        """An operand before it was widened for the product."""
+        node = self.graph.producer(value)
+        if node is None or node.op != "cast":
+            return value
+        before, after = (self.graph.type(each).element for each in (node.inputs[0], value))
+        if not (before.is_float and after.is_float and before.itemsize < after.itemsize):
+            return value
+        return node.inputs[0]
+
+    def _unscaled(self, value: str) -> str:
+        """An operand before it was multiplied by a constant, which joins the scale."""
+        while (found := _factor(self.graph, value)) is not None:
+            value, factor = found
+            self.scale *= factor
+        return value
+
+    def _scores(self, value: str) -> str:
+        """What the softmax is taken of, before casts and the subtraction of the maximum."""
+        value = self._through(value, "cast")
+        node = self.graph.producer(value)
+        if node is None or node.op != "sub":
+            return value
+        top = self.graph.producer(node.inputs[1])
+        if top is None or top.op != "reduce_max" or top.inputs[0] != node.inputs[0]:
+            return value
+        rank = self.graph.type(value).rank
+        if [axis % rank for axis in ints_attr(top.attrs, "axes")] != [rank - 1]:
+            return value
+        if not bool_attr(top.attrs, "keepdims"):
+            return value
+        self.inner += [node, top]
+        return self._through(node.inputs[0], "cast")
+
+    def _sinks(self, joined: Node, sliced: Node) -> bool:
+        """Whether `joined` adds one column to the scores that `sliced` takes off again."""
+        graph = self.graph
+        if len(joined.inputs) != 2:
+            return False
+        scores, column = (graph.type(value).shape for value in joined.inputs)
+        rank = len(scores)
+        last = [int_attr(node.attrs, "axis") % rank for node in (joined, sliced)]
+        window = tuple(sliced.attrs[key] for key in ("start", "stop", "step"))
+        if last != [rank - 1] * 2 or column[-1] != 1 or window != (0, scores[-1], 1):
+            return False
+        value = joined.inputs[1]
+        self.inner.append(joined)
+        while (node := graph.producer(value)) is not None and node.op in ("expand", "cast"):
+            value = node.inputs[0]
+        if node is not None and node.op == "reshape" and graph.type(node.inputs[0]).rank == 1:
+            value = node.inputs[0]
+        self.values["sinks"] = value
+        return True
+
+    def _modifiers(self, value: str) -> Node | None:
+        """From the masked scores to the product: masks, then a softcap, then the scale."""
+        graph = self.graph
+        masks = 0
+        while True:
+            value = self._through(value, "cast", "reshape")
+            node = graph.producer(value)
+            if node is None:
+                return None
+            kind = "mask"
+            if node.op == "add":
+                score = next((each for each in node.inputs if self._leads_to_product(each)), None)
+                if score is None:
+                    return None
+                mask = node.inputs[0] if node.inputs[1] == score else node.inputs[1]
+            elif node.op == "where" and graph.constant(node.inputs[2]) is not None:
+                mask, score = node.inputs[0], node.inputs[1]
+                self.fills.append(graph.constant(node.inputs[2]))
+            elif node.op == "where" and graph.constant(node.inputs[1]) is not None:
+                mask, score = node.inputs[0], node.inputs[2]
+                self.fills.append(graph.constant(node.inputs[1]))
+                kind = "hide"
+            else:
+                break
+            self.values[f"{kind}{masks}"] = mask
+            masks += 1
+            self.inner.append(node)
+            value = score
+        value = self._capped(value)
+        while (found := _factor(graph, value)) is not None:
+            node = graph.producer(value)
+            assert node is not None
+            self.inner.append(node)
+            value, factor = found
+            self.scale *= factor
+            value = self._through(value, "cast", "reshape")
+        product = graph.producer(value)
+        return product if product is not None and product.op == "matmul" else None
+
+    def _capped(self, value: str) -> str:
+        """The scores before c*tanh(x/c)."""
+        graph = self.graph
+        outer = graph.producer(value)
+        if (found := _factor(graph, value)) is None or outer is None:
+            return value
+        tanh = graph.producer(found[0])
+        if tanh is None or tanh.op != "tanh":
+            return value
+        inner = graph.producer(tanh.inputs[0])
+        shrunk = _factor(graph, tanh.inputs[0])
+        if shrunk is None or inner is None or not math.isclose(shrunk[1] * found[1], 1.0):
+            return value
+        self.inner += [outer, tanh, inner]
+        self.softcap = found[1]
+        return self._through(shrunk[0], "cast", "reshape")
+
+    def _leads_to_product(self, value: str) -> bool:
+        """Whether `value` comes from a product by what may stand between it and the softmax."""
+        graph = self.graph
+        for _ in range(16):
+            node = graph.producer(value)
+            if node is None:
+                return False
+            if node.op == "matmul":
+                return True
+            if node.op == "add":
+                return any(self._leads_to_product(each) for each in node.inputs)
+            if node.op == "where":
+                value = node.inputs[2 if graph.constant(node.inputs[1]) is not None else 1]
+            elif node.op in ("cast", "reshape", "tanh"):
+                value = node.inputs[0]
+            elif (found := _factor(graph, value)) is not None:
+                value = found[0]
+            else:
+                return False
+        return False
+
+    def _fold_heads(self, scores: tuple[Dim, ...]) -> None:
+        """Heads that the products hold in their batch, by the shape of the scores between them."""
+        shapes = [self.graph.type(self.values[name]).shape for name in ("q", "k", "v")]
+        whole = scores[0] * scores[1]
+        if all(len(shape) == 3 and shape[0] == whole for shape in shapes):
+            self.heads = scores[:2]
+
+
+def _factor(graph: Graph, value: str) -> tuple[str, float] | None:
+    """What `value` is a constant multiple of, and the constant."""
+    node = graph.producer(value)
+    if node is None or node.op not in ("mul", "div"):
+        return None
+    sides = (node.inputs, node.inputs[::-1]) if node.op == "mul" else (node.inputs,)
+    for operand, other in sides:
+        held = graph.constant(other)
+        if isinstance(held, bool) or not isinstance(held, int | float) or held == 0:
+            continue
+        if graph.type(operand).shape == graph.type(value).shape:
+            return operand, float(held) if node.op == "mul" else 1.0 / held
+    return None

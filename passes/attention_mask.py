@@ -1,0 +1,338 @@
+"""Masks of an attention that are functions of positions.
+
+Fuses, in an `attention` with a mask over (b, h, q, k),
+
+    k <= q                       into   causal
+    q - k < w                    into   window = w, with causal
+    |q - k| < w                  into   window = w, without causal
+    m[b, k]                      into   the operand key_padding
+    what always holds            into   nothing
+
+and any `and` of these, where q counts from T - S.  The mask is made of flags, or of numbers that
+are 0 where a key is kept and below -1e4 where not; numbers may be a sum, and then each addend is
+looked at.  What cannot be told stays a mask, narrow where it does not depend on b or h.
+
+Leaves a mask, or the part of it that is not one of these, alone when
+  attention.mask_not_analysed  it is not known as a function of positions, or is another one
+  attention.empty_rows         it adds finite numbers, and may hide all keys of a query: a softmax
+                               over hidden keys alone gives a mean, which key_padding would not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, TypeGuard
+
+from fusec import symbolic
+from fusec.ir import Graph, Node
+from fusec.ir.types import Attrs, TensorType, bool_attr
+from fusec.passes.attention import MASKED, AttentionOperands
+from fusec.rewrite import Decision, DecisionLog, Pass
+from fusec.rewrite.coordinates import (
+    FALSE,
+    TRUE,
+    AtLeastZero,
+    Choice,
+    Coordinates,
+    Element,
+    Every,
+    IsZero,
+    Not,
+    Number,
+    Predicate,
+    Some,
+    Term,
+    conjuncts,
+    coordinate,
+    every,
+    negate,
+    some,
+)
+from fusec.rewrite.driver import Builder
+from fusec.symbolic import Dim, Expr
+from fusec.target import Target
+
+BATCH, QUERY, KEY = coordinate(0), coordinate(2), coordinate(3)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the masks of one attention come to.
+
+    Attributes:
+        causal: whether keys after the query are hidden.
+        before: how far back a key may be, exclusive; `None` for any.
+        after: how far ahead a key may be, exclusive; `None` for any.
+        limited: masks that say how far back, or how far ahead, a key may be.
+        padding: what must hold for a key, by batch and key alone.
+        stay: masks that stay, with the code and the reason.
+    """
+
+    causal: bool = False
+    before: int | None = None
+    after: int | None = None
+    limited: list[str] = field(default_factory=list)
+    padding: list[Predicate] = field(default_factory=list)
+    stay: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+class FoldAttentionMask(Pass):
+    """Turns masks into attributes, and records those that stay."""
+
+    name: ClassVar[str] = "fold-attention-mask"
+    after: ClassVar[tuple[str, ...]] = ("canonicalise", "raise-attention")
+
+    def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
+        """Look at every `attention` that has a mask; the analysis is made once."""
+        nodes = [
+            node
+            for node in graph.nodes()
+            if node.op == "attention" and bool_attr(node.attrs, "has_mask")
+        ]
+        if not nodes:
+            return 0
+        terms = Coordinates(graph)
+        made: dict[Predicate, str] = {}
+        return sum(_fold(graph, node, terms, made, log) for node in nodes)
+
+
+def _fold(
+    graph: Graph, node: Node, terms: Coordinates, made: dict[Predicate, str], log: DecisionLog
+) -> bool:
+    operands = AttentionOperands.of(node)
+    assert operands.mask is not None
+    q, k = graph.type(operands.q).shape, graph.type(operands.k).shape
+    shape = (*q[:3], k[2])
+    found = _Found()
+    pieces = list(_pieces(graph, operands.mask))
+    for piece in pieces:
+        _sort(terms, piece, shape, operands, found)
+    if not found.causal and found.before != found.after:
+        for piece in found.limited:
+            reason = f"`%{piece}` limits how far ahead a key is and how far back in different ways"
+            found.stay[piece] = ("attention.mask_not_analysed", reason)
+        found.before = None
+    build = Builder(graph, node)
+    kept = [_narrow(graph, piece) for piece in pieces if piece in found.stay]
+    flags = graph.type(operands.mask).dtype == "bool"
+    mask = _joined(build, "and" if flags else "add", kept)
+    if mask is not None and len(kept) == len(pieces) and graph.type(kept[0]).rank == 4:
+        mask = operands.mask if len(kept) > 1 else kept[0]
+    padding = operands.key_padding
+    for predicate in found.padding:
+        flag = made.get(predicate) or _emitted(build, terms, predicate, (q[0], k[2]))
+        assert flag is not None
+        made[predicate] = flag
+        padding = flag if padding in (None, flag) else build.value("and", [padding, flag])
+    folded = replace(operands, mask=mask, key_padding=padding).changed(
+        causal=found.causal or bool_attr(node.attrs, "causal"),
+        window=found.before if found.before is not None else node.attrs.get("window"),
+    )
+    for piece, (code, reason) in found.stay.items():
+        site = node.origin.path or node.name
+        log.add(Decision("attention", site, "refused", code, reason, node=piece))
+    if folded.inputs == node.inputs and folded.attrs == AttentionOperands.of(node).attrs:
+        return False
+    replaced(build, node, folded, log)
+    return True
+
+
+def replaced(build: Builder, node: Node, operands: AttentionOperands, log: DecisionLog) -> str:
+    """Put an `attention` of `operands` in place of `node`."""
+    graph = build.graph
+    result = build.value("attention", operands.inputs, operands.attrs)
+    graph.replace_uses(node.output, result)
+    graph.prune([node.name])
+    log.absorb([node.name])
+    log.add(Decision("attention", node.origin.path or node.name, "fired", node=result))
+    return result
+
+
+def _pieces(graph: Graph, mask: str) -> Iterable[str]:
+    """The masks that `mask` joins."""
+    node = graph.producer(mask)
+    flags = graph.type(mask).dtype == "bool"
+    if node is not None and node.op == "expand":
+        yield from _pieces(graph, node.inputs[0])
+    elif node is not None and node.op == ("and" if flags else "add"):
+        for each in node.inputs:
+            yield from _pieces(graph, each)
+    else:
+        yield mask
+
+
+def _narrow(graph: Graph, value: str) -> str:
+    """`value` before it was expanded."""
+    node = graph.producer(value)
+    while node is not None and node.op == "expand":
+        value = node.inputs[0]
+        node = graph.producer(value)
+    return value
+
+
+def _joined(build: Builder, op: str, values: list[str]) -> str | None:
+    result: str | None = None
+    for value in values:
+        result = value if result is None else build.value(op, [result, value])
+    return result
+
+
+def _sort(
+    terms: Coordinates,
+    piece: str,
+    shape: tuple[Dim, ...],
+    operands: AttentionOperands,
+    found: _Found,
+) -> None:
+    """Enter what `piece` hides in `found`."""
+    term = terms.broadcast(piece, shape)
+    flags = terms.graph.type(piece).dtype == "bool"
+    allowed = term if flags and _is_flag(term) else _allowed(term)
+    if allowed is None:
+        reason = f"`%{piece}` is not known as a function of positions"
+        found.stay[piece] = ("attention.mask_not_analysed", reason)
+        return
+    offset = shape[3] - shape[2]
+    atoms = [(atom, _placed(terms, atom, offset)) for atom in conjuncts(allowed)]
+    padding = [atom for atom, what in atoms if what is None and _of_keys(terms, atom, shape)]
+    others = [atom for atom, what in atoms if what is None and atom not in padding]
+    if others:
+        reason = f"`%{piece}` depends on positions in another way than causal, window or padding"
+        found.stay[piece] = ("attention.mask_not_analysed", reason)
+        return
+    if not flags and _finite(term) and operands.sinks is None:
+        square = symbolic.bounds(offset, terms.graph.symbols)[0] >= 0
+        if padding or (atoms and not square):
+            reason = f"`%{piece}` adds finite numbers and may hide every key of a query"
+            found.stay[piece] = ("attention.empty_rows", reason)
+            return
+    if any(what is not None and what != ("after", 1) for _, what in atoms):
+        found.limited.append(piece)
+    for _, what in atoms:
+        if what is not None:
+            _enter(found, what)
+    found.padding += [atom for atom in padding if atom not in found.padding]
+
+
+def _enter(found: _Found, what: tuple[str, int]) -> None:
+    side, reach = what
+    if side == "before":
+        found.before = reach if found.before is None else min(found.before, reach)
+    elif reach == 1:
+        found.causal = True
+    else:
+        found.after = reach if found.after is None else min(found.after, reach)
+
+
+def _is_flag(term: Term) -> TypeGuard[Predicate]:
+    return isinstance(term, AtLeastZero | IsZero | Not | Every | Some | Element)
+
+
+def _allowed(term: Term) -> Predicate | None:
+    """Where numbers are 0, if they are below `MASKED` everywhere else."""
+    if isinstance(term, Choice):
+        then, other = _allowed(term.then), _allowed(term.other)
+        if then is None or other is None:
+            return None
+        if (then, other) == (TRUE, FALSE):
+            return term.condition
+        if (then, other) == (FALSE, TRUE):
+            return negate(term.condition)
+        return some(every(term.condition, then), every(negate(term.condition), other))
+    if isinstance(term, int | float):
+        return TRUE if term == 0 else FALSE if term <= MASKED else None
+    return term if isinstance(term, Every | Some | AtLeastZero | IsZero | Not) else None
+
+
+def _finite(term: Term | Number) -> bool:
+    """Whether some number in `term` hides a key without being minus infinity."""
+    if isinstance(term, Choice):
+        return _finite(term.then) or _finite(term.other)
+    return isinstance(term, int | float) and -float("inf") < term <= MASKED
+
+
+def _placed(terms: Coordinates, atom: Predicate, offset: Dim) -> tuple[str, int] | None:
+    """`atom` as a limit on how far `before` or `after` the query a key may be, exclusive."""
+    if not isinstance(atom, AtLeastZero):
+        return None
+    distance = QUERY + offset - KEY
+    if isinstance(reach := atom.what + distance, int):  # distance < reach + 1
+        return ("before", reach + 1) if reach >= 0 else None
+    if isinstance(reach := atom.what - distance, int):  # -distance < reach + 1
+        return ("after", reach + 1) if reach >= 0 else None
+    return None
+
+
+def _of_keys(terms: Coordinates, atom: Predicate, shape: tuple[Dim, ...]) -> bool:
+    """Whether `atom` can be made again as flags [B, T]."""
+    return _emitted(None, terms, atom, (shape[0], shape[3])) is not None
+
+
+def _emitted(
+    build: Builder | None, terms: Coordinates, atom: Predicate, shape: tuple[Dim, ...]
+) -> str | None:
+    """Flags [B, T] that hold where `atom` does; without `build`, only whether there can be any."""
+    match atom:
+        case Element(value, at):
+            return _plane(build, terms, value, at, shape)
+        case Not(part):
+            inner = _emitted(build, terms, part, shape)
+            return inner if inner is None or build is None else build.value("not", [inner])
+        case Every(parts) | Some(parts):
+            made = [_emitted(build, terms, part, shape) for part in parts]
+            known = [value for value in made if value is not None]
+            if not known or len(known) < len(parts):
+                return None
+            op = "and" if isinstance(atom, Every) else "or"
+            return known[0] if build is None else _joined(build, op, known)
+        case IsZero(what):
+            return _compared(build, terms, what, "eq", shape)
+        case AtLeastZero(what):
+            return _compared(build, terms, what, "ge", shape)
+    return None
+
+
+def _compared(
+    build: Builder | None, terms: Coordinates, what: Dim, op: str, shape: tuple[Dim, ...]
+) -> str | None:
+    """`what == 0` or `what >= 0` for a `what` that is an element and a constant apart."""
+    if not isinstance(what, Expr):
+        return None
+    names = [name for name in symbolic.symbols_of(what) if terms.element(name) is not None]
+    if len(names) != 1 or (found := terms.element(names[0])) is None:
+        return None
+    symbol = symbolic.symbol(names[0])
+    for sign in (1, -1):
+        rest = what - symbol * sign
+        if isinstance(rest, int):
+            break
+    else:
+        return None
+    plane = _plane(build, terms, found.value, found.at, shape)
+    if plane is None or build is None:
+        return plane
+    dtype = build.graph.type(plane).dtype
+    attrs: Attrs = {"value": -rest * sign, "dtype": dtype, "shape": ()}
+    bound = build.value("constant", [], attrs)
+    return build.value({1: op, -1: {"ge": "le"}.get(op, op)}[sign], [plane, bound])
+
+
+def _plane(
+    build: Builder | None,
+    terms: Coordinates,
+    value: str,
+    at: tuple[Dim, ...],
+    shape: tuple[Dim, ...],
+) -> str | None:
+    """`value`, read at the batch and the key, as [B, T]."""
+    kind: TensorType = terms.graph.type(value)
+    kept = [place for place, size in zip(at, kind.shape, strict=True) if size != 1]
+    wanted = [place for place, size in zip((BATCH, KEY), shape, strict=True) if size != 1]
+    if kept != wanted or [size for size in kind.shape if size != 1] != [
+        size for size in shape if size != 1
+    ]:
+        return None
+    if build is None or kind.shape == shape:
+        return value
+    return build.value("reshape", [value], {"shape": shape})

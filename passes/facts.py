@@ -1,0 +1,43 @@
+"""Facts about values that several passes ask for."""
+
+from __future__ import annotations
+
+from fusec.ir import Graph, Node
+from fusec.ir.types import bool_attr, ints_attr
+from fusec.passes.canonical.casts import holds_exactly
+from fusec.rewrite import Op, Pattern
+
+
+def with_cast(pattern: Op) -> tuple[Pattern, ...]:
+    """`pattern`, as it is and with a cast after it that belongs to the match."""
+    return pattern, Op("cast", (pattern,))
+
+
+def reduces_rows(graph: Graph, reduction: Node) -> bool:
+    """Whether `reduction` goes over the last axis alone and keeps it."""
+    last = graph.type(reduction.inputs[0]).rank - 1
+    keeps = bool_attr(reduction.attrs, "keepdims")
+    return keeps and ints_attr(reduction.attrs, "axes") == (last,)
+
+
+def before_widening(graph: Graph, value: str) -> str:
+    """What `value` was before a cast that lost nothing; `value` itself if there is none."""
+    node = graph.producer(value)
+    if node is None or node.op != "cast":
+        return value
+    (source,) = node.inputs
+    narrow, wide = graph.type(source), graph.type(value)
+    widened = narrow.element.is_float and holds_exactly(wide.dtype, narrow.dtype)
+    return source if widened else value
+
+
+def only_reader(graph: Graph, value: str) -> Node | None:
+    """The node that alone reads `value`, if there is one."""
+    users = graph.users(value)
+    return users[0] if len(users) == 1 and graph.use_count(value) == 1 else None
+
+
+def is_row_vector(graph: Graph, value: str, rows: str) -> bool:
+    """Whether `value` holds one float for each column of `rows`, as the weight of a norm does."""
+    kind, x = graph.type(value), graph.type(rows)
+    return kind.element.is_float and kind.rank == 1 and x.rank > 1 and kind.shape == x.shape[-1:]

@@ -1,0 +1,94 @@
+"""Root-mean-square norm, written out by hand.
+
+Fuses   x * rsqrt(mean(x * x) + eps)   and then   norm * w,   norm * (1 + w)
+into    rms_norm(x, w)
+
+Upcasts inside go: the operation accumulates in f32 whatever the dtypes, and the weight may have
+another one.  A weight that is applied after the norm was rounded is applied before the rounding
+instead.  `x / sqrt(...)`, `pow(x, 2)` and the like are made alike by `canonicalise`.
+
+Leaves it alone when
+  axis    the mean is not over the last axis alone
+  weight  the factor is not one number for each element of a row
+  dtype   the result is rounded to another dtype than that of x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from fusec.ir import Attr
+from fusec.passes.facts import before_widening, is_row_vector, reduces_rows, with_cast
+from fusec.rewrite import FusionPass, Guard, Match, Maybe, Number, Op, Rejection, Var
+from fusec.rewrite.driver import Builder
+from fusec.target import Target
+
+X, WEIGHT = Var("x"), Var("weight")
+SQUARE = Op("mul", (Maybe("cast", X), Maybe("cast", X)))
+MEAN = Op("reduce_mean", (SQUARE,), name="mean")
+INVERSE = Op("rsqrt", (Op("add", (MEAN, Number("eps"))),))
+OFFSET = Op("add", (WEIGHT, Number("offset", 1.0)), shared=True)
+NORM = Op("rms_norm", (X,), name="norm", attrs={"has_weight": False})
+WIDENED = Op("cast", (X,), shared=True)
+
+
+def _axis(match: Match, target: Target) -> Rejection | None:
+    mean = match.nodes.get("mean")
+    if mean is None or reduces_rows(match.graph, mean):
+        return None
+    return Rejection("axis", f"`%{mean.name}` is not a mean over the last axis alone", mean.name)
+
+
+def _weight(match: Match, target: Target) -> Rejection | None:
+    weight = match.values.get("weight")
+    if weight is None or is_row_vector(match.graph, weight, match.values["x"]):
+        return None
+    kind, rows = match.graph.type(weight), match.graph.type(match.values["x"])
+    return Rejection("weight", f"`{kind}` is not one number for each column of `{rows}`", weight)
+
+
+def _dtype(match: Match, target: Target) -> Rejection | None:
+    if match.root.op != "cast":
+        return None
+    x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))
+    if x.dtype == result.dtype:
+        return None
+    reason = f"x is {x.dtype}, but the norm is rounded to {result.dtype}"
+    return Rejection("dtype", reason, match.root.name)
+
+
+class RmsNorm(FusionPass):
+    """First the norm alone, then its weight, then the casts around it."""
+
+    name: ClassVar[str] = "rms_norm"
+    after: ClassVar[tuple[str, ...]] = ("canonicalise",)
+    patterns: ClassVar[tuple[Op, ...]] = (
+        *(Op("mul", (X, inverse)) for inverse in with_cast(INVERSE)),
+        *(Op("mul", (norm, OFFSET)) for norm in with_cast(NORM)),
+        *(Op("mul", (norm, WEIGHT)) for norm in with_cast(NORM)),
+        Op("cast", (Op("rms_norm", (WIDENED,), name="norm"),)),
+        Op("cast", (Op("rms_norm", (WIDENED, WEIGHT), name="norm"),)),
+    )
+    guards: ClassVar[tuple[Guard, ...]] = (_axis, _weight, _dtype)
+
+    def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
+        """Build the norm, and a cast where the product had another dtype than x."""
+        graph, root, x = match.graph, match.root, match.values["x"]
+        norm = match.nodes.get("norm")
+        attrs: dict[str, Attr] = {"has_weight": False, "weight_offset": 0}
+        if norm is None:
+            attrs["eps"] = match.numbers["eps"]
+        else:
+            attrs.update(norm.attrs)
+        inputs = [x]
+        if "weight" in match.values:
+            inputs.append(before_widening(graph, match.values["weight"]))
+            attrs["has_weight"] = True
+        if "offset" in match.numbers:
+            attrs["weight_offset"] = 1
+        value = build.value("rms_norm", inputs, attrs)
+        wanted = graph.type(root.output).dtype
+        if graph.type(value).dtype != wanted:
+            value = build.value("cast", [value], {"dtype": wanted})
+        return {root.output: value}
