@@ -1,0 +1,212 @@
+"""Lowering to a GPU: kernels where there are any, and the list of what has none yet.
+
+Views cost nothing: a kernel reads a transposed, sliced or reshaped value where it lies, if its
+rows are evenly spaced.  What no kernel computes is left to the host, which is an error unless it
+was allowed: a model that falls back in silence is the outage that fusec exists to prevent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fusec import symbolic
+from fusec.diagnostics import UnsupportedError
+from fusec.ir import Graph, Node
+from fusec.kernels.launch import Call, Launch, Storage, TritonSource
+from fusec.kernels.registry import Kernel, NoKernel, choose
+from fusec.kernels.triton_rows import has_even_rows
+from fusec.link.triton_build import GpuKernel
+from fusec.lower.storage import VIEWS, dense, viewed
+from fusec.target import Target
+
+PROGRAM_SCHEMA = "fusec.program/1"
+
+
+@dataclass(frozen=True, slots=True)
+class HostNode:
+    """A node that no GPU kernel computes, and why."""
+
+    op: str
+    node: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuStep:
+    """A node, the kernel chosen for it, and how it is launched."""
+
+    node: Node
+    kernel: Kernel
+    launch: Launch
+    source: TritonSource
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProgram:
+    """What a GPU target runs, before code objects are built.
+
+    Attributes:
+        graph: what was lowered.
+        target: for what.
+        order: every step: a launch, or a node that is left to the host.
+        buffers: size of each buffer, by number, and the value it holds.
+    """
+
+    graph: Graph
+    target: Target
+    order: tuple[GpuStep | HostNode, ...]
+    buffers: tuple[tuple[str, symbolic.Dim], ...]
+
+    @property
+    def steps(self) -> tuple[GpuStep, ...]:
+        """The launches."""
+        return tuple(step for step in self.order if isinstance(step, GpuStep))
+
+    @property
+    def host(self) -> tuple[HostNode, ...]:
+        """The nodes that are left to the host."""
+        return tuple(step for step in self.order if isinstance(step, HostNode))
+
+    def document(
+        self, built: Mapping[TritonSource, GpuKernel], entry: Callable[[GpuKernel], str]
+    ) -> dict[str, object]:
+        """The program as JSON; `entry` names the module that holds a kernel."""
+        return {
+            "schema": PROGRAM_SCHEMA,
+            "target": self.target.name,
+            "arch": self.target.arch,
+            "symbols": {name: [low, high] for name, (low, high) in self.graph.symbols.items()},
+            "inputs": list(self.graph.inputs),
+            "outputs": list(self.graph.outputs),
+            "buffers": [{"value": value, "bytes": _json(size)} for value, size in self.buffers],
+            "steps": [
+                _host_step(step) if isinstance(step, HostNode) else _launch_step(step, built, entry)
+                for step in self.order
+            ],
+        }
+
+
+def lower_gpu(graph: Graph, target: Target, *, allow_host_fallback: bool) -> GpuProgram:
+    """Choose a kernel for every node that has one.
+
+    Args:
+        graph: rewritten for `target`.
+        target: a GPU.
+        allow_host_fallback: whether nodes without a kernel may be left to the host.
+
+    Raises:
+        UnsupportedError: there are such nodes, and they may not; it lists them.
+    """
+    lowering = _Lowering(graph, target)
+    for node in graph.nodes():
+        lowering.add(node)
+    program = GpuProgram(graph, target, tuple(lowering.order), tuple(lowering.buffers))
+    if program.host and not allow_host_fallback:
+        raise _not_lowered(program)
+    return program
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.graph = graph
+        self.target = target
+        self.order: list[GpuStep | HostNode] = []
+        self.buffers: list[tuple[str, symbolic.Dim]] = []
+        self.storages: dict[str, Storage] = {}
+        for value in (*graph.inputs, *graph.parameters):
+            self._allocate(value)
+
+    def add(self, node: Node) -> None:
+        if node.op in VIEWS and self._view(node):
+            return
+        for value in node.outputs:
+            self._allocate(value)
+        chosen = choose(self.graph, node, self.target)
+        if isinstance(chosen, NoKernel):
+            reason = "; ".join(chosen.reasons) or f"no kernel computes `{node.op}` on a GPU yet"
+            self._leave(node, reason)
+            return
+        inputs, outputs = (
+            tuple(self.storages[value] for value in values)
+            for values in (node.inputs, node.outputs)
+        )
+        layouts = chosen.layouts(self.graph, node)
+        operands = zip((*node.inputs, *node.outputs), (*inputs, *outputs), layouts, strict=True)
+        for value, storage, layout in operands:
+            if not storage.meets(layout) or (layout == "rows" and not has_even_rows(storage)):
+                self._leave(node, f"{chosen.name}: `%{value}` is not laid out as it needs it")
+                return
+        launch = chosen.launch(Call(self.graph, node, self.target, inputs, outputs))
+        if launch.triton is None:
+            self._leave(node, f"{chosen.name}: it is not a Triton kernel")
+            return
+        self.order.append(GpuStep(node, chosen, launch, launch.triton))
+
+    def _view(self, node: Node) -> bool:
+        shape = self.graph.type(node.output).shape
+        storage = self.storages[node.inputs[0]]
+        seen = viewed(storage, node.op, node.attrs, shape, self.graph.symbols)
+        if seen is not None:
+            self.storages[node.output] = seen
+        return seen is not None
+
+    def _allocate(self, value: str) -> None:
+        kind = self.graph.type(value)
+        self.storages[value] = dense(len(self.buffers), kind.dtype, kind.shape)
+        self.buffers.append((value, kind.nbytes))
+
+    def _leave(self, node: Node, reason: str) -> None:
+        self.order.append(HostNode(node.op, node.name, node.origin.path, reason))
+
+
+def _not_lowered(program: GpuProgram) -> UnsupportedError:
+    counts = Counter(node.op for node in program.host)
+    first = {node.op: node for node in reversed(program.host)}
+    total = len(program.host) + len(program.steps)
+    lines = [
+        f"{count} x {op}, first at {first[op].path or first[op].node}: {first[op].reason}"
+        for op, count in counts.most_common()
+    ]
+    target = program.target.name
+    return UnsupportedError(
+        f"{len(program.host)} of {total} operations are not lowered for `{target}` yet",
+        at=program.graph.name,
+        detail=tuple(lines),
+        hint="compile for `cpu`, or allow these to run on the host with `--allow-host-fallback`",
+    )
+
+
+def _host_step(step: HostNode) -> dict[str, object]:
+    return {"kind": "host", "op": step.op, "node": step.node, "reason": step.reason}
+
+
+def _launch_step(
+    step: GpuStep, built: Mapping[TritonSource, GpuKernel], entry: Callable[[GpuKernel], str]
+) -> dict[str, object]:
+    kernel = built[step.source]
+    return {
+        "kind": "launch",
+        "op": step.node.op,
+        "node": step.node.name,
+        "kernel": step.kernel.name,
+        "module": entry(kernel),
+        "symbol": kernel.symbol,
+        "grid": [_json(size) for size in step.launch.grid],
+        "block": [kernel.threads, 1, 1],
+        "shared_bytes": kernel.resources["lds_bytes"],
+        "buffers": [
+            [storage.buffer, _json(storage.byte_offset)] for storage in step.launch.operands
+        ],
+        "params": [
+            {"f32": param} if isinstance(param, float) else _json(param)
+            for param in step.launch.params
+        ],
+        "arguments": [list(argument) for argument in kernel.arguments],
+    }
+
+
+def _json(dim: symbolic.Dim) -> int | str:
+    return dim if isinstance(dim, int) else str(dim)
