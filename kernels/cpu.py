@@ -5,7 +5,7 @@ A kernel's `kernel.cpp` states its buffers and parameters in the comment above i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from fusec.dtypes import DTYPES
 from fusec.ir import Graph, Node, TensorType, Weight
 from fusec.ir.weights import Bits
 from fusec.kernels.launch import Call, Launch, Layout, Param, Storage
-from fusec.kernels.registry import Kernel, Layouts
+from fusec.kernels.registry import Kernel, Layouts, Packing, no_packing, row_major
 from fusec.symbolic import Dim
 from fusec.target import Target
 
@@ -144,6 +144,8 @@ def cpp_kernel(
     layouts: Layouts = row_layouts,
     source: str | None = None,
     name: str | None = None,
+    packing: Callable[[Graph, Node, Target], Mapping[int, Packing]] = no_packing,
+    output_order: Callable[[Graph, Node], tuple[int, ...] | None] = row_major,
 ) -> Kernel:
     """The record of a C++ kernel whose source is in the folder of its operation, or in `source`."""
     return Kernel(
@@ -155,6 +157,8 @@ def cpp_kernel(
         supports=supports,
         launch=launch,
         layouts=layouts,
+        packing=packing,
+        output_order=output_order,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from fusec.ir import Graph, Node
 from fusec.kernels.cpu import cpp_kernel, float_kernel, operands, outer_params, pack_weight
@@ -32,4 +31,4 @@ def _linear(call: Call) -> Launch:
     return Launch(f"fusec_linear_{x.dtype}", operands(call), params)
 
 
-KERNELS = (replace(cpp_kernel("linear", _linear, supports=_constant_weight), packing=_packing),)
+KERNELS = (cpp_kernel("linear", _linear, supports=_constant_weight, packing=_packing),)

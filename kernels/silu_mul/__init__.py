@@ -1,5 +1,5 @@
 """Gated activations: act(gate) * up."""
 
-from fusec.kernels.silu_mul import triton
+from fusec.kernels.silu_mul import cpu, triton
 
-KERNELS = (triton.TRITON, triton.GELU_MUL_TRITON, triton.SWIGLU_OAI_TRITON)
+KERNELS = (*cpu.KERNELS, triton.TRITON, triton.GELU_MUL_TRITON, triton.SWIGLU_OAI_TRITON)

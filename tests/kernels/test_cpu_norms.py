@@ -40,11 +40,12 @@ def test_rms_norm_of_a_strided_slice(
     x = random(rng, (3, 5, 2, n + 4), dtype)
     weights, factor = weight_of(rng, n, dtype, kind)
     # Rows [a, c, b] of x[a, b, c, 3:3+n]: a transposed head split, no copy.
+    width = n + 4
+    outer = [1, 3, 2, 5, 0, 10 * width, width, 2 * width, 0, 10 * n, 5 * n, n]
     out = module.call(
         f"fusec_rms_norm_{dtype}",
         [x.reshape(-1)[3:], *weights, blank((3, 2, 5, n), dtype)],
-        [1, 3, 2, 5, 0, 10 * (n + 4), n + 4, 2 * (n + 4), 0, 10 * n, 5 * n, n, n, bits(EPS), kind]
-        + [offset],
+        [*outer, n, bits(EPS), kind, offset],
     )[-1]
     expected = rms(
         decode(x, dtype)[..., 3 : 3 + n].swapaxes(1, 2), factor + (offset if kind else 0)

@@ -1,0 +1,5 @@
+"""Causal filters along a sequence."""
+
+from fusec.kernels.causal_conv1d import cpu
+
+KERNELS = cpu.KERNELS

@@ -1,0 +1,5 @@
+"""Mixture of experts."""
+
+from fusec.kernels.moe import cpu
+
+KERNELS = cpu.KERNELS

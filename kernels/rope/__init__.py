@@ -1,0 +1,5 @@
+"""Rotary position embedding."""
+
+from fusec.kernels.rope import cpu
+
+KERNELS = cpu.KERNELS

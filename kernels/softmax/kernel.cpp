@@ -1,0 +1,135 @@
+// softmax, log_softmax and logsumexp along one axis.
+#include <fusec/rows.h>
+
+#include <math.h>
+
+namespace fusec {
+namespace {
+
+enum SoftmaxParam { SIZES = 0, X = 4, OUT = 8, N = 12, X_STEP, OUT_STEP };
+
+enum class Kind { SOFTMAX, LOG_SOFTMAX, LOGSUMEXP };
+
+constexpr float MINUS_INFINITY = -__builtin_inff();
+
+template <class T>
+FUSEC_INLINE const float* gather_row(const T* x, int64_t step, int64_t n, float* row) {
+  if (step == 1) {
+    for_vectors(n, [=](int64_t i, int count) { store_some(row + i, load_some(x + i, count), count); });
+  } else {
+    for (int64_t i = 0; i < n; ++i) row[i] = to_float(x[i * step]);
+  }
+  return row;
+}
+
+// The largest element; NaN if there is one.
+FUSEC_INLINE float max_row(const float* row, int64_t n) {
+  Vec top = set(MINUS_INFINITY), nan = zero();
+  for_vectors(n, [&](int64_t i, int count) {
+    Vec value = load_some(row + i, count);
+    if (count != LANES) value = select(first_lanes(count), value, set(MINUS_INFINITY));
+    top = max(top, value);
+    nan = select(is_nan(value), value, nan);
+  });
+  float nans = reduce_add(nan);
+  return nans != nans ? nans : reduce_max(top);
+}
+
+template <class T, Kind KIND>
+void softmax(void* const* buffers, const int64_t* p) {
+  const T* x = static_cast<const T*>(buffers[0]);
+  T* out = static_cast<T*>(buffers[1]);
+  Outer outer{p + SIZES};
+  int64_t n = p[N], x_step = p[X_STEP], out_step = p[OUT_STEP];
+  parallel_for(outer.rows(), grain_for(8 * n), [&](int64_t begin, int64_t end, int) {
+    Scratch<float> row_buffer(n);
+    float* row = row_buffer;
+    for (int64_t r = begin; r < end; ++r) {
+      gather_row(x + outer.offset(r, p + X), x_step, n, row);
+      T* o = out + outer.offset(r, p + OUT);
+      float top = max_row(row, n);
+      // A row of -inf: softmax is NaN as in torch, logsumexp is -inf.
+      float shift = KIND == Kind::LOGSUMEXP && (top == MINUS_INFINITY || top == -MINUS_INFINITY)
+                        ? 0.0f
+                        : top;
+      float total = sum_row(n, [=](int64_t i, int count) {
+        Vec power = exp(load_some(row + i, count) - set(shift));
+        if (KIND == Kind::SOFTMAX) store_some(row + i, power, count);
+        return count == LANES ? power : select(first_lanes(count), power, zero());
+      });
+      if (KIND == Kind::LOGSUMEXP) {
+        *o = from_float<T>(logf(total) + shift);
+        continue;
+      }
+      Vec scale = set(1.0f / total), offset = set(logf(total));
+      for_vectors(n, [=](int64_t i, int count) {
+        Vec value = load_some(row + i, count);
+        value = KIND == Kind::SOFTMAX ? value * scale : (value - set(shift)) - offset;
+        if (out_step == 1) {
+          store_some(o + i, value, count);
+        } else {
+          T lanes[LANES];
+          store(lanes, value);
+          for (int lane = 0; lane < count; ++lane) o[(i + lane) * out_step] = lanes[lane];
+        }
+      });
+    }
+  });
+}
+
+template <Kind KIND>
+void softmax_f64(void* const* buffers, const int64_t* p) {
+  const double* x = static_cast<const double*>(buffers[0]);
+  double* out = static_cast<double*>(buffers[1]);
+  Outer outer{p + SIZES};
+  int64_t n = p[N], x_step = p[X_STEP], out_step = p[OUT_STEP];
+  parallel_for(outer.rows(), grain_for(40 * n), [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const double* a = x + outer.offset(r, p + X);
+      double* o = out + outer.offset(r, p + OUT);
+      double top = -__builtin_inf();
+      for (int64_t i = 0; i < n; ++i) {
+        double value = a[i * x_step];
+        if (!(value <= top)) top = value;  // NaN wins, and stays
+        if (top != top) break;
+      }
+      double shift = KIND == Kind::LOGSUMEXP && (top == __builtin_inf() || top == -__builtin_inf())
+                         ? 0.0
+                         : top;
+      double total = 0.0;
+      for (int64_t i = 0; i < n; ++i) total += ::exp(a[i * x_step] - shift);
+      if (KIND == Kind::LOGSUMEXP) {
+        *o = ::log(total) + shift;
+        continue;
+      }
+      double offset = ::log(total);
+      for (int64_t i = 0; i < n; ++i) {
+        double value = a[i * x_step] - shift;
+        o[i * out_step] = KIND == Kind::SOFTMAX ? ::exp(value) / total : value - offset;
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace fusec
+
+// buffers: x, out (may be x, except for logsumexp); any strides
+// params:  sizes[4] of the other axes, x strides[4], out strides[4], N along the axis, strides of x
+//          and out along the axis (logsumexp has one result per row: the last is not used)
+#define FUSEC_SOFTMAX(name, kind)                                                              \
+  FUSEC_KERNEL void fusec_##name##_f32(void* const* buffers, const int64_t* params) {          \
+    fusec::softmax<float, fusec::Kind::kind>(buffers, params);                                 \
+  }                                                                                            \
+  FUSEC_KERNEL void fusec_##name##_bf16(void* const* buffers, const int64_t* params) {         \
+    fusec::softmax<fusec::bf16, fusec::Kind::kind>(buffers, params);                           \
+  }                                                                                            \
+  FUSEC_KERNEL void fusec_##name##_f16(void* const* buffers, const int64_t* params) {          \
+    fusec::softmax<fusec::f16, fusec::Kind::kind>(buffers, params);                            \
+  }                                                                                            \
+  FUSEC_KERNEL void fusec_##name##_f64(void* const* buffers, const int64_t* params) {          \
+    fusec::softmax_f64<fusec::Kind::kind>(buffers, params);                                    \
+  }
+FUSEC_SOFTMAX(softmax, SOFTMAX)
+FUSEC_SOFTMAX(log_softmax, LOG_SOFTMAX)
+FUSEC_SOFTMAX(logsumexp, LOGSUMEXP)

@@ -1,0 +1,140 @@
+"""`matmul`, `moe` and `grouped_mm` on the CPU against numpy in f64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cpu_library import (
+    DTYPES,
+    ULP,
+    Module,
+    assert_close,
+    bits,
+    blank,
+    decode,
+    encode,
+    module,
+    random,
+)
+
+from fusec.kernels.cpu import ACTIVATIONS, pack_panels
+from fusec.kernels.moe.cpu import pack_gate_up
+
+__all__ = ["module"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 5, 9), (13, 70, 48), (150, 33, 31), (4, 300, 64)])
+def test_matmul(module: Module, dtype: str, transposed: bool, m: int, n: int, k: int) -> None:
+    rng = np.random.default_rng(m + n)
+    a = random(rng, (2, 3, m, k), dtype)
+    b = random(rng, (3, n, k) if transposed else (3, k, n), dtype)
+    b_strides = [1, k] if transposed else [n, 1]
+    # The batch of a is walked in transposed order; b has no outer batch.
+    params = [1, 1, 3, 2, 0, 0, m * k, 3 * m * k, 0, 0, n * k, 0, 0, 0, 2 * m * n, m * n]
+    params += [m, n, k, k, 1, *b_strides, n, 0]
+    out = module.call(f"fusec_matmul_{dtype}", [a, b, blank((3, 2, m, n), dtype)], params)[-1]
+    wide = decode(b, dtype).swapaxes(-1, -2) if transposed else decode(b, dtype)
+    expected = np.swapaxes(decode(a, dtype) @ wide, 0, 1)
+    scale = np.sqrt(k)
+    assert_close(decode(out, dtype) / scale, expected / scale, 2 * ULP[dtype] + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["f64", "i64", "i32"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matmul_of_other_dtypes(module: Module, dtype: str, transposed: bool) -> None:
+    rng = np.random.default_rng(2)
+    kind = {"f64": np.float64, "i64": np.int64, "i32": np.int32}[dtype]
+    a = (rng.standard_normal((5, 11)) * 100).astype(kind)
+    b = (rng.standard_normal((7, 11) if transposed else (11, 7)) * 100).astype(kind)
+    bias = np.arange(7).astype(kind)
+    params = [1, 1, 1, 1, *[0] * 12, 5, 7, 11, 11, 1, *([1, 11] if transposed else [7, 1]), 7, 1]
+    out = np.full((5, 7), 77, kind)
+    actual = module.call(f"fusec_matmul_{dtype}", [a, b, bias, out], params)[-1]
+    assert_close(actual, a @ (b.T if transposed else b) + bias, 1e-13)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def oai(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    gate, up = np.minimum(gate, 7.0), np.clip(up, -7.0, 7.0)
+    return gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("activation", "layout", "gated", "bias"),
+    [
+        ("silu", "split", True, False),
+        ("swiglu_oai", "interleaved", True, True),
+        ("relu2", "split", False, True),
+    ],
+)
+@pytest.mark.parametrize("tokens", [0, 1, 40, 700])
+def test_moe(
+    module: Module, dtype: str, activation: str, layout: str, gated: bool, bias: bool, tokens: int
+) -> None:
+    rng = np.random.default_rng(tokens)
+    hidden, inner, experts, top_k = 72, 50, 5, 3
+    x = random(rng, (tokens, hidden + 2), dtype)
+    gate_up = random(rng, (experts, inner * (2 if gated else 1), hidden), dtype)
+    down = random(rng, (experts, hidden, inner), dtype)
+    gate_up = encode(decode(gate_up, dtype) / np.sqrt(hidden), dtype)
+    down = encode(decode(down, dtype) / np.sqrt(inner), dtype)
+    biases = [random(rng, gate_up.shape[:2], dtype), random(rng, (experts, hidden), dtype)]
+    # Expert 2 gets no token; an index outside is ignored.
+    choices = np.array([0, 1, 3, 4])
+    indices = (
+        np.stack([rng.permutation(choices)[:top_k] for _ in range(tokens)])
+        if tokens
+        else (np.zeros((0, top_k), np.int64))
+    )
+    if tokens > 3:
+        indices[3, 0], indices[2, 1] = experts, -1
+    weights = rng.random((tokens, top_k)).astype(np.float32)
+    expected = np.zeros((tokens, hidden))
+    for expert in range(experts):
+        token, slot = np.nonzero(indices == expert)
+        act = decode(x, dtype)[token, :hidden] @ decode(gate_up, dtype)[expert].T
+        if bias:
+            act = act + decode(biases[0], dtype)[expert]
+        if gated:
+            half = (act[:, ::2], act[:, 1::2]) if layout == "interleaved" else np.split(act, 2, -1)
+            act = oai(*half) if activation == "swiglu_oai" else silu(half[0]) * half[1]
+        else:
+            act = np.maximum(act, 0) ** 2
+        result = act @ decode(down, dtype)[expert].T
+        if bias:
+            result = result + decode(biases[1], dtype)[expert]
+        np.add.at(expected, token, result * weights[token, slot, None])
+    params = [tokens, hidden, inner, experts, top_k, hidden + 2, hidden, top_k, top_k, 2, 8]
+    params += [ACTIVATIONS[activation], bits(1.702), bits(7.0), int(gated), int(bias)]
+    params += [int(layout == "interleaved")]
+    packed = pack_gate_up(gate_up, dtype, layout=layout, gated=gated, transposed=False)
+    buffers = [x, weights, indices, packed, pack_panels(down, dtype), *(biases if bias else [])]
+    buffers.append(blank((tokens, hidden), dtype))
+    out = module.call(f"fusec_moe_{dtype}", buffers, params)[-1]
+    assert_close(decode(out, dtype), expected, 4 * ULP[dtype] + 2e-6)
+    module.threads(1)
+    assert module.call(f"fusec_moe_{dtype}", buffers, params)[-1].tobytes() == out.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_grouped_mm(module: Module, dtype: str) -> None:
+    rng = np.random.default_rng(5)
+    x, weights = random(rng, (30, 37), dtype), random(rng, (4, 50, 37), dtype)
+    ends = np.array([7, 7, 20, 28], np.int32)
+    params = [30, 37, 50, 4, 37, 50, 4]
+    buffers = [x, pack_panels(weights, dtype), ends, blank((30, 50), dtype)]
+    out = module.call(f"fusec_grouped_mm_{dtype}", buffers, params)[-1]
+    expected, begin = np.zeros((30, 50)), 0
+    for weight, end in zip(decode(weights, dtype), ends, strict=True):
+        expected[begin:end] = decode(x, dtype)[begin:end] @ weight.T
+        begin = end
+    assert_close(decode(out, dtype), expected, 2 * ULP[dtype] + 2e-6)
+    buffers[2] = np.array([7, 7, 31, 28], np.int32)
+    module.call(f"fusec_grouped_mm_{dtype}", buffers, params)
+    assert module.error[:3] == (1, 31, 30)
