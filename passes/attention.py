@@ -379,9 +379,9 @@ class _Walk:
 
     def _unscaled(self, value: str) -> str:
         """An operand before it was multiplied by a constant, which joins the scale."""
-        while (found := _factor(self.graph, value)) is not None:
-            value, factor = found
-            self.scale *= factor
+        while (found := factor(self.graph, value)) is not None:
+            value, times = found
+            self.scale *= times
         return value
 
     def _scores(self, value: str) -> str:
@@ -450,12 +450,12 @@ class _Walk:
             self.inner.append(node)
             value = score
         value = self._capped(value)
-        while (found := _factor(graph, value)) is not None:
+        while (found := factor(graph, value)) is not None:
             node = graph.producer(value)
             assert node is not None
             self.inner.append(node)
-            value, factor = found
-            self.scale *= factor
+            value, times = found
+            self.scale *= times
             value = self._through(value, "cast", "reshape")
         product = graph.producer(value)
         return product if product is not None and product.op == "matmul" else None
@@ -464,13 +464,13 @@ class _Walk:
         """The scores before c*tanh(x/c)."""
         graph = self.graph
         outer = graph.producer(value)
-        if (found := _factor(graph, value)) is None or outer is None:
+        if (found := factor(graph, value)) is None or outer is None:
             return value
         tanh = graph.producer(found[0])
         if tanh is None or tanh.op != "tanh":
             return value
         inner = graph.producer(tanh.inputs[0])
-        shrunk = _factor(graph, tanh.inputs[0])
+        shrunk = factor(graph, tanh.inputs[0])
         if shrunk is None or inner is None or not math.isclose(shrunk[1] * found[1], 1.0):
             return value
         self.inner += [outer, tanh, inner]
@@ -492,7 +492,7 @@ class _Walk:
                 value = node.inputs[2 if graph.constant(node.inputs[1]) is not None else 1]
             elif node.op in ("cast", "reshape", "tanh"):
                 value = node.inputs[0]
-            elif (found := _factor(graph, value)) is not None:
+            elif (found := factor(graph, value)) is not None:
                 value = found[0]
             else:
                 return False
@@ -506,8 +506,8 @@ class _Walk:
             self.heads = scores[:2]
 
 
-def _factor(graph: Graph, value: str) -> tuple[str, float] | None:
-    """What `value` is a constant multiple of, and the constant."""
+def factor(graph: Graph, value: str) -> tuple[str, float] | None:
+    """What `value` is a constant multiple of, and the constant; neither is zero."""
     node = graph.producer(value)
     if node is None or node.op not in ("mul", "div"):
         return None

@@ -104,7 +104,7 @@ def _fold(
     assert operands.mask is not None
     q, k = graph.type(operands.q).shape, graph.type(operands.k).shape
     shape = (*q[:3], k[2])
-    found = _Found()
+    found = _given(node)
     pieces = list(_pieces(graph, operands.mask))
     for piece in pieces:
         _sort(terms, piece, shape, operands, found)
@@ -112,13 +112,14 @@ def _fold(
         for piece in found.limited:
             reason = f"`%{piece}` limits how far ahead a key is and how far back in different ways"
             found.stay[piece] = ("attention.mask_not_analysed", reason)
-        found.before = None
+        found.before = _given(node).before
     build = Builder(graph, node)
     kept = [_narrow(graph, piece) for piece in pieces if piece in found.stay]
     flags = graph.type(operands.mask).dtype == "bool"
-    mask = _joined(build, "and" if flags else "add", kept)
-    if mask is not None and len(kept) == len(pieces) and graph.type(kept[0]).rank == 4:
-        mask = operands.mask if len(kept) > 1 else kept[0]
+    if len(kept) < len(pieces):
+        mask = _joined(build, "and" if flags else "add", kept)
+    else:
+        mask = _narrow(graph, operands.mask)
     padding = operands.key_padding
     for predicate in found.padding:
         flag = made.get(predicate) or _emitted(build, terms, predicate, (q[0], k[2]))
@@ -126,8 +127,7 @@ def _fold(
         made[predicate] = flag
         padding = flag if padding in (None, flag) else build.value("and", [padding, flag])
     folded = replace(operands, mask=mask, key_padding=padding).changed(
-        causal=found.causal or bool_attr(node.attrs, "causal"),
-        window=found.before if found.before is not None else node.attrs.get("window"),
+        causal=found.causal, window=found.before
     )
     for piece, (code, reason) in found.stay.items():
         site = node.origin.path or node.name
@@ -136,6 +136,13 @@ def _fold(
         return False
     replaced(build, node, folded, log)
     return True
+
+
+def _given(node: Node) -> _Found:
+    """The limits that `node` has already."""
+    causal, window = bool_attr(node.attrs, "causal"), node.attrs.get("window")
+    reach = window if isinstance(window, int) else None
+    return _Found(causal, reach, None if causal else reach)
 
 
 def replaced(build: Builder, node: Node, operands: AttentionOperands, log: DecisionLog) -> str:
