@@ -110,3 +110,19 @@ def artifact_name(path: Path) -> str:
     """The file that `compile` writes when no output is named: the source's name."""
     stem = path.name if path.is_dir() else path.stem
     return f"{stem or 'model'}.fusec"
+
+
+def size_text(size: int) -> str:
+    """Bytes for people: `12.4 MB`."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """`attention 4   rope 8`, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return "   ".join(f"{name} {count}" for name, count in ordered)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+
 from fusec import __version__
 from fusec.cli import compile, doctor, explain, inspect, list, run
 from fusec.cli.console import say

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from fusec.cli.console import Stages, data_json
 
 

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import typer
+
 from fusec import __version__
 from fusec.cli.console import data, data_json, table
-from fusec.diagnostics import FusecError
-from fusec.runtime.cpu import host_target
+from fusec.diagnostics import DeviceError, FusecError
+from fusec.runtime.cpu import host_features
+from fusec.target import best_cpu_arch
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,9 @@ def doctor(
         rows = [asdict(finding) for finding in findings]
         data_json({"schema": "fusec.doctor/1", "fusec": __version__, "findings": rows})
         return
-    rows = [[f.what, f.found or "missing", f.needed] for f in findings]
+    lines = [[f.what, f.found or "missing", f.needed] for f in findings]
     missing = [f"{f.what}: {f.hint}" for f in findings if f.found is None]
-    data(table(["what", "found", "for"], rows))
+    data(table(["what", "found", "for"], lines))
     if missing:
         data("\nto get what is missing\n" + "\n".join(f"  {line}" for line in missing))
 
@@ -76,7 +78,10 @@ def _findings() -> list[Finding]:
 
 
 def _host() -> str | None:
-    host = host_target()
+    try:
+        host = best_cpu_arch(host_features())
+    except DeviceError:
+        return None
     return None if host is None else host.arch
 
 

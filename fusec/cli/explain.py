@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from fusec.cli.console import Stages, data, data_json
 from fusec.diagnostics import UsageError
 from fusec.options import known_fusion

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fusec.cli.console import counts_text, data, data_json, size_text, table
+
+from fusec.cli.console import data, data_json, table
 from fusec.diagnostics import UsageError
-from fusec.report import explain_text, inspect_document
+from fusec.report import counts_text, explain_text, inspect_document, size_text
 from fusec.runtime.artifact import open_artifact
 
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+
 from fusec.cli.console import data, data_json, table
 from fusec.kernels.registry import kernels
 from fusec.passes import PIPELINE

@@ -1,0 +1,314 @@
+"""The compiler as a function: from a model to an artifact, step by step."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fusec import __version__
+from fusec.diagnostics import UsageError
+from fusec.frontend import Source, load_source
+from fusec.ir import Graph, print_graph
+from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
+from fusec.link.build import build_target, merge_weights
+from fusec.options import (
+    DimRange,
+    Requirement,
+    check_requirements,
+    parse_dim_range,
+    parse_requirement,
+    selected_passes,
+)
+from fusec.report import artifact_name, counts_text, inspect_document, size_text
+from fusec.rewrite import DecisionLog, Pass, run_pipeline
+from fusec.runtime.artifact import Source as SourceRecord
+from fusec.runtime.artifact import TensorSpec, open_artifact
+from fusec.runtime.cpu import host_features
+from fusec.target import Target, best_cpu_arch, target_named
+
+UNBOUNDED = (1 << 31) - 1
+"""The largest size of a dimension that the source does not bound."""
+
+
+class Reporter(Protocol):
+    """Is told what goes on, stage by stage; the lines appended in a stage are for people."""
+
+    def stage(self, word: str) -> AbstractContextManager[list[str]]:
+        """Enter a stage."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    @contextmanager
+    def stage(self, word: str) -> Iterator[list[str]]:
+        """Enter a stage."""
+        yield []
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What `compile` wrote.
+
+    Attributes:
+        path: of the artifact.
+        document: what `fusec inspect --json` prints about it.
+    """
+
+    path: Path
+    document: Mapping[str, Any]
+
+
+def compile(
+    source: object,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    target: str | Sequence[str] = "cpu",
+    example_inputs: Mapping[str, object] | Sequence[object] | None = None,
+    dims: Sequence[str] | Mapping[str, tuple[int, int]] = (),
+    require: Sequence[str] = (),
+    disable: Sequence[str] = (),
+    dtype: str | None = None,
+    weights: WeightStorage = "embed",
+    attention_mask: bool = False,
+    allow_host_fallback: bool = False,
+    trust_pickle: bool = False,
+    trust_remote_code: bool = False,
+    dump_ir: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    reporter: Reporter | None = None,
+) -> Compiled:
+    """Compile a model into an artifact; needs no GPU.
+
+    Args:
+        source: a path (`.pt2`, `.pt`, `.onnx`, a model folder), `package.module:factory`, an
+            `nn.Module` or an `ExportedProgram`.
+        output: the artifact; by default the source's name in the current folder.
+        target: one or more architectures or products.
+        example_inputs: tensors to export an `nn.Module` with, by name or position.
+        dims: ranges of named dimensions: `NAME=MIN:OPT:MAX`, or a mapping to (min, max).
+        require: fusions that must fire: `FUSION` or `FUSION>=N`.
+        disable: passes to leave out.
+        dtype: of a model folder: `f32`, `bf16` or `f16`; by default the configuration's.
+        weights: `embed` in the artifact, `external` beside it, or `none`.
+        attention_mask: whether a model folder also takes `attention_mask`.
+        allow_host_fallback: whether a GPU target may leave operations to the host.
+        trust_pickle: whether pickled modules may be loaded, which runs code in them.
+        trust_remote_code: whether code that comes with a model folder may be run.
+        dump_ir: a folder for the graph after each pass that changed it.
+        jobs: compilers to run at once; by default one a processor.
+        reporter: is told what goes on.
+
+    Raises:
+        FusecError: a subclass for each exit code of the command line.
+    """
+    report = reporter or Silent()
+    targets = _targets(target)
+    requirements = tuple(parse_requirement(text) for text in require)
+    passes = selected_passes(disable)
+    ranges = _ranges(dims)
+    with report.stage("export") as said:
+        read = load_source(
+            source,
+            dims=ranges,
+            dtype=dtype,
+            attention_mask=attention_mask,
+            trust_pickle=trust_pickle,
+            trust_remote_code=trust_remote_code,
+            example_inputs=example_inputs,
+        )
+        said += _said_of_source(read)
+    with report.stage("rewrite") as said:
+        rewritten = {
+            each.name: _rewritten(read, each, passes, requirements, dump_ir, len(targets) > 1)
+            for each in targets
+        }
+        said += _said_of_decisions({name: log for name, (_, log) in rewritten.items()})
+    with report.stage("link") as said:
+        built = [
+            build_target(
+                rewritten[each.name][0],
+                each,
+                allow_host_fallback=allow_host_fallback,
+                jobs=jobs or os.cpu_count() or 1,
+            )
+            for each in targets
+        ]
+        said += [each.summary for each in built]
+    path = Path(output) if output is not None else Path(artifact_name(Path(read.name)))
+    if path.is_dir():
+        raise UsageError(f"`{path}` is a folder", hint="name a file, such as `-o model.fusec`")
+    contents = ArtifactContents(
+        name=read.name,
+        source=SourceRecord(read.kind, read.name, read.sha256),
+        inputs=_specs(read.graph, read.graph.inputs, read.graph.inputs),
+        outputs=_specs(read.graph, read.graph.output_names, read.graph.outputs),
+        symbols={
+            name: (low, UNBOUNDED if high is None else high)
+            for name, (low, high) in read.graph.symbols.items()
+        },
+        graph=print_graph(rewritten[targets[0].name][0]),
+        decisions=[
+            {"target": name, **decision.as_json()}
+            for name, (_, log) in rewritten.items()
+            for decision in log
+        ],
+        targets=tuple(each.contents for each in built),
+        weights=merge_weights(built),
+        tools={
+            "fusec": __version__,
+            **_versions(),
+            **{k: v for b in built for k, v in b.tools.items()},
+        },
+        options={"dtype": dtype, "disable": sorted(disable), "attention_mask": attention_mask},
+        residual={name: model for each in built for name, model in each.residual.items()},
+        tokenizer=None if read.tokenizer is None else read.tokenizer.read_bytes(),
+    )
+    with report.stage("wrote") as said:
+        written = write_artifact(path, contents, storage=weights)
+        document = inspect_document(open_artifact(path))
+        said += [_said_of_file(path, written.bytes, document)]
+    return Compiled(path, document)
+
+
+def decide(
+    source: object,
+    target: str | Sequence[str],
+    *,
+    dims: Sequence[str] = (),
+    dtype: str | None = None,
+    trust_pickle: bool = False,
+    trust_remote_code: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, DecisionLog]:
+    """What would fire and what would be refused, by target; the arguments are those of `compile`.
+
+    Nothing is lowered, so operations that a target cannot run yet do not matter.
+    """
+    report = reporter or Silent()
+    targets, passes = _targets(target), selected_passes(())
+    with report.stage("export") as said:
+        read = load_source(
+            source,
+            dims=_ranges(dims),
+            dtype=dtype,
+            attention_mask=False,
+            trust_pickle=trust_pickle,
+            trust_remote_code=trust_remote_code,
+            example_inputs=None,
+        )
+        said += _said_of_source(read)
+    with report.stage("rewrite") as said:
+        logs = {each.name: _rewritten(read, each, passes, (), None, False)[1] for each in targets}
+        said += _said_of_decisions(logs)
+    return logs
+
+
+def _targets(names: str | Sequence[str]) -> tuple[Target, ...]:
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise UsageError("no target is given", hint="name one, such as `gfx950` or `cpu`")
+    host = best_cpu_arch(host_features()) if "cpu" in map(str.lower, wanted) else None
+    found = {target.name: target for name in wanted for target in [target_named(name, host=host)]}
+    return tuple(found.values())
+
+
+def _ranges(dims: Sequence[str] | Mapping[str, tuple[int, int]]) -> dict[str, DimRange]:
+    if isinstance(dims, Mapping):
+        return {name: DimRange(name, low, high, high) for name, (low, high) in dims.items()}
+    return {found.name: found for found in map(parse_dim_range, dims)}
+
+
+def _rewritten(
+    source: Source,
+    target: Target,
+    passes: Iterable[Pass],
+    requirements: Iterable[Requirement],
+    dump_ir: str | os.PathLike[str] | None,
+    by_target: bool,
+) -> tuple[Graph, DecisionLog]:
+    graph, log = source.graph.copy(), DecisionLog(source.decisions)
+    dump = None
+    if dump_ir is not None:
+        dump = Dump(Path(dump_ir) / target.name if by_target else Path(dump_ir), graph)
+    run_pipeline(passes, graph, target, log, dump)
+    graph.drop_unused_parameters()
+    check_requirements(requirements, log, target.name)
+    return graph, log
+
+
+class Dump:
+    """Writes the graph, numbered, after each pass that changed it."""
+
+    def __init__(self, folder: Path, graph: Graph) -> None:
+        self.folder = folder
+        self.number = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write("import", graph)
+
+    def __call__(self, each: Pass, graph: Graph, changes: int) -> None:
+        """Observe a pass."""
+        self.number += 1
+        if changes:
+            self._write(each.name, graph)
+
+    def _write(self, name: str, graph: Graph) -> None:
+        path = self.folder / f"{self.number:02}-{name}.fir"
+        path.write_text(print_graph(graph), encoding="utf-8")
+
+
+def _specs(graph: Graph, names: Sequence[str], values: Sequence[str]) -> tuple[TensorSpec, ...]:
+    kinds = [graph.type(value) for value in values]
+    return tuple(
+        TensorSpec(name, kind.dtype, kind.shape) for name, kind in zip(names, kinds, strict=True)
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what may have shaped the graph."""
+    found = {}
+    for name in ("numpy", "networkx", "torch", "transformers", "onnx"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _said_of_source(source: Source) -> list[str]:
+    spans = (
+        f"{name} {low}..{high if high is not None else ''}"
+        for name, (low, high) in source.graph.symbols.items()
+    )
+    dims = ", ".join(spans)
+    first = f"{source.kind}, {len(source.graph):,} nodes" + (f", dims {dims}" if dims else "")
+    return [first, *source.notes]
+
+
+def _said_of_decisions(logs: Mapping[str, DecisionLog], most: int = 5) -> list[str]:
+    lines: list[str] = []
+    for name, log in logs.items():
+        prefix = f"{name}: " if len(logs) > 1 else ""
+        lines.append(prefix + (counts_text(log.fired()) or "nothing fused"))
+        refused = log.refused()
+        for decision in refused[:most]:
+            why = f"`{decision.code}` ({decision.reason})"
+            lines.append(f"{prefix}refused {decision.fusion} at {decision.site}: {why}")
+        if len(refused) > most:
+            lines.append(f"{prefix}and {len(refused) - most} more: `fusec explain` lists them")
+    return lines
+
+
+def _said_of_file(path: Path, size: int, document: Mapping[str, Any]) -> str:
+    weights = document["weights"]
+    residual = sum(len(target["residual"]) for target in document["targets"])
+    launches = ", ".join(f"{t['launches']} launches on {t['target']}" for t in document["targets"])
+    left = f"{residual} operations residual" if residual else "nothing residual"
+    return (
+        f"{path}, {size_text(size)} ({size_text(weights['bytes'])} of weights); {launches}, {left}"
+    )

@@ -1,0 +1,104 @@
+"""`fusec run`: batches through an artifact."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusec.cli.console import data_json, progress_bar, say
+from fusec.diagnostics import InputError, UsageError
+from fusec.runtime import load
+from fusec.runtime.batches import BadRecord
+from fusec.runtime.io import open_writer, read_batches, run_batches, tokenizer_of
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(run)
+
+
+def run(
+    artifact: Annotated[Path, typer.Argument(help="An artifact that `fusec compile` wrote.")],
+    input: Annotated[
+        Path,
+        typer.Option("--input", "-i", help="`.npz`, `.safetensors` or `.jsonl`; `-` is stdin."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The same kinds; by default `.jsonl` on stdout."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Records in a batch, at most.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="`cpu`, `hip:0` or `cuda:0`.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads to use; default: all this process may.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A safetensors file, if the artifact has no weights.")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document about the run.")
+    ] = False,
+) -> None:
+    """Run batches of inputs through an artifact, in order.
+
+    A bad record is reported with its line, the rest is still done, and the exit code is 1.
+    """
+    if json and output is None:
+        raise UsageError(
+            "`--json` needs `--output`", hint="without it the outputs go to standard output"
+        )
+    model = load(artifact, device, threads, weights=weights)
+    batches = read_batches(
+        input,
+        model.inputs,
+        model.outputs,
+        model.symbols,
+        batch_size,
+        tokenizer_of(model.artifact),
+    )
+    writer = open_writer(output, model.outputs)
+    begin = time.monotonic()
+    try:
+        with progress_bar(quiet=json) as bar:
+            task = bar.add_task("records", total=batches.records)
+            summary = run_batches(
+                model,
+                batches,
+                writer,
+                on_error=_report,
+                on_records=lambda count: bar.advance(task, count),
+            )
+        writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+    seconds = time.monotonic() - begin
+    if json:
+        data_json(
+            {
+                "schema": "fusec.run/1",
+                "records": summary.records,
+                "failed": summary.failed,
+                "seconds": round(seconds, 6),
+                "target": model.target,
+                "threads": model.threads,
+            }
+        )
+    else:
+        rate = summary.records / seconds if seconds else 0.0
+        say(f"ran {summary.records} records in {seconds:.1f} s ({rate:.1f}/s)")
+    if summary.failed:
+        total = summary.failed + summary.records
+        raise InputError(
+            f"{summary.failed} of {total} records are at fault",
+            hint="the outputs of the others are complete",
+        )
+
+
+def _report(record: BadRecord) -> None:
+    say(record.error.render())
