@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from fusec.passes.activations import Activations
+from fusec.passes.add_rms_norm import AddRmsNorm
 from fusec.passes.canonicalise import Canonicalise
+from fusec.passes.dual_rms_norm import DualRmsNorm
 from fusec.passes.gated_rms_norm import GatedRmsNorm
 from fusec.passes.gelu_mul import GeluMul
 from fusec.passes.l2_norm import L2Norm
 from fusec.passes.layer_norm import LayerNorm
 from fusec.passes.linear import Linear
+from fusec.passes.merge_gate_up import MergeGateUp
+from fusec.passes.merge_qkv import MergeQkv
 from fusec.passes.rms_norm import RmsNorm
+from fusec.passes.rope import Rope
 from fusec.passes.silu_mul import SiluMul
 from fusec.passes.swiglu_oai import SwigluOai
 from fusec.rewrite import Pass
@@ -23,9 +28,17 @@ PIPELINE: tuple[type[Pass], ...] = (
     L2Norm,
     Activations,
     GatedRmsNorm,
+    Rope,
     SwigluOai,
     SiluMul,
     GeluMul,
+    # merge
+    MergeGateUp,
+    MergeQkv,
+    Canonicalise,
+    # fuse
+    DualRmsNorm,
+    AddRmsNorm,
 )
 """Every pass.  `after` of each one is checked against this order by a test."""
 

@@ -68,18 +68,13 @@ def slice(build: Rewriter, node: Node) -> str | None:
 
 
 def concat(build: Rewriter, node: Node) -> str | None:
-    """One operand is itself; nested concats are one; neighbouring slices of one value are one."""
+    """One operand is itself; neighbouring slices of one value are one slice."""
     if len(node.inputs) == 1:
         return node.inputs[0]
     axis = int_attr(node.attrs, "axis")
-    flat: list[str] = []
-    for value in node.inputs:
-        inner = build.producer(value, "concat")
-        same = inner is not None and int_attr(inner.attrs, "axis") == axis
-        flat += inner.inputs if same and inner is not None else [value]
-    flat = [value for value in flat if build.type(value).shape[axis] != 0] or flat[:1]
+    full = [value for value in node.inputs if build.type(value).shape[axis] != 0]
     merged: list[str] = []
-    for value in flat:
+    for value in full or node.inputs[:1]:
         if merged and (joined := _joined(build, merged[-1], value, axis)) is not None:
             merged[-1] = joined
         else:

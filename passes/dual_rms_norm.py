@@ -1,0 +1,155 @@
+"""The two norms of multi-head latent attention as one.
+
+Fuses   rms_norm(q, w_q),   rms_norm(kv, w_kv)
+into    dual_rms_norm(q, w_q, kv, w_kv)
+
+where q and kv are low-rank: each is all or a slice of the rows of a projection, both projections
+read one value, or are one, and each norm is read by projections alone.  This is known from the
+graph; names of modules play no part.  The operands stay strided slices.
+
+Leaves it alone when
+  single  only one of the two sides is low-rank
+  rows    the two sides differ in rows
+  offset  one norm multiplies by 1 + w and the other by w
+  weight  a norm has no weight
+  dtype   the two sides differ in dtype
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from fusec.ir import Attr, Graph, Node
+from fusec.rewrite import FusionPass, Guard, Match, Rejection
+from fusec.rewrite.driver import Builder
+from fusec.target import Target
+
+
+def _single(match: Match, target: Target) -> Rejection | None:
+    if len(match.inner) == 2:
+        return None
+    reason = f"`%{match.root.name}` is the only norm of a low-rank projection of its input"
+    return Rejection("single", reason, match.root.name)
+
+
+def _rows(match: Match, target: Target) -> Rejection | None:
+    first, second = (match.graph.type(node.inputs[0]) for node in match.inner)
+    if first.shape[:-1] == second.shape[:-1]:
+        return None
+    return Rejection("rows", f"`{first}` and `{second}` differ in rows", match.root.name)
+
+
+def _offset(match: Match, target: Target) -> Rejection | None:
+    first, second = (node.attrs["weight_offset"] for node in match.inner)
+    if first == second:
+        return None
+    reason = f"one norm adds {first} to its weight, the other {second}"
+    return Rejection("offset", reason, match.root.name)
+
+
+def _weight(match: Match, target: Target) -> Rejection | None:
+    plain = next((node for node in match.inner if len(node.inputs) == 1), None)
+    if plain is None:
+        return None
+    return Rejection("weight", f"`%{plain.name}` has no weight", plain.name)
+
+
+def _dtype(match: Match, target: Target) -> Rejection | None:
+    first, second = (match.graph.type(node.inputs[0]) for node in match.inner)
+    if first.dtype == second.dtype:
+        return None
+    reason = f"one side is {first.dtype}, the other {second.dtype}"
+    return Rejection("dtype", reason, match.root.name)
+
+
+class DualRmsNorm(FusionPass):
+    """Begins at the first of the two norms."""
+
+    name: ClassVar[str] = "dual_rms_norm"
+    fusion: ClassVar[str | None] = "dual_rms_norm"
+    after: ClassVar[tuple[str, ...]] = ("rms_norm", "linear", "merge_qkv")
+    guards: ClassVar[tuple[Guard, ...]] = (_single, _rows, _offset, _weight, _dtype)
+
+    def anchors(self) -> frozenset[str]:
+        """Norms."""
+        return frozenset({"rms_norm"})
+
+    def find(self, graph: Graph, node: Node) -> Match | None:
+        """`node` and the other norm of its kind over the same input, if `node` comes first."""
+        source = low_rank_source(graph, node)
+        if source is None:
+            return None
+        norms = [each for each in _norms_under(graph, source) if low_rank_source(graph, each)]
+        if norms[0] is not node or len(norms) > 2:
+            return None
+        if len(norms) == 1 and not _is_part(graph, node):
+            return None
+        return Match(graph, node, inner=tuple(norms))
+
+    def outputs(self, match: Match) -> tuple[str, ...]:
+        """Both norms."""
+        return tuple(node.output for node in match.inner)
+
+    def site(self, match: Match) -> str:
+        """The attention module, which owns the modules of both norms."""
+        first, last = (match.inner[at].origin.path.split(".") for at in (0, -1))
+        if len(match.inner) == 1:
+            return ".".join(first[:-1]) or match.root.name
+        common = [a for a, b in zip(first, last, strict=False) if a == b]
+        return ".".join(common) or match.root.name
+
+    def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
+        """Build the node."""
+        first, second = match.inner
+        attrs: dict[str, Attr] = {
+            "eps1": first.attrs["eps"],
+            "eps2": second.attrs["eps"],
+            "weight_offset": first.attrs["weight_offset"],
+        }
+        made = build.node("dual_rms_norm", (*first.inputs, *second.inputs), attrs)
+        return dict(zip(self.outputs(match), made.outputs, strict=True))
+
+
+def low_rank_source(graph: Graph, norm: Node) -> str | None:
+    """What is projected down before `norm`, if only projections up read the norm."""
+    made = graph.producer(norm.inputs[0])
+    if made is not None and made.op == "slice":
+        if made.attrs["axis"] != graph.type(made.output).rank - 1 or made.attrs["step"] != 1:
+            return None
+        made = graph.producer(made.inputs[0])
+    if made is None or made.op != "linear" or norm.output in graph.outputs:
+        return None
+    readers = _readers(graph, norm.output)
+    if not readers or any(reader.op != "linear" for reader in readers):
+        return None
+    return made.inputs[0]
+
+
+def _readers(graph: Graph, value: str) -> list[Node]:
+    """The readers of `value`, seen through views that keep its rows whole."""
+    found: list[Node] = []
+    for user in graph.users(value):
+        keeps = user.op == "reshape" and (
+            graph.type(user.output).shape[-1] == graph.type(value).shape[-1]
+        )
+        found += _readers(graph, user.output) if keeps else [user]
+    return found
+
+
+def _norms_under(graph: Graph, source: str) -> list[Node]:
+    """The norms over rows, or slices of rows, of projections of `source`, in order."""
+    found: list[Node] = []
+    for linear in graph.users(source):
+        if linear.op != "linear" or linear.inputs[0] != source:
+            continue
+        for user in graph.users(linear.output):
+            below = graph.users(user.output) if user.op == "slice" else (user,)
+            found += [node for node in below if node.op == "rms_norm"]
+    return found
+
+
+def _is_part(graph: Graph, norm: Node) -> bool:
+    """Whether the norm goes over a part of the projection's rows: latent keys beside the rest."""
+    made = graph.producer(norm.inputs[0])
+    return made is not None and made.op == "slice"

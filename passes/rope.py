@@ -1,0 +1,260 @@
+"""Rotary position embedding, written out by hand.
+
+Fuses   x * cos + concat(-upper, lower) * sin                                half
+        concat(lower * cos - upper * sin, upper * cos + lower * sin)         half
+        the same of even and odd elements of x in the place of its halves    interleaved
+        the same, put back in the order of the pairs or left in half order   deinterleave
+        concat(rope(part of x), rest of x)                                   rotary_dim
+into    rope(x, cos, sin) {style, rotary_dim, deinterleave}
+
+The tables stay computed values.  A table that is as wide as the rotated part holds each angle
+twice; that it does is shown from how it was computed: from a concat of one value with itself, a
+repeat of each element, or a stored table.
+
+Leaves it alone when
+  layout  the parts are not the two halves, or the even and odd elements, of one stretch of a row
+  shape   the tables do not fit the rotated elements, or widen x
+  table   the two copies of an angle are not known to be equal
+  dtype   the result is rounded to another dtype than that of x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fusec.diagnostics import VerifyError
+from fusec.ir import Attr, Graph, Node
+from fusec.ir.types import broadcast, int_attr
+from fusec.passes.tables import angles_repeat
+from fusec.rewrite import FusionPass, Guard, Match, Op, Rejection, Var
+from fusec.rewrite.driver import Builder
+from fusec.symbolic import Dim
+from fusec.target import Target
+
+X, BASE, COS, SIN = Var("x"), Var("base"), Var("cos"), Var("sin")
+LOW = Op("slice", (BASE,), name="low", shared=True)
+HIGH = Op("slice", (BASE,), name="high", shared=True)
+TURNED = Op("concat", (Op("neg", (HIGH,)), LOW), name="turned")
+TURNED_PAIRS = Op(
+    "reshape",
+    (Op("concat", (Op("reshape", (Op("neg", (HIGH,)),)), Op("reshape", (LOW,)))),),
+    name="turned_pairs",
+)
+FIRST = Op("sub", (Op("mul", (LOW, COS)), Op("mul", (HIGH, SIN))))
+SECOND = Op("add", (Op("mul", (HIGH, COS)), Op("mul", (LOW, SIN))))
+UNPAIRED = Op("reshape", (Op("transpose", (Op("reshape", (X,), name="pairs"),), name="swap"),))
+BODY = Op("slice", (X,), name="body", shared=True)
+REST = Op("slice", (X,), name="rest", shared=True)
+Style = Literal["half", "interleaved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The stretch of a row that is rotated."""
+
+    start: Dim
+    half: int
+    style: Style
+
+
+def region(match: Match) -> Region | None:
+    """What the two slices select, if they are halves, or even and odd elements, of one stretch."""
+    low, high = (match.nodes[name] for name in ("low", "high"))
+    type = match.graph.type(low.inputs[0])
+    half = match.graph.type(low.output).shape[-1]
+    if any(int_attr(node.attrs, "axis") != type.rank - 1 for node in (low, high)):
+        return None
+    if not isinstance(half, int) or match.graph.type(high.output).shape[-1] != half:
+        return None
+    steps = tuple(int_attr(node.attrs, "step") for node in (low, high))
+    start, other = low.attrs["start"], high.attrs["start"]
+    if not isinstance(start, int) or not isinstance(other, int):
+        return None
+    if steps == (1, 1) and other == start + half:
+        return Region(start, half, "half")
+    if steps == (2, 2) and other == start + 1:
+        return Region(start, half, "interleaved")
+    return None
+
+
+def _layout(match: Match, target: Target) -> Rejection | None:
+    nodes = match.nodes
+    good = True
+    if "rope" in nodes:
+        good = _continues(match) if "body" in nodes else "swap" not in nodes or _unpairs(match)
+    elif "low" in nodes:
+        found = region(match)
+        good = found is not None and _fits(match, found)
+    if good:
+        return None
+    reason = "the slices are not the halves, or the even and odd elements, of one stretch"
+    return Rejection("layout", reason, match.root.name)
+
+
+def _fits(match: Match, found: Region) -> bool:
+    """Whether the parts are put together in the way of their style, and are parts of x."""
+    graph, nodes = match.graph, match.nodes
+    if "x" in match.values and not _is_region(match, found):
+        return False
+    last = graph.type(match.values["base"]).rank - 1
+    joined = nodes.get("turned") or nodes.get("joined")
+    if joined is not None and int_attr(joined.attrs, "axis") != last:
+        return False
+    pairs = nodes.get("turned_pairs") or nodes.get("joined_pairs")
+    if pairs is not None:
+        stacked = graph.producer(pairs.inputs[0])
+        assert stacked is not None
+        shape = graph.type(stacked.output).shape
+        paired = shape[-2:] == (found.half, 2) and int_attr(stacked.attrs, "axis") == last + 1
+        return paired and found.style == "interleaved" and len(shape) == last + 2
+    return "turned" not in nodes or found.style == "half"
+
+
+def _is_region(match: Match, found: Region) -> bool:
+    """Whether `x` is the stretch of `base` that `found` describes."""
+    graph, x, base = match.graph, match.values["x"], match.values["base"]
+    if x == base:
+        return found.start == 0 and graph.type(base).shape[-1] == 2 * found.half
+    node = graph.producer(x)
+    if node is None or node.op != "slice" or node.inputs != (base,):
+        return False
+    window = {"axis": graph.type(base).rank - 1, "start": found.start, "step": 1}
+    same = all(node.attrs[key] == wanted for key, wanted in window.items())
+    return same and graph.type(x).shape[-1] == 2 * found.half
+
+
+def _continues(match: Match) -> bool:
+    """Whether `rest` is what comes after the rotated `body` in every row."""
+    graph, nodes = match.graph, match.nodes
+    type, width = graph.type(match.values["x"]), int_attr(nodes["rope"].attrs, "rotary_dim")
+    last, end = type.rank - 1, type.shape[-1]
+    body = {"axis": last, "start": 0, "stop": width, "step": 1}
+    rest = {"axis": last, "start": width, "stop": end, "step": 1}
+    joins = match.root.attrs["axis"] == last
+    return joins and nodes["body"].attrs == body and nodes["rest"].attrs == rest
+
+
+def _unpairs(match: Match) -> bool:
+    """Whether rows [..., n, 2] were turned to [..., 2, n]: even elements first."""
+    graph, rope = match.graph, match.nodes["rope"]
+    paired, x = (graph.type(match.nodes["pairs"].output).shape, graph.type(match.values["x"]).shape)
+    rank = len(paired)
+    swapped = (*range(rank - 2), rank - 1, rank - 2)
+    half = int_attr(rope.attrs, "rotary_dim") // 2
+    whole = rope.attrs["style"] == "half" and x == (*paired[:-2], 2 * half)
+    return whole and paired[-2:] == (half, 2) and match.nodes["swap"].attrs["perm"] == swapped
+
+
+def _shape(match: Match, target: Target) -> Rejection | None:
+    if "low" not in match.nodes:
+        return None
+    graph, found = match.graph, region(match)
+    cos, sin = (graph.type(match.values[name]) for name in ("cos", "sin"))
+    x = graph.type(match.nodes["low"].output)
+    if found is not None and cos.shape == sin.shape and cos.rank > 0:
+        width = 2 * found.half if "x" in match.values else found.half
+        try:
+            rows = broadcast(x.shape[:-1], cos.shape[:-1])
+        except VerifyError:
+            rows = ()
+        if cos.shape[-1] == width and rows == x.shape[:-1]:
+            return None
+    reason = f"`{cos}` and `{sin}` are not tables for `{x}`"
+    return Rejection("shape", reason, match.values["cos"])
+
+
+def _table(match: Match, target: Target) -> Rejection | None:
+    found = region(match) if "low" in match.nodes else None
+    if found is None or "x" not in match.values:
+        return None
+    for name in ("cos", "sin"):
+        value = match.values[name]
+        if not angles_repeat(match.graph, value, pairs=found.style == "interleaved"):
+            reason = f"`%{value}` may hold two different values for one angle"
+            return Rejection("table", reason, value)
+    return None
+
+
+def _dtype(match: Match, target: Target) -> Rejection | None:
+    if match.root.op != "cast":
+        return None
+    x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))
+    if x.dtype == result.dtype:
+        return None
+    reason = f"x is {x.dtype}, but the result is rounded to {result.dtype}"
+    return Rejection("dtype", reason, match.root.name)
+
+
+class Rope(FusionPass):
+    """First the rotation, then what was done around it: pass-through, pairs, casts."""
+
+    name: ClassVar[str] = "rope"
+    fusion: ClassVar[str | None] = "rope"
+    after: ClassVar[tuple[str, ...]] = ("canonicalise",)
+    patterns: ClassVar[tuple[Op, ...]] = (
+        Op("add", (Op("mul", (X, COS)), Op("mul", (TURNED, SIN)))),
+        Op("add", (Op("mul", (X, COS)), Op("mul", (TURNED_PAIRS, SIN)))),
+        Op("concat", (FIRST, SECOND), name="joined"),
+        Op(
+            "reshape",
+            (Op("concat", (Op("reshape", (FIRST,)), Op("reshape", (SECOND,)))),),
+            name="joined_pairs",
+        ),
+        Op("rope", (UNPAIRED, COS, SIN), name="rope"),
+        Op("concat", (Op("rope", (BODY, COS, SIN), name="rope"), REST)),
+        Op("cast", (Op("rope", (Op("cast", (X,), shared=True), COS, SIN), name="rope"),)),
+    )
+    guards: ClassVar[tuple[Guard, ...]] = (_layout, _shape, _table, _dtype)
+
+    def site(self, match: Match) -> str:
+        """The projection that is rotated, where it can be seen; else the attention module."""
+        here = super().site(match)
+        made = _made_by(match.graph, match.values.get("base", match.values.get("x", "")))
+        inside = made is not None and made.origin.path.startswith(here)
+        return made.origin.path if made is not None and inside else here
+
+    def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
+        """Build the rotation of x, or of the stretch of `base` that is rotated."""
+        graph, nodes = match.graph, match.nodes
+        attrs: dict[str, Attr] = {}
+        if "rope" in nodes:
+            attrs.update(nodes["rope"].attrs)
+            x = match.values["x"]
+            if "swap" in nodes:
+                attrs.update(style="interleaved", deinterleave=True)
+        else:
+            found = region(match)
+            assert found is not None
+            x = _stretch(match, found, build)
+            attrs["style"], attrs["rotary_dim"] = found.style, 2 * found.half
+            attrs["deinterleave"] = found.style == "interleaved" and "joined" in nodes
+        inputs = [x, match.values["cos"], match.values["sin"]]
+        value = build.value("rope", inputs, attrs)
+        wanted = graph.type(match.root.output).dtype
+        if graph.type(value).dtype != wanted:
+            value = build.value("cast", [value], {"dtype": wanted})
+        return {match.root.output: value}
+
+
+def _stretch(match: Match, found: Region, build: Builder) -> str:
+    graph, base = match.graph, match.values["base"]
+    if "x" in match.values:
+        return match.values["x"]
+    type, stop = graph.type(base), found.start + 2 * found.half
+    if found.start == 0 and type.shape[-1] == stop:
+        return base
+    window: dict[str, Attr] = {"axis": type.rank - 1, "start": found.start, "stop": stop, "step": 1}
+    return build.value("slice", [base], window)
+
+
+_CARRIERS = ("reshape", "transpose", "slice", "cast", "rms_norm", "l2_norm", "layer_norm", "expand")
+
+
+def _made_by(graph: Graph, value: str) -> Node | None:
+    """The projection that `value` comes from, through views and norms."""
+    node = graph.producer(value)
+    while node is not None and node.op in _CARRIERS:
+        node = graph.producer(node.inputs[0])
+    return node if node is not None and node.op == "linear" else None

@@ -1,0 +1,87 @@
+"""Linears that read one value and can be one linear: what `merge_qkv` and `merge_gate_up` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fusec.ir import Attr, Graph, Node
+from fusec.ir.weights import concatenated
+from fusec.rewrite import Guard, Match, Rejection
+from fusec.rewrite.driver import Builder
+from fusec.target import Target
+
+
+def parent(node: Node) -> str:
+    """The path of the module that owns the module of `node`."""
+    return node.origin.path.rpartition(".")[0]
+
+
+def linears_of(graph: Graph, value: str) -> list[Node]:
+    """The linears that multiply `value`, in order."""
+    return [user for user in graph.users(value) if user.op == "linear" and user.inputs[0] == value]
+
+
+def group(graph: Graph, nodes: list[Node]) -> Match:
+    """A match of linears that begins at the first."""
+    return Match(graph, nodes[0], values={"x": nodes[0].inputs[0]}, inner=tuple(nodes))
+
+
+def _weight(match: Match, target: Target) -> Rejection | None:
+    graph = match.graph
+    for node in match.inner:
+        for value in node.inputs[1:]:
+            if value not in graph.parameters:
+                return Rejection("weight", f"`%{value}` is computed, not a weight", value)
+    return None
+
+
+def _tied(match: Match, target: Target) -> Rejection | None:
+    for node in match.inner:
+        for value in node.inputs[1:]:
+            if match.graph.use_count(value) != 1:
+                return Rejection("tied", f"`%{value}` has another reader", value)
+    return None
+
+
+def _dtype(match: Match, target: Target) -> Rejection | None:
+    dtypes = {match.graph.type(v).dtype for node in match.inner for v in node.inputs[1:]}
+    if len(dtypes) == 1:
+        return None
+    reason = f"the weights are {' and '.join(sorted(dtypes))}"
+    return Rejection("dtype", reason, match.root.inputs[1])
+
+
+def _bias(match: Match, target: Target) -> Rejection | None:
+    counts = {len(node.inputs) for node in match.inner}
+    if len(counts) == 1:
+        return None
+    plain = next(node for node in match.inner if len(node.inputs) == 2)
+    biased = next(node for node in match.inner if len(node.inputs) == 3)
+    reason = f"`%{biased.name}` has a bias, but `%{plain.name}` has none"
+    return Rejection("bias", reason, biased.inputs[2])
+
+
+GUARDS: tuple[Guard, ...] = (_weight, _tied, _dtype, _bias)
+"""What linears that become one must agree on."""
+
+
+def merged(match: Match, build: Builder) -> Mapping[str, str]:
+    """One linear over the rows of all weights, and a slice of its result for each linear."""
+    graph, nodes = match.graph, match.inner
+    inputs = [match.values["x"]]
+    for position in range(1, len(match.root.inputs)):
+        values = [node.inputs[position] for node in nodes]
+        weights = tuple(graph.parameters[value] for value in values)
+        joined = concatenated("+".join(weight.name for weight in weights), weights, axis=0)
+        inputs.append(graph.add_parameter(graph.fresh("_".join(values)), joined))
+    whole = build.node("linear", inputs)
+    axis, start = graph.type(whole.output).rank - 1, 0
+    stands_for: dict[str, str] = {}
+    for node in nodes:
+        rows = graph.parameters[node.inputs[1]].shape[0]
+        window: dict[str, Attr] = {"axis": axis, "start": start, "stop": start + rows, "step": 1}
+        stands_for[node.output] = build.value("slice", [whole.output], window)
+        start += rows
+    build.added.remove(whole.name)
+    build.added.append(whole.name)
+    return stands_for
