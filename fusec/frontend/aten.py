@@ -1,4 +1,4 @@
-"""An exported PyTorch program as plain data, and its translation into a graph.
+"""An exported PyTorch program as plain data; `fusec.frontend.translate` makes a graph of it.
 
 Two readers make an `AtenProgram`: one from the JSON of a `.pt2` archive, one from a live
 `torch.export.ExportedProgram`.  Neither this module nor the table of operations imports torch.
@@ -18,6 +18,7 @@ What a reader has to do:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -150,3 +151,21 @@ class AtenProgram:
     inputs: tuple[AtenInput, ...]
     outputs: tuple[AtenOutput, ...]
     symbols: Mapping[str, Range] = field(default_factory=dict)
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def source_line(trace: str) -> str:
+    """File and line of the innermost frame of a stack trace that is not PyTorch's own.
+
+    The file is given from its package on, so that it does not depend on the machine.
+    """
+    found = ""
+    for file, line in _FRAME.findall(trace):
+        parts = file.replace("\\", "/").split("/")
+        root = max((i for i, part in enumerate(parts) if part.endswith("-packages")), default=None)
+        inside = parts[-1:] if root is None else parts[root + 1 :]
+        if inside[0] != "torch":
+            found = f"{'/'.join(inside)}:{line}"
+    return found

@@ -1,0 +1,27 @@
+"""The translations of ATen operations, by theme; importing this fills the table."""
+
+from fusec.frontend.aten_ops import (
+    creation,
+    elementwise,
+    indexing,
+    layers,
+    linear_algebra,
+    moving,
+    reductions,
+    symbols,
+    views,
+)
+from fusec.frontend.aten_ops.base import TABLE
+
+__all__ = [
+    "TABLE",
+    "creation",
+    "elementwise",
+    "indexing",
+    "layers",
+    "linear_algebra",
+    "moving",
+    "reductions",
+    "symbols",
+    "views",
+]

@@ -1,0 +1,662 @@
+"""ATen operations that are whole layers: norms, attention, convolutions, pools, resampling."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fusec import symbolic
+from fusec.frontend.aten_ops.base import (
+    Builder,
+    Number,
+    SymFloat,
+    Val,
+    aten,
+    broadcast_shape,
+    float_eps,
+    numel,
+    pair,
+    static,
+)
+from fusec.frontend.aten_ops.moving import triangle
+from fusec.ir.ops.base import Array
+from fusec.ir.types import Attr
+from fusec.symbolic import Dim
+
+# --- norms ----------------------------------------------------------------------------------
+
+
+def _rows(build: Builder, x: Val, count: int) -> Val:
+    """The last `count` axes as one."""
+    if count == 1:
+        return x
+    return build.reshape(x, (*x.shape[:-count], numel(x.shape[-count:])))
+
+
+def _flat(build: Builder, weight: Val | None) -> Val | None:
+    return None if weight is None else build.reshape(weight, (weight.type.elements,))
+
+
+@aten("layer_norm")
+def layer_norm(
+    build: Builder, x: Val, normalized_shape: Sequence[Dim], weight: Val | None = None,
+    bias: Val | None = None, eps: float = 1e-5, cudnn_enable: bool = True,
+) -> Val:  # fmt: skip
+    rows = _rows(build, x, len(normalized_shape))
+    weight, bias = _flat(build, weight), _flat(build, bias)
+    operands = [rows, *(v for v in (weight, bias) if v is not None)]
+    attrs: dict[str, Attr] = {
+        "eps": float(eps),
+        "has_weight": weight is not None,
+        "has_bias": bias is not None,
+    }
+    return build.reshape(build.emit("layer_norm", *operands, **attrs), x.shape)
+
+
+@aten("native_layer_norm")
+def _native_layer_norm(
+    build: Builder, x: Val, normalized_shape: Sequence[Dim], weight: Val | None,
+    bias: Val | None, eps: float,
+) -> tuple[Val, Val, Val]:  # fmt: skip
+    axes = tuple(range(x.rank - len(normalized_shape), x.rank))
+    wide = build.cast(x, build.result(1).dtype)
+    mean = build.reduce("reduce_mean", wide, axes, True)
+    centred = wide - mean
+    variance = build.reduce("reduce_mean", centred * centred, axes, True)
+    result = layer_norm(build, x, normalized_shape, weight, bias, eps)
+    return result, mean, build.emit("rsqrt", variance + eps)
+
+
+@aten("rms_norm", "_fused_rms_norm")
+def _rms_norm(
+    build: Builder, x: Val, normalized_shape: Sequence[Dim], weight: Val | None = None,
+    eps: float | None = None,
+) -> Val | tuple[Val, ...]:  # fmt: skip
+    rows = _rows(build, x, len(normalized_shape))
+    scale = _flat(build, weight)
+    chosen = float_eps(x.dtype) if eps is None else float(eps)
+    operands = (rows,) if scale is None else (rows, scale)
+    result = build.emit(
+        "rms_norm", *operands, eps=chosen, weight_offset=0, has_weight=scale is not None
+    )
+    result = build.reshape(result, x.shape)
+    if len(build.declared) == 1:
+        return result
+    axes = tuple(range(x.rank - len(normalized_shape), x.rank))
+    wide = build.cast(x, build.result(1).dtype)
+    square = build.reduce("reduce_mean", wide * wide, axes, True)
+    return result, build.emit("rsqrt", square + chosen)
+
+
+def _per_channel(build: Builder, weight: Val, rank: int) -> Val:
+    """A [C] vector against [B, C, ...]."""
+    return build.reshape(weight, (weight.shape[0], *(1,) * (rank - 2)))
+
+
+def _grouped_norm(
+    build: Builder, x: Val, groups: int, weight: Val | None, bias: Val | None, eps: float
+) -> Val:
+    batch, channels = x.shape[:2]
+    inner = symbolic.floor_divide(channels, groups) * numel(x.shape[2:])
+    rows = build.reshape(x, (batch, groups, inner))
+    normed = build.emit("layer_norm", rows, eps=float(eps), has_weight=False, has_bias=False)
+    result = build.reshape(normed, x.shape)
+    if weight is not None:
+        result = result * _per_channel(build, weight, x.rank)
+    return result if bias is None else result + _per_channel(build, bias, x.rank)
+
+
+@aten("group_norm")
+def _group_norm(
+    build: Builder, x: Val, num_groups: int, weight: Val | None = None, bias: Val | None = None,
+    eps: float = 1e-5, cudnn_enabled: bool = True,
+) -> Val:  # fmt: skip
+    return _grouped_norm(build, x, num_groups, weight, bias, eps)
+
+
+@aten("native_group_norm")
+def _native_group_norm(
+    build: Builder, x: Val, weight: Val | None, bias: Val | None, n: Dim, c: Dim, hxw: Dim,
+    group: int, eps: float,
+) -> tuple[Val, Val, Val]:  # fmt: skip
+    rows = build.reshape(x, (n, group, symbolic.floor_divide(c * hxw, group)))
+    wide = build.cast(rows, build.result(1).dtype)
+    mean = build.reduce("reduce_mean", wide, (2,))
+    centred = wide - build.unsqueeze(mean, 2)
+    variance = build.reduce("reduce_mean", centred * centred, (2,))
+    result = _grouped_norm(build, x, group, weight, bias, eps)
+    return result, mean, build.emit("rsqrt", variance + eps)
+
+
+@aten("instance_norm")
+def _instance_norm(
+    build: Builder, x: Val, weight: Val | None, bias: Val | None, running_mean: Val | None,
+    running_var: Val | None, use_input_stats: bool, momentum: float, eps: float,
+    cudnn_enabled: bool,
+) -> Val:  # fmt: skip
+    if use_input_stats:
+        groups = build.integer(x.shape[1], "the channels")
+        return _grouped_norm(build, x, groups, weight, bias, eps)
+    assert running_mean is not None
+    assert running_var is not None
+    return batch_norm(build, x, weight, bias, running_mean, running_var, eps)
+
+
+def batch_norm(
+    build: Builder, x: Val, weight: Val | None, bias: Val | None, mean: Val, variance: Val,
+    eps: float,
+) -> Val:  # fmt: skip
+    """Normalisation by recorded statistics."""
+    dtype = mean.dtype
+    scale = build.emit("rsqrt", variance + eps)
+    if weight is not None:
+        scale = scale * build.cast(weight, dtype)
+    shift = -(mean * scale)
+    if bias is not None:
+        shift = shift + build.cast(bias, dtype)
+    wide = build.cast(x, dtype)
+    result = wide * _per_channel(build, scale, x.rank) + _per_channel(build, shift, x.rank)
+    return build.cast(result, x.dtype)
+
+
+def _not_training(build: Builder, training: bool) -> None:
+    if training:
+        raise build.unsupported(
+            "a batch norm is in training mode", "call `model.eval()` before the export"
+        )
+
+
+@aten("batch_norm")
+def _batch_norm(
+    build: Builder, x: Val, weight: Val | None, bias: Val | None, running_mean: Val,
+    running_var: Val, training: bool, momentum: float, eps: float, cudnn_enabled: bool = True,
+) -> Val:  # fmt: skip
+    _not_training(build, training)
+    return batch_norm(build, x, weight, bias, running_mean, running_var, eps)
+
+
+@aten("_native_batch_norm_legit_no_training")
+def _native_batch_norm(
+    build: Builder, x: Val, weight: Val | None, bias: Val | None, running_mean: Val,
+    running_var: Val, momentum: float, eps: float,
+) -> tuple[Val | None, ...]:  # fmt: skip
+    return batch_norm(build, x, weight, bias, running_mean, running_var, eps), None, None
+
+
+@aten("local_response_norm")
+def _local_response_norm(
+    build: Builder, x: Val, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Val:
+    low, high = [0] * x.rank, [0] * x.rank
+    low[1], high[1] = size // 2, (size - 1) // 2
+    wide = build.pad(x * x, low, high, 0)
+    channels = x.shape[1]
+    parts = [build.slice(wide, 1, i, channels + i) for i in range(size)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return x / build.elementwise("pow", total * (alpha / size) + k, beta)
+
+
+# --- attention ------------------------------------------------------------------------------
+
+
+@aten("scaled_dot_product_attention")
+def attention(
+    build: Builder, query: Val, key: Val, value: Val, attn_mask: Val | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | SymFloat | None = None,
+    enable_gqa: bool = False,
+) -> Val:  # fmt: skip
+    """PyTorch's `is_causal` counts from the first key, the operation's `causal` from the last."""
+    if dropout_p:
+        raise build.unsupported(
+            "the model draws random numbers: attention with dropout",
+            "call `model.eval()` before the export",
+        )
+    if isinstance(scale, SymFloat):
+        query, scale = query * build.cast(scale.value, query.dtype), 1.0
+    width = build.integer(query.shape[-1], "the head size")
+    factor = 1 / math.sqrt(width) if scale is None else float(scale)
+    lead = broadcast_shape(query.shape[:-2], key.shape[:-2]) if not enable_gqa else ()
+    q, k, v = query, key, value
+    if not enable_gqa:
+        lead = broadcast_shape(lead, value.shape[:-2])
+        q, k, v = (build.expand(x, (*lead, *x.shape[-2:])) for x in (q, k, v))
+    q4, k4, v4 = (_rank_four(build, x) for x in (q, k, v))
+    rows, columns = q.shape[-2], k.shape[-2]
+    causal = is_causal and rows == columns
+    mask = attn_mask
+    if is_causal and not causal:
+        mask = triangle(build, rows, columns, 0, True)
+    operands = [q4, k4, v4]
+    if mask is not None:
+        operands.append(_mask_for(build, mask, q))
+    result = build.emit(
+        "attention", *operands, scale=factor, causal=causal, window=None, softcap=None,
+        has_mask=mask is not None, has_sinks=False, has_key_padding=False,
+    )  # fmt: skip
+    return build.reshape(result, (*q.shape[:-1], v.shape[-1]))
+
+
+def _rank_four(build: Builder, x: Val) -> Val:
+    """[batch, heads, rows, width] from any number of axes in front."""
+    if x.rank == 4:
+        return x
+    if x.rank < 4:
+        return build.reshape(x, (1,) * (4 - x.rank) + x.shape)
+    return build.reshape(x, (numel(x.shape[:-3]), *x.shape[-3:]))
+
+
+def _mask_for(build: Builder, mask: Val, query: Val) -> Val:
+    if query.rank > 4 and mask.rank > 4:
+        lead = query.shape[: query.rank - 3]
+        wide = (*lead, *mask.shape[-3:])
+        padded = build.reshape(mask, (1,) * (query.rank - mask.rank) + mask.shape)
+        return _rank_four(build, build.expand(padded, wide))
+    return mask
+
+
+@aten("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math_simple")
+def _flash_attention(
+    build: Builder, query: Val, key: Val, value: Val, dropout_p: float = 0.0,
+    is_causal: bool = False, *, attn_mask: Val | None = None, scale: float | None = None,
+) -> tuple[Val | None, ...]:  # fmt: skip
+    """The second result, for the backward pass, is not made."""
+    return attention(build, query, key, value, attn_mask, dropout_p, is_causal, scale=scale), None
+
+
+# --- convolution ----------------------------------------------------------------------------
+
+
+def _convolve(
+    build: Builder, x: Val, weight: Val, bias: Val | None, stride: int | Sequence[int],
+    padding: int | Sequence[int] | str, dilation: int | Sequence[int], groups: int,
+) -> Val:  # fmt: skip
+    spatial = weight.rank - 2
+    alone = x.rank == spatial + 1
+    if alone:
+        x = build.unsqueeze(x, 0)
+    strides, dilations = pair(stride, spatial), pair(dilation, spatial)
+    if isinstance(padding, str):
+        paddings = (0,) * spatial
+        if padding == "same":
+            x, paddings = _same_padding(build, x, weight, dilations)
+    else:
+        paddings = pair(padding, spatial)
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    result = build.emit(
+        "conv", *operands, stride=strides, padding=paddings, dilation=dilations, groups=groups
+    )
+    return build.squeeze(result, 0) if alone else result
+
+
+def _same_padding(
+    build: Builder, x: Val, weight: Val, dilations: Sequence[int]
+) -> tuple[Val, tuple[int, ...]]:
+    """An odd rest is padded after."""
+    totals = [
+        dilation * (build.integer(size, "the kernel") - 1)
+        for dilation, size in zip(dilations, weight.shape[2:], strict=True)
+    ]
+    high = (0, 0, *(total % 2 for total in totals))
+    return build.pad(x, (0,) * x.rank, high, 0), tuple(total // 2 for total in totals)
+
+
+@aten("conv1d", "conv2d", "conv3d", "conv1d.padding", "conv2d.padding", "conv3d.padding")
+def _conv(
+    build: Builder, x: Val, weight: Val, bias: Val | None = None,
+    stride: int | Sequence[int] = 1, padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1, groups: int = 1,
+) -> Val:  # fmt: skip
+    return _convolve(build, x, weight, bias, stride, padding, dilation, groups)
+
+
+@aten("convolution")
+def _convolution(
+    build: Builder, x: Val, weight: Val, bias: Val | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], transposed: bool,
+    output_padding: Sequence[int], groups: int,
+) -> Val:  # fmt: skip
+    if transposed:
+        return _transposed(
+            build, x, weight, bias, stride, padding, output_padding, groups, dilation
+        )
+    return _convolve(build, x, weight, bias, stride, padding, dilation, groups)
+
+
+@aten("conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input")
+def _transposed(
+    build: Builder, x: Val, weight: Val, bias: Val | None = None,
+    stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0, groups: int = 1, dilation: int | Sequence[int] = 1,
+) -> Val:  # fmt: skip
+    """A convolution of the input spread out by `stride`, with the kernel turned round."""
+    spatial = weight.rank - 2
+    alone = x.rank == spatial + 1
+    if alone:
+        x = build.unsqueeze(x, 0)
+    strides, dilations = pair(stride, spatial), pair(dilation, spatial)
+    paddings, extra = pair(padding, spatial), pair(output_padding, spatial)
+    for index, step in enumerate(strides):
+        axis = index + 2
+        if step > 1:
+            size = x.shape[axis]
+            wide = build.unsqueeze(x, axis + 1)
+            high = tuple(step - 1 if i == axis + 1 else 0 for i in range(wide.rank))
+            wide = build.pad(wide, (0,) * wide.rank, high, 0)
+            x = build.reshape(wide, (*x.shape[:axis], size * step, *x.shape[axis + 1 :]))
+            x = build.slice(x, axis, 0, size * step - (step - 1))
+    low: list[Dim] = [0, 0]
+    high_: list[Dim] = [0, 0]
+    for index in range(spatial):
+        reach = dilations[index] * (build.integer(weight.shape[index + 2], "the kernel") - 1)
+        low.append(reach - paddings[index])
+        high_.append(reach - paddings[index] + extra[index])
+    x = build.pad(x, low, high_, 0)
+    kernel = build.emit("flip", weight, axes=tuple(range(2, weight.rank)))
+    inside, outside = build.integer(weight.shape[0], "the channels"), weight.shape[1]
+    split = build.reshape(kernel, (groups, inside // groups, outside, *kernel.shape[2:]))
+    kernel = build.swap(split, 1, 2)
+    kernel = build.reshape(kernel, (outside * groups, inside // groups, *weight.shape[2:]))
+    result = _convolve(build, x, kernel, bias, 1, 0, dilations, groups)
+    return build.squeeze(result, 0) if alone else result
+
+
+# --- pools ----------------------------------------------------------------------------------
+
+
+def _windows(
+    build: Builder, x: Val, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
+    out: Sequence[Dim],
+) -> list[Val]:  # fmt: skip
+    """For each place in the window, the elements there of all windows."""
+    parts: list[Val] = []
+    first = x.rank - len(kernel)
+    for taps in itertools.product(*map(range, kernel)):
+        part = x
+        for index, tap in enumerate(taps):
+            start, step = tap * dilation[index], stride[index]
+            stop = start + (out[index] - 1) * step + 1
+            part = build.slice(part, first + index, start, stop, step)
+        parts.append(part)
+    return parts
+
+
+def _pooled(
+    build: Builder, x: Val, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], fill: Number, combine: Callable[[Val, Val], Val],
+) -> Val:  # fmt: skip
+    count = len(kernel)
+    out = build.result().shape[-count:]
+    low: list[Dim] = [0] * (x.rank - count) + list(padding)
+    high: list[Dim] = [0] * (x.rank - count)
+    for index in range(count):
+        size = x.shape[x.rank - count + index]
+        reach = (out[index] - 1) * stride[index] + dilation[index] * (kernel[index] - 1) + 1
+        high.append(reach - size - padding[index])
+    x = build.pad(x, low, high, fill)
+    parts = _windows(build, x, kernel, stride, dilation, out)
+    result = parts[0]
+    for part in parts[1:]:
+        result = combine(result, part)
+    return result
+
+
+@aten("max_pool1d", "max_pool2d", "max_pool3d")
+def max_pool(
+    build: Builder, x: Val, kernel_size: int | Sequence[int], stride: int | Sequence[int] = (),
+    padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, ceil_mode: bool = False,
+) -> Val:  # fmt: skip
+    count = int(build.origin.op.split("pool")[1][0])
+    kernel = pair(kernel_size, count)
+    strides = kernel if stride == () else pair(stride, count)
+    return _pooled(
+        build, x, kernel, strides, pair(padding, count), pair(dilation, count), -math.inf,
+        lambda a, b: build.emit("maximum", a, b),
+    )  # fmt: skip
+
+
+@aten("max_pool2d_with_indices", "max_pool3d_with_indices")
+def _max_pool_places(build: Builder, x: Val, *how: object) -> tuple[Val | None, ...]:
+    """The places, for the backward pass, are not made."""
+    return max_pool(build, x, *how), None  # type: ignore[arg-type]
+
+
+@aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
+def _avg_pool(
+    build: Builder, x: Val, kernel_size: int | Sequence[int], stride: int | Sequence[int] = (),
+    padding: int | Sequence[int] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Val:  # fmt: skip
+    count = int(build.origin.op.split("pool")[1][0])
+    kernel = pair(kernel_size, count)
+    strides = kernel if stride == () else pair(stride, count)
+    paddings = pair(padding, count)
+
+    def total(part: Val) -> Val:
+        ones = (1,) * count
+        return _pooled(build, part, kernel, strides, paddings, ones, 0.0, lambda a, b: a + b)
+
+    if divisor_override is not None:
+        return total(x) / float(divisor_override)
+    if not ceil_mode and (count_include_pad or not any(paddings)):
+        return total(x) / float(math.prod(kernel))
+    if count_include_pad:
+        raise build.unsupported("average pooling with `ceil_mode` and padding that counts")
+    return total(x) / total(build.full(x.shape, 1.0, x.dtype))
+
+
+def _along(build: Builder, x: Val, axis: int, matrix: Array) -> Val:
+    """`matrix` [out, in] times `x` along one axis."""
+    weight = build.cast(build.array("resample", matrix.astype(np.float32), "f32"), x.dtype)
+    moved = build.move(x, axis, x.rank - 1)
+    return build.move(build.emit("linear", moved, weight), x.rank - 1, axis)
+
+
+@aten("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d",
+      "adaptive_avg_pool3d", "_adaptive_avg_pool3d")  # fmt: skip
+def _adaptive_avg_pool(build: Builder, x: Val, output_size: Sequence[int]) -> Val:
+    first = x.rank - len(output_size)
+    if all(size == 1 for size in output_size):
+        return build.reduce("reduce_mean", x, tuple(range(first, x.rank)), True)
+    for index, out in enumerate(output_size):
+        axis = first + index
+        size = x.shape[axis]
+        if size == out:
+            continue
+        known = build.integer(size, "a size")
+        matrix = np.zeros((out, known))
+        for row in range(out):
+            begin, end = row * known // out, -(-(row + 1) * known // out)
+            matrix[row, begin:end] = 1 / (end - begin)
+        x = _along(build, x, axis, matrix)
+    return x
+
+
+@aten("adaptive_max_pool1d", "adaptive_max_pool2d")
+def _adaptive_max_pool(
+    build: Builder, x: Val, output_size: Sequence[int]
+) -> tuple[Val | None, ...]:
+    first = x.rank - len(output_size)
+    for index, out in enumerate(output_size):
+        axis = first + index
+        size = build.integer(x.shape[axis], "a size")
+        parts = []
+        for row in range(out):
+            begin, end = row * size // out, -(-(row + 1) * size // out)
+            part = build.slice(x, axis, begin, end)
+            parts.append(build.reduce("reduce_max", part, (axis,), True))
+        x = build.concat(parts, axis)
+    return x, None
+
+
+# --- windows and resampling -----------------------------------------------------------------
+
+
+@aten("im2col")
+def _im2col(
+    build: Builder, x: Val, kernel_size: Sequence[int], dilation: Sequence[int],
+    padding: Sequence[int], stride: Sequence[int],
+) -> Val:  # fmt: skip
+    alone = x.rank == 3
+    if alone:
+        x = build.unsqueeze(x, 0)
+    batch, channels = x.shape[:2]
+    x = build.pad(x, (0, 0, *padding), (0, 0, *padding), 0)
+    out = [
+        symbolic.floor_divide(x.shape[i + 2] - dilation[i] * (kernel_size[i] - 1) - 1, stride[i])
+        + 1
+        for i in range(2)
+    ]
+    parts = _windows(build, x, kernel_size, stride, dilation, out)
+    stacked = build.concat([build.unsqueeze(part, 2) for part in parts], 2)
+    result = build.reshape(stacked, (batch, channels * len(parts), out[0] * out[1]))
+    return build.squeeze(result, 0) if alone else result
+
+
+def _scale_of(size: int, out: int, align: bool, scale: float | None) -> float:
+    if align:
+        return (size - 1) / (out - 1) if out > 1 else 0.0
+    return 1 / scale if scale else size / out
+
+
+def _linear_matrix(size: int, out: int, align: bool, scale: float | None) -> Array:
+    ratio = _scale_of(size, out, align, scale)
+    matrix = np.zeros((out, size))
+    for row in range(out):
+        place = row * ratio if align else max((row + 0.5) * ratio - 0.5, 0.0)
+        low = min(int(place), size - 1)
+        share = place - low
+        matrix[row, low] += 1 - share
+        matrix[row, min(low + 1, size - 1)] += share
+    return matrix
+
+
+def _cubic_matrix(size: int, out: int, align: bool, scale: float | None) -> Array:
+    """Keys' cubic convolution with a = -0.75."""
+    ratio, a = _scale_of(size, out, align, scale), -0.75
+    matrix = np.zeros((out, size))
+    for row in range(out):
+        place = row * ratio if align else (row + 0.5) * ratio - 0.5
+        low = math.floor(place)
+        for tap in range(-1, 3):
+            x = abs(place - (low + tap))
+            near = ((a + 2) * x - (a + 3)) * x * x + 1
+            far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+            matrix[row, min(max(low + tap, 0), size - 1)] += near if x <= 1 else far
+    return matrix
+
+
+def _antialias_matrix(cubic: bool) -> Callable[[int, int, bool, float | None], Array]:
+    def matrix_of(size: int, out: int, align: bool, scale: float | None) -> Array:
+        ratio = _scale_of(size, out, align, scale)
+        stretch = max(ratio, 1.0)
+        support = (2.0 if cubic else 1.0) * stretch
+        matrix = np.zeros((out, size))
+        for row in range(out):
+            centre = ratio * (row + 0.5)
+            begin = max(int(centre - support + 0.5), 0)
+            end = min(int(centre + support + 0.5), size)
+            for place in range(begin, end):
+                matrix[row, place] = _filter((place - centre + 0.5) / stretch, cubic)
+            matrix[row] /= matrix[row].sum()
+        return matrix
+
+    return matrix_of
+
+
+def _filter(x: float, cubic: bool) -> float:
+    x = abs(x)
+    if not cubic:
+        return max(1 - x, 0.0)
+    a = -0.5
+    if x < 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+
+
+Resampler = Callable[[int, int, bool, float | None], Array]
+
+
+def _resample(
+    build: Builder, x: Val, align: bool, scales: Sequence[float | None], make: Resampler
+) -> Val:
+    out = build.result().shape
+    for axis in range(2, x.rank):
+        sizes = static((x.shape[axis], out[axis]))
+        if sizes is None:
+            raise build.unsupported(f"`{build.origin.op}` of a size that is not fixed")
+        scale = scales[axis - 2] if axis - 2 < len(scales) else None
+        if sizes[0] != sizes[1] or (scale is not None and scale != 1):
+            x = _along(build, x, axis, make(*sizes, align, scale))
+    return x
+
+
+@aten("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
+      "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")  # fmt: skip
+def _upsample(
+    build: Builder, x: Val, output_size: Sequence[Dim], align_corners: bool,
+    *scales: float | None, scales_h: float | None = None, scales_w: float | None = None,
+) -> Val:  # fmt: skip
+    return _resample(build, x, align_corners, scales or (scales_h, scales_w), _resampler(build))
+
+
+def _resampler(build: Builder) -> Resampler:
+    name = build.origin.op
+    if "_aa" in name:
+        return _antialias_matrix("cubic" in name)
+    return _cubic_matrix if "cubic" in name else _linear_matrix
+
+
+@aten("upsample_linear1d.vec", "upsample_bilinear2d.vec", "upsample_trilinear3d.vec",
+      "upsample_bicubic2d.vec", "_upsample_bilinear2d_aa.vec", "_upsample_bicubic2d_aa.vec")  # fmt: skip
+def _upsample_vec(
+    build: Builder, x: Val, output_size: Sequence[Dim] | None, align_corners: bool,
+    scale_factors: Sequence[float] | None = None,
+) -> Val:  # fmt: skip
+    return _resample(build, x, align_corners, scale_factors or (), _resampler(build))
+
+
+@aten("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
+      "_upsample_nearest_exact2d", "_upsample_nearest_exact3d")  # fmt: skip
+def _nearest(
+    build: Builder, x: Val, output_size: Sequence[Dim], *scales: float | None,
+    **named: float | None,
+) -> Val:  # fmt: skip
+    return _nearest_by(build, x, scales)
+
+
+@aten("upsample_nearest1d.vec", "upsample_nearest2d.vec", "upsample_nearest3d.vec",
+      "_upsample_nearest_exact2d.vec")  # fmt: skip
+def _nearest_vec(
+    build: Builder, x: Val, output_size: Sequence[Dim] | None,
+    scale_factors: Sequence[float] | None = None,
+) -> Val:  # fmt: skip
+    return _nearest_by(build, x, scale_factors or ())
+
+
+def _nearest_by(build: Builder, x: Val, scales: Sequence[float | None]) -> Val:
+    out = build.result().shape
+    middle = 0.5 if "exact" in build.origin.op else 0.0
+    for axis in range(2, x.rank):
+        size, wanted = x.shape[axis], out[axis]
+        if size == wanted:
+            continue
+        scale = scales[axis - 2] if axis - 2 < len(scales) else None
+        if scale is not None and float(scale).is_integer() and wanted == size * int(scale):
+            wide = build.unsqueeze(x, axis + 1)
+            shape = (*wide.shape[: axis + 1], int(scale), *wide.shape[axis + 2 :])
+            full = (*x.shape[:axis], wanted, *x.shape[axis + 1 :])
+            x = build.reshape(build.expand(wide, shape), full)
+            continue
+        sizes = static((size, wanted))
+        if sizes is None:
+            raise build.unsupported(f"`{build.origin.op}` of a size that is not fixed")
+        ratio = np.float32(1 / scale if scale else sizes[0] / sizes[1])
+        rows = np.arange(sizes[1], dtype=np.float32)
+        places = np.minimum(np.floor((rows + middle) * ratio), sizes[0] - 1).astype(np.int64)
+        x = build.emit("take", x, build.array("nearest", places, "i64"), axis=axis)
+    return x
