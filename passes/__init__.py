@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from fusec.passes.activations import Activations
 from fusec.passes.add_rms_norm import AddRmsNorm
+from fusec.passes.attention import Attention
+from fusec.passes.attention_heads import AttentionHeads
+from fusec.passes.attention_mask import AttentionMask
 from fusec.passes.canonicalise import Canonicalise
 from fusec.passes.dual_rms_norm import DualRmsNorm
 from fusec.passes.gated_rms_norm import GatedRmsNorm
@@ -13,6 +16,7 @@ from fusec.passes.layer_norm import LayerNorm
 from fusec.passes.linear import Linear
 from fusec.passes.merge_gate_up import MergeGateUp
 from fusec.passes.merge_qkv import MergeQkv
+from fusec.passes.moe import Moe
 from fusec.passes.rms_norm import RmsNorm
 from fusec.passes.rope import Rope
 from fusec.passes.silu_mul import SiluMul
@@ -32,6 +36,10 @@ PIPELINE: tuple[type[Pass], ...] = (
     SwigluOai,
     SiluMul,
     GeluMul,
+    Attention,
+    AttentionMask,
+    AttentionHeads,
+    Moe,
     # merge
     MergeGateUp,
     MergeQkv,

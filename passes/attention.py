@@ -187,11 +187,11 @@ def _masks(match: Match) -> list[str]:
     return [value for name, value in match.values.items() if name.startswith(("mask", "hide"))]
 
 
-class RaiseAttention(FusionPass):
+class Attention(FusionPass):
     """Recognises attention that is written as products and a softmax."""
 
-    name = "raise-attention"
-    fusion = "attention"
+    name: ClassVar[str] = "attention"
+    fusion: ClassVar[str | None] = "attention"
     after: ClassVar[tuple[str, ...]] = ("canonicalise",)
     guards: ClassVar[tuple[Guard, ...]] = (
         _scores,

@@ -37,11 +37,11 @@ Terms: TypeAlias = Callable[[], Coordinates]
 VIEWS = ("reshape", "transpose", "cast")
 
 
-class FoldAttentionHeads(Pass):
+class AttentionHeads(Pass):
     """Takes repeated heads and scaled queries into the attention that reads them."""
 
-    name: ClassVar[str] = "fold-attention-heads"
-    after: ClassVar[tuple[str, ...]] = ("canonicalise", "raise-attention")
+    name: ClassVar[str] = "attention_heads"
+    after: ClassVar[tuple[str, ...]] = ("canonicalise", "attention")
 
     def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
         """Look at every `attention`."""

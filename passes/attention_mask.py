@@ -77,11 +77,11 @@ class _Found:
     stay: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-class FoldAttentionMask(Pass):
+class AttentionMask(Pass):
     """Turns masks into attributes, and records those that stay."""
 
-    name: ClassVar[str] = "fold-attention-mask"
-    after: ClassVar[tuple[str, ...]] = ("canonicalise", "raise-attention")
+    name: ClassVar[str] = "attention_mask"
+    after: ClassVar[tuple[str, ...]] = ("canonicalise", "attention")
 
     def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
         """Look at every `attention` that has a mask; the analysis is made once."""

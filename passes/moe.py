@@ -1,0 +1,599 @@
+"""Routed experts.
+
+Fuses, for k experts a token, the sum over j < k of
+
+    weights[t, j] * down(act(gate_up(x[t])))        with the weights of expert indices[t, j]
+
+into `moe`, however its rows are ordered:
+
+* grouped: the T*k rows are sorted by expert, multiplied by `grouped_mm` up to offsets that count
+  the rows of each expert, and put back into order;
+* batched: the matrices of each row's expert are gathered and multiplied row by row.
+
+Gate and up are halves or alternate columns of one product, or there is no gate; the activation,
+its limits, the layout of the weights and the biases are read from the graph.  The router, and
+experts that every token visits, stay as they are.
+
+Leaves it alone when
+  moe.activation  the activation is none that `moe` has
+  moe.bias        a bias is not picked by the expert of the row, or only one product has one
+  moe.gate        gate and up are not the two halves, or alternate columns, of one product
+  moe.layout      the two products read their weights in different orders
+  moe.offsets     the offsets are not the counts of the rows of each expert
+  moe.order       the rows are not those of the tokens in the order of their experts
+  moe.routing     the weights are not one number for each expert of each token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fusec.ir import Graph, Node
+from fusec.ir.types import Attr, dim_attr, float_attr, int_attr, ints_attr
+from fusec.rewrite import FusionPass, Guard, Match, Rejection
+from fusec.rewrite.driver import Builder
+from fusec.symbolic import Dim
+from fusec.target import Target
+
+GATED = {"silu_mul": "silu", "gelu_mul": "gelu", "swiglu_oai": "swiglu_oai"}
+"""Operations of gate and up, and what `moe` calls them."""
+
+UNGATED = ("silu", "gelu", "quick_gelu", "relu")
+
+
+def _walked(match: Match, target: Target) -> Rejection | None:
+    refusal = match.facts.get("refusal")
+    if refusal is None:
+        return None
+    assert isinstance(refusal, tuple)
+    code, reason, at = map(str, refusal)
+    return Rejection(code, reason, at)
+
+
+class Moe(FusionPass):
+    """One node for gathering, both products, activation, weighting and the sum."""
+
+    name: ClassVar[str] = "moe"
+    fusion: ClassVar[str | None] = "moe"
+    after: ClassVar[tuple[str, ...]] = ("activations", "swiglu_oai", "silu_mul", "gelu_mul")
+    guards: ClassVar[tuple[Guard, ...]] = (_walked,)
+
+    def anchors(self) -> frozenset[str]:
+        """The sum over the experts of a token."""
+        return frozenset(("reduce_sum",))
+
+    def find(self, graph: Graph, node: Node) -> Match | None:
+        """Walk from the sum up to the tokens."""
+        walk = _Walk(graph, node)
+        try:
+            return walk.match()
+        except _Refused as refused:
+            facts: Mapping[str, Attr] = {"refusal": (refused.code, refused.reason, refused.at)}
+            return Match(graph, node, inner=(node,), facts=facts)
+
+    def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
+        """Build the node; its result has the shape and dtype of the sum."""
+        graph, values = match.graph, match.values
+        names = ("x", "weights", "indices", "gate_up", "down", "gate_up_bias", "down_bias")
+        inputs = [values[name] for name in names if name in values]
+        for position, name in ((1, "weights"), (2, "indices")):
+            routes = match.facts["routes"]
+            if graph.type(values[name]).shape != routes:
+                inputs[position] = build.value("reshape", [values[name]], {"shape": routes})
+        attrs = {key: value for key, value in match.facts.items() if key != "routes"}
+        result = build.value("moe", inputs, attrs)
+        wanted = graph.type(match.root.output)
+        if graph.type(result).dtype != wanted.dtype:
+            result = build.value("cast", [result], {"dtype": wanted.dtype})
+        if graph.type(result).shape != wanted.shape:
+            result = build.value("reshape", [result], {"shape": wanted.shape})
+        return {match.root.output: result}
+
+
+class _Refused(Exception):
+    """It looks like experts, but cannot be shown to be what `moe` computes."""
+
+    def __init__(self, code: str, reason: str, at: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+        self.at = at
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """The order of the rows of an intermediate value.
+
+    Attributes:
+        experts: the expert of each row.
+        perm: the position, among tokens times k, of each row; `None` for those in order.
+    """
+
+    experts: str
+    perm: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """A product of rows with the matrices of their experts.
+
+    Attributes:
+        node: the node that multiplies.
+        rows: the rows that are multiplied, [N, K].
+        weight: the matrices of all experts.
+        transposed: whether `weight` is [E, K, N] rather than [E, N, K].
+        offsets: where the rows of each expert end, when grouped.
+        experts: the expert of each row, when batched.
+    """
+
+    node: Node
+    rows: str
+    weight: str
+    transposed: bool
+    offsets: str | None
+    experts: str | None
+
+
+class _Walk:
+    """The way from the sum over experts up to the tokens; collects what it meets."""
+
+    def __init__(self, graph: Graph, root: Node) -> None:
+        self.graph = graph
+        self.root = root
+        self.inner: list[Node] = [root]
+        self.values: dict[str, str] = {}
+        self.tokens: Dim = 0
+        self.k: Dim = 0
+        self.weights_sorted = False
+
+    def match(self) -> Match | None:
+        graph, root = self.graph, self.root
+        shape = graph.type(root.inputs[0]).shape
+        if len(shape) != 3 or [axis % 3 for axis in ints_attr(root.attrs, "axes")] != [1]:
+            return None
+        self.tokens, self.k = shape[:2]
+        found = self._weighted(root.inputs[0])
+        if found is None:
+            return None
+        down, down_bias, weights, inverse = found
+        order = self._order(down, inverse)
+        self._weights(weights, order)
+        hidden, facts = self._activation(down.rows)
+        value, gate_up_bias = self._biased(hidden)
+        gate_up = self._product(value)
+        if gate_up is None:
+            at = graph.producer(value)
+            reason = f"`%{value}` is not a product with the matrices of experts"
+            raise _Refused("moe.gate", reason, at.name if at else value)
+        self._same(down, gate_up)
+        self._biases(gate_up_bias, down_bias, order)
+        self._tokens(gate_up.rows, order)
+        self.values |= {"gate_up": gate_up.weight, "down": down.weight}
+        self.values["indices"] = self._indices(order)
+        return Match(
+            graph,
+            root,
+            self.values,
+            inner=tuple(dict.fromkeys(self.inner)),
+            facts={
+                **facts,
+                "transposed": down.transposed,
+                "has_bias": gate_up_bias is not None,
+                "routes": (self.tokens, self.k),
+            },
+        )
+
+    # --- rows -------------------------------------------------------------------------------
+
+    def _weighted(self, value: str) -> tuple[_Product, str | None, str, str | None] | None:
+        """From [T, k, H]: the last product, its bias, the rows' weights, and the order undone."""
+        graph = self.graph
+        weights: str | None = None
+        inverse: str | None = None
+        while True:
+            value = self._plain(value)
+            node = graph.producer(value)
+            if node is None:
+                return None
+            picked = _picked(graph, node)
+            if node.op == "mul" and weights is None:
+                split = self._row_factor(node)
+                if split is None:
+                    return None
+                value, weights = split
+                self.weights_sorted = inverse is not None
+            elif picked is not None and inverse is None:
+                value, inverse = picked
+            else:
+                break
+            self.inner.append(node)
+        value, bias = self._biased(value)
+        product = self._product(value)
+        if product is None or weights is None:
+            return None
+        return product, bias, weights, inverse
+
+    def _plain(self, value: str) -> str:
+        """Before casts, and reshapes that keep rows."""
+        while (node := self.graph.producer(value)) is not None:
+            if node.op == "reshape":
+                before, after = (self.graph.type(each).shape for each in (node.inputs[0], value))
+                if before[-1:] != after[-1:]:
+                    break
+            elif node.op != "cast":
+                break
+            self.inner.append(node)
+            value = node.inputs[0]
+        return value
+
+    def _row_factor(self, node: Node) -> tuple[str, str] | None:
+        """The rows, and the number for each, that `node` multiplies."""
+        graph = self.graph
+        for rows, weights in (node.inputs, node.inputs[::-1]):
+            wide, thin = graph.type(rows).shape, graph.type(weights).shape
+            if thin == (*wide[:-1], 1) and wide[-1] != 1:
+                return rows, weights
+        return None
+
+    def _biased(self, value: str) -> tuple[str, str | None]:
+        """A product before its bias, and the bias of each row."""
+        graph = self.graph
+        value = self._plain(value)
+        node = graph.producer(value)
+        if node is None or node.op != "add":
+            return value, None
+        for product, bias in (node.inputs, node.inputs[::-1]):
+            at = graph.producer(bias)
+            if at is not None and _picked(graph, at) is not None:
+                self.inner += [node, at]
+                return self._plain(product), bias
+        return value, None
+
+    def _product(self, value: str) -> _Product | None:
+        """The product that gives the rows `value`."""
+        graph = self.graph
+        node = graph.producer(value)
+        if node is not None and node.op == "reshape":  # [N, I, 1] or [N, 1, I] from a batch
+            before, after = (graph.type(each).shape for each in (node.inputs[0], value))
+            if [size for size in before if size != 1] != [size for size in after if size != 1]:
+                return None
+            self.inner.append(node)
+            node = graph.producer(node.inputs[0])
+        if node is None:
+            return None
+        if node.op == "grouped_mm":
+            rows, matrices, offsets = node.inputs
+            self.inner.append(node)
+            weight, transposed = _untransposed(graph, matrices)
+            return _Product(node, rows, weight, transposed, offsets, None)
+        if node.op != "matmul":
+            return None
+        for matrices, rows in (node.inputs, node.inputs[::-1]):
+            gathered = self._gathered(matrices)
+            thin = 2 if matrices == node.inputs[0] else 1
+            shape = graph.type(rows).shape
+            if gathered is None or len(shape) != 3 or shape[thin] != 1:
+                continue
+            weight, experts, swapped = gathered
+            vector = graph.producer(rows)
+            if vector is None or vector.op != "reshape":
+                continue
+            if graph.type(vector.inputs[0]).shape != (shape[0], shape[3 - thin]):
+                continue
+            self.inner += [node, vector]
+            return _Product(node, vector.inputs[0], weight, (thin == 1) != swapped, None, experts)
+        return None
+
+    def _gathered(self, value: str) -> tuple[str, str, bool] | None:
+        """The matrices of all experts, the experts picked, and whether they were transposed."""
+        graph = self.graph
+        node = graph.producer(value)
+        swapped = False
+        if node is not None and node.op == "transpose":
+            if ints_attr(node.attrs, "perm") != (0, 2, 1):
+                return None
+            self.inner.append(node)
+            swapped = True
+            node = graph.producer(node.inputs[0])
+        if node is None or (picked := _picked(graph, node)) is None:
+            return None
+        self.inner.append(node)
+        weight, transposed = _untransposed(graph, picked[0])
+        return weight, picked[1], swapped != (not transposed)
+
+    # --- facts ------------------------------------------------------------------------------
+
+    def _order(self, down: _Product, inverse: str | None) -> _Order:
+        """The order of the rows of the last product, shown to be undone by `inverse`."""
+        if down.experts is not None:
+            if inverse is not None:
+                reason = "the rows are put into another order, but not out of one"
+                raise _Refused("moe.order", reason, inverse)
+            return _Order(down.experts, None)
+        assert down.offsets is not None
+        graph, offsets = self.graph, down.offsets
+        node = _through(graph, offsets, "cast")
+        counts = None
+        if node is not None and node.op == "cumsum":
+            counts = _through(graph, node.inputs[0], "cast")
+        if counts is None or counts.op != "histogram":
+            reason = f"`%{offsets}` is not the running sum of a count"
+            raise _Refused("moe.offsets", reason, offsets)
+        experts = graph.type(down.weight).shape[0]
+        attrs = counts.attrs
+        span = (float_attr(attrs, "low"), float_attr(attrs, "high"))
+        if attrs["bins"] != experts or span != (0, float(int_attr(attrs, "bins")) - 1):
+            reason = f"`%{counts.name}` counts other numbers than {experts} experts have"
+            raise _Refused("moe.offsets", reason, counts.name)
+        counted = _before(graph, counts.inputs[0], "cast")
+        order = self._sorted(counted)
+        if order is None:
+            reason = f"`%{counted}` is not the experts of the rows, sorted"
+            raise _Refused("moe.order", reason, counted)
+        assert order.perm is not None
+        if inverse is None or not self._undoes(inverse, order.perm):
+            reason = "the rows are not put back into the order of the tokens"
+            raise _Refused("moe.order", reason, inverse or down.node.name)
+        return order
+
+    def _sorted(self, experts: str) -> _Order | None:
+        """The order of rows whose experts, sorted or not, are counted in `experts`."""
+        graph = self.graph
+        node = graph.producer(experts)
+        if node is None or node.op != "sort":
+            sorts = [user for user in graph.users(experts) if user.op == "sort"]
+            node = sorts[0] if len(sorts) == 1 else None
+        if node is None or graph.type(node.inputs[0]).rank != 1:
+            return None
+        if node.attrs.get("descending", False):
+            return None
+        return _Order(node.outputs[0], node.outputs[1])
+
+    def _undoes(self, inverse: str, perm: str) -> bool:
+        """Whether `inverse` is the inverse of the permutation `perm`."""
+        graph = self.graph
+        node = graph.producer(inverse)
+        if node is None:
+            return False
+        if node.op == "sort":
+            return node.inputs[0] == perm and inverse == node.outputs[1]
+        if node.op != "index_put" or node.attrs.get("accumulate", False):
+            return False
+        _, numbers, place = node.inputs
+        source = graph.producer(numbers)
+        if place != perm or source is None or source.op != "iota":
+            return False
+        start = source.attrs.get("start", 0), source.attrs.get("step", 1)
+        return start == (0, 1) and dim_attr(source.attrs, "size") == self.tokens * self.k
+
+    def _weights(self, value: str, order: _Order) -> None:
+        """Find the weights [T, k] of the rows that `value` weights."""
+        graph = self.graph
+        value = _before(graph, value, "reshape", "cast")
+        if self.weights_sorted:
+            node = graph.producer(value)
+            picked = None if node is None else _picked(graph, node)
+            if picked is None or picked[1] != order.perm:
+                reason = f"`%{value}` is not in the order of the rows that it weights"
+                raise _Refused("moe.routing", reason, value)
+            value = _before(graph, picked[0], "reshape", "cast")
+        if graph.type(value).elements != self.tokens * self.k:
+            raise _Refused("moe.routing", f"`%{value}` is not one weight a row", value)
+        self.values["weights"] = value
+
+    def _indices(self, order: _Order) -> str:
+        """The experts [T, k] of the tokens."""
+        graph = self.graph
+        value = order.experts
+        if order.perm is not None:
+            node = graph.producer(value)
+            assert node is not None
+            value = node.inputs[0]
+        value = _before(graph, value, "reshape")
+        if graph.type(value).elements != self.tokens * self.k:
+            raise _Refused("moe.routing", f"`%{value}` is not one expert a row", value)
+        return value
+
+    def _activation(self, value: str) -> tuple[str, dict[str, Attr]]:
+        """What the activation is of, and the attributes that say which."""
+        graph = self.graph
+        node = graph.producer(self._plain(value))
+        none: dict[str, Attr] = {"alpha": None, "limit": None, "gate_up_layout": "split"}
+        if node is None or node.op not in (*GATED, *UNGATED, "mul"):
+            reason = f"`%{value}` is not an activation of a product"
+            raise _Refused("moe.activation", reason, value)
+        self.inner.append(node)
+        if node.op in UNGATED:
+            name = _gelu(node) if node.op == "gelu" else node.op
+            return node.inputs[0], {**none, "activation": name, "gated": False}
+        if node.op == "mul":
+            return self._product_of_parts(node, none)
+        name = _gelu(node) if node.op == "gelu_mul" else GATED[node.op]
+        hidden, layout = self._parts(node.inputs[0], node.inputs[1])
+        facts = {**none, "activation": name, "gated": True, "gate_up_layout": layout}
+        if node.op == "swiglu_oai":
+            facts |= {key: float_attr(node.attrs, key) for key in ("alpha", "limit")}
+        return hidden, facts
+
+    def _product_of_parts(self, node: Node, none: dict[str, Attr]) -> tuple[str, dict[str, Attr]]:
+        """relu(x)^2, or an activation times up that has no operation of its own."""
+        graph = self.graph
+        if node.inputs[0] == node.inputs[1]:
+            inner = graph.producer(node.inputs[0])
+            if inner is not None and inner.op == "relu":
+                self.inner.append(inner)
+                return inner.inputs[0], {**none, "activation": "relu2", "gated": False}
+        for gate, up in (node.inputs, node.inputs[::-1]):
+            inner = graph.producer(gate)
+            if inner is not None and inner.op in UNGATED:
+                self.inner.append(inner)
+                name = _gelu(inner) if inner.op == "gelu" else inner.op
+                hidden, layout = self._parts(inner.inputs[0], up)
+                facts = {**none, "activation": name, "gated": True, "gate_up_layout": layout}
+                return hidden, facts
+        reason = f"`%{node.output}` is not an activation of a product"
+        raise _Refused("moe.activation", reason, node.output)
+
+    def _parts(self, gate: str, up: str) -> tuple[str, str]:
+        """The product that holds gate and up, and its layout."""
+        graph = self.graph
+        nodes = [graph.producer(value) for value in (gate, up)]
+        slices = [node for node in nodes if node is not None and node.op == "slice"]
+        if len(slices) != 2:
+            reason = f"`%{gate}` and `%{up}` are not parts of one product"
+            raise _Refused("moe.gate", reason, gate)
+        sources = [self._plain(node.inputs[0]) for node in slices]
+        kind = graph.type(slices[0].inputs[0])
+        width = kind.shape[-1]
+        windows = [tuple(node.attrs[key] for key in ("start", "stop", "step")) for node in slices]
+        axes = {int_attr(node.attrs, "axis") % kind.rank for node in slices}
+        layouts: dict[tuple[tuple[Attr, ...], ...], str] = {}
+        if isinstance(width, int) and width % 2 == 0:
+            half = width // 2
+            layouts = {
+                ((0, half, 1), (half, width, 1)): "split",
+                ((0, width, 2), (1, width, 2)): "interleaved",
+                ((0, width - 1, 2), (1, width, 2)): "interleaved",
+            }
+        layout = layouts.get((windows[0], windows[1]))
+        if sources[0] != sources[1] or axes != {kind.rank - 1} or layout is None:
+            reason = f"`%{gate}` and `%{up}` are not the halves or alternate columns of one product"
+            raise _Refused("moe.gate", reason, gate)
+        self.inner += slices
+        return sources[0], layout
+
+    def _same(self, down: _Product, gate_up: _Product) -> None:
+        """Check that both products go by the same experts and layout."""
+        if down.transposed != gate_up.transposed:
+            reason = "only one of the products reads its weights transposed"
+            raise _Refused("moe.layout", reason, gate_up.node.name)
+        if (down.offsets, down.experts) != (gate_up.offsets, gate_up.experts):
+            reason = "the two products go by different experts"
+            raise _Refused("moe.offsets", reason, gate_up.node.name)
+
+    def _biases(self, gate_up: str | None, down: str | None, order: _Order) -> None:
+        """Find the biases of all experts."""
+        if (gate_up is None) != (down is None):
+            at = gate_up or down
+            raise _Refused("moe.bias", "only one of the products has a bias", str(at))
+        for name, value in (("gate_up_bias", gate_up), ("down_bias", down)):
+            if value is None:
+                continue
+            node = self.graph.producer(value)
+            picked = None if node is None else _picked(self.graph, node)
+            if picked is None or picked[1] != order.experts:
+                reason = f"`%{value}` is not the bias of the expert of each row"
+                raise _Refused("moe.bias", reason, value)
+            self.values[name] = picked[0]
+
+    def _tokens(self, rows: str, order: _Order) -> None:
+        """Check that `rows` are those of the tokens, k times each, and find the tokens."""
+        graph = self.graph
+        rows = self._plain_rows(rows)
+        node = graph.producer(rows)
+        x: str | None = None
+        if node is not None and (picked := _picked(graph, node)) is not None:
+            self.inner.append(node)
+            if self._token_of_row(picked[1], order.perm):
+                x = picked[0]
+        elif node is not None and order.perm is None:
+            x = self._repeated(node)
+        if x is None or graph.type(x).shape[:-1] != (self.tokens,):
+            reason = f"`%{rows}` is not the token of each row"
+            raise _Refused("moe.order", reason, rows)
+        self.values["x"] = x
+
+    def _plain_rows(self, rows: str) -> str:
+        node = self.graph.producer(rows)
+        if node is not None and node.op == "cast":
+            self.inner.append(node)
+            return node.inputs[0]
+        return rows
+
+    def _token_of_row(self, index: str, perm: str | None) -> bool:
+        """Whether `index` is row // k for each row, of rows in the order `perm`."""
+        graph = self.graph
+        node = graph.producer(index)
+        if node is None:
+            return False
+        if node.op == "floordiv" and graph.constant(node.inputs[1]) == self.k:
+            return self._is_row_number(node.inputs[0], perm)
+        if perm is None and node.op == "reshape":  # iota[T] repeated k times each
+            wide = graph.producer(node.inputs[0])
+            if wide is not None and wide.op == "expand":
+                thin = _before(graph, wide.inputs[0], "reshape")
+                shape = graph.type(wide.output).shape
+                return shape == (self.tokens, self.k) and self._is_iota(thin, self.tokens)
+        picked = _picked(graph, node)
+        if perm is not None and picked is not None and picked[1] == perm:
+            return self._token_of_row(picked[0], None)
+        return False
+
+    def _is_row_number(self, value: str, perm: str | None) -> bool:
+        return value == perm if perm is not None else self._is_iota(value, self.tokens * self.k)
+
+    def _is_iota(self, value: str, size: Dim) -> bool:
+        node = self.graph.producer(value)
+        if node is None or node.op != "iota":
+            return False
+        attrs = node.attrs
+        found = (attrs.get("start", 0), attrs.get("step", 1), dim_attr(attrs, "size"))
+        return found == (0, 1, size)
+
+    def _repeated(self, node: Node) -> str | None:
+        """The tokens that `node`, a reshape of an expand, repeats k times each."""
+        graph = self.graph
+        if node.op != "reshape":
+            return None
+        wide = graph.producer(node.inputs[0])
+        if wide is None or wide.op != "expand":
+            return None
+        hidden = graph.type(node.output).shape[-1]
+        thin = graph.type(wide.inputs[0]).shape
+        if graph.type(wide.output).shape != (self.tokens, self.k, hidden):
+            return None
+        if thin != (self.tokens, 1, hidden):
+            return None
+        self.inner += [node, wide]
+        inner = graph.producer(wide.inputs[0])
+        if inner is None or inner.op != "reshape":
+            return None
+        self.inner.append(inner)
+        return inner.inputs[0]
+
+
+def _gelu(node: Node) -> str:
+    return "gelu_tanh" if node.attrs.get("approximate") == "tanh" else "gelu"
+
+
+def _picked(graph: Graph, node: Node) -> tuple[str, str] | None:
+    """What `node` picks rows of, by one index for each row, and the index."""
+    if node.op == "take" and int_attr(node.attrs, "axis") % graph.type(node.inputs[0]).rank == 0:
+        source, index = node.inputs
+    elif node.op == "index" and ints_attr(node.attrs, "axes") == (0,):
+        source, index = node.inputs
+    else:
+        return None
+    return (source, index) if graph.type(index).rank == 1 else None
+
+
+def _untransposed(graph: Graph, matrices: str) -> tuple[str, bool]:
+    """The weights behind [E, K, N], and whether they are that rather than [E, N, K]."""
+    node = graph.producer(matrices)
+    if node is not None and node.op == "transpose":
+        if ints_attr(node.attrs, "perm") == (0, 2, 1):
+            return node.inputs[0], False
+    return matrices, True
+
+
+def _through(graph: Graph, value: str, *ops: str) -> Node | None:
+    return graph.producer(_before(graph, value, *ops))
+
+
+def _before(graph: Graph, value: str, *ops: str) -> str:
+    """`value` before any of `ops`."""
+    while (node := graph.producer(value)) is not None and node.op in ops:
+        value = node.inputs[0]
+    return value
