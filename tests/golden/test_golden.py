@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fusec.ir import Graph, parse_graph, print_graph
 from fusec.ir.interpret import interpret
 from fusec.ir.ops import is_opaque
@@ -67,7 +68,8 @@ def _pass_of(file: Path) -> type[Pass]:
 def probe(which: type[Pass]) -> Pass:
     """The pass; one that only recognises gets a name in decisions, so that refusals show."""
     if issubclass(which, FusionPass) and which.fusion is None:
-        return type(which.__name__, (which,), {"fusion": which.name})()
+        recorded: Pass = type(which.__name__, (which,), {"fusion": which.name})()
+        return recorded
     return which()
 
 
@@ -104,7 +106,7 @@ def test_numbers(case: Case, seed: int) -> None:
     actual = interpret(after, inputs, derived_weights(after, weights, case.before))
     for name, value in expected.items():
         np.testing.assert_allclose(actual[name], value, rtol=1e-9, atol=1e-9)
-        floats = value[np.isfinite(value)] if value.dtype.kind == "f" else value[:0]
+        floats = value[np.isfinite(value)] if value.dtype.kind == "f" else np.zeros(0)
         assert floats.size == 0 or np.abs(floats).max() > 1e-3, "a result of zeros shows nothing"
 
 
