@@ -13,14 +13,14 @@ from typing import Any, Protocol
 from fusec import __version__
 from fusec.diagnostics import UsageError
 from fusec.frontend import Source, load_source
+from fusec.frontend.dims import DimRequest
 from fusec.ir import Graph, print_graph
 from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
 from fusec.link.build import build_target, merge_weights
 from fusec.options import (
-    DimRange,
     Requirement,
     check_requirements,
-    parse_dim_range,
+    parse_dims,
     parse_requirement,
     selected_passes,
 )
@@ -70,7 +70,7 @@ def compile(
     *,
     target: str | Sequence[str] = "cpu",
     example_inputs: Mapping[str, object] | Sequence[object] | None = None,
-    dims: Sequence[str] | Mapping[str, tuple[int, int]] = (),
+    dims: Sequence[str] | Mapping[str, DimRequest] = (),
     require: Sequence[str] = (),
     disable: Sequence[str] = (),
     dtype: str | None = None,
@@ -91,7 +91,7 @@ def compile(
         output: the artifact; by default the source's name in the current folder.
         target: one or more architectures or products.
         example_inputs: tensors to export an `nn.Module` with, by name or position.
-        dims: ranges of named dimensions: `NAME=MIN:OPT:MAX`, or a mapping to (min, max).
+        dims: ranges of named sizes: `NAME=MIN:OPT:MAX`, or a mapping to `(1, 64)` and the like.
         require: fusions that must fire: `FUSION` or `FUSION>=N`.
         disable: passes to leave out.
         dtype: of a model folder: `f32`, `bf16` or `f16`; by default the configuration's.
@@ -111,11 +111,10 @@ def compile(
     targets = _targets(target)
     requirements = tuple(parse_requirement(text) for text in require)
     passes = selected_passes(disable)
-    ranges = _ranges(dims)
     with report.stage("export") as said:
         read = load_source(
             source,
-            dims=ranges,
+            dims=_requests(dims),
             dtype=dtype,
             attention_mask=attention_mask,
             trust_pickle=trust_pickle,
@@ -195,7 +194,7 @@ def decide(
     with report.stage("export") as said:
         read = load_source(
             source,
-            dims=_ranges(dims),
+            dims=_requests(dims),
             dtype=dtype,
             attention_mask=False,
             trust_pickle=trust_pickle,
@@ -218,10 +217,8 @@ def _targets(names: str | Sequence[str]) -> tuple[Target, ...]:
     return tuple(found.values())
 
 
-def _ranges(dims: Sequence[str] | Mapping[str, tuple[int, int]]) -> dict[str, DimRange]:
-    if isinstance(dims, Mapping):
-        return {name: DimRange(name, low, high, high) for name, (low, high) in dims.items()}
-    return {found.name: found for found in map(parse_dim_range, dims)}
+def _requests(dims: Sequence[str] | Mapping[str, DimRequest]) -> Mapping[str, DimRequest]:
+    return dims if isinstance(dims, Mapping) else parse_dims(dims)
 
 
 def _rewritten(

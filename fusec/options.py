@@ -10,45 +10,23 @@ from fusec.diagnostics import RequirementError, UsageError
 from fusec.passes import FUSIONS, PIPELINE
 from fusec.rewrite import Decision, DecisionLog, Pass
 
-_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<sizes>\d+(?::\d+){0,2})")
 _REQUIREMENT = re.compile(r"(?P<fusion>\w+)(?:>=(?P<count>\d+))?")
 
 
-@dataclass(frozen=True, slots=True)
-class DimRange:
-    """The sizes that a named dimension may have.
-
-    Attributes:
-        name: of the symbol, such as `batch`.
-        low: the smallest size.
-        optimal: the size to tune for.
-        high: the largest size; the same as `low` for a fixed size.
-    """
-
-    name: str
-    low: int
-    optimal: int
-    high: int
-
-
-def parse_dim_range(text: str) -> DimRange:
-    """Read `NAME=MIN:OPT:MAX`, `NAME=MIN:MAX` or `NAME=SIZE`.
+def parse_dims(texts: Iterable[str]) -> dict[str, str]:
+    """Split `NAME=MIN:OPT:MAX` into the name and its range, for each of `texts`.
 
     Raises:
-        UsageError: it is none of these, or the sizes are not in order.
+        UsageError: there is no name, or one comes twice.
     """
-    found = _DIM.fullmatch(text)
-    if found is None:
-        hint = "write `NAME=MIN:OPT:MAX`, for example `--dim seq=1:512:4096`"
-        raise UsageError(f"`--dim {text}` is not a range", hint=hint)
-    sizes = [int(size) for size in found["sizes"].split(":")]
-    low, high = sizes[0], sizes[-1]
-    optimal = sizes[1] if len(sizes) == 3 else high
-    if not 1 <= low <= optimal <= high:
-        raise UsageError(
-            f"`--dim {text}` is not in order", hint="sizes begin at 1 and go up: MIN, OPT, MAX"
-        )
-    return DimRange(found["name"], low, optimal, high)
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, span = text.partition("=")
+        if not equals or not name.isidentifier() or name in found:
+            hint = "write `--dim NAME=MIN:OPT:MAX` once a name, such as `--dim seq=1:512:4096`"
+            raise UsageError(f"`--dim {text}` is not a range of a named size", hint=hint)
+        found[name] = span
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +65,7 @@ def known_fusion(name: str) -> str:
     return name
 
 
-def check_requirements(
-    requirements: Iterable[Requirement], log: DecisionLog, target: str
-) -> None:
+def check_requirements(requirements: Iterable[Requirement], log: DecisionLog, target: str) -> None:
     """Compare what fired with what was required.
 
     Raises:
