@@ -18,6 +18,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from mmap import mmap
+from pathlib import Path
 
 from fusec.runtime.errors import (
     CompressedEntryError,
@@ -102,6 +103,15 @@ def alignment_of(name: str) -> int:
     return PAGE if name == WEIGHTS or name.startswith("kernels/") else 64
 
 
+def is_artifact(path: str | Path) -> bool:
+    """Whether a file begins as an artifact does; says nothing about the rest of it."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _begins_as_artifact(file.read(35))
+
+
 def unsafe_name(name: str) -> str | None:
     """Why `name` cannot name an entry, or `None`."""
     if len(name) > MAX_NAME:
@@ -177,6 +187,10 @@ def read_directory(data: mmap, at: str) -> tuple[dict[str, Entry], str]:
     return _DirectoryReader(data, at).read()
 
 
+def _begins_as_artifact(head: bytes) -> bool:
+    return head.startswith(b"PK\x03\x04") and head[30:35] == MARKER.encode()
+
+
 def _header_bytes(name: str) -> int:
     """A local header without padding: fixed part, name, ZIP64 field, alignment field."""
     return _LOCAL.size + len(name) + 20 + 6
@@ -232,7 +246,7 @@ class _DirectoryReader:
 
     def _check_marker(self) -> None:
         head = bytes(self.data[: MARKER_OFFSET + 24])
-        if not head.startswith(b"PK\x03\x04") or head[30:35] != MARKER.encode():
+        if not _begins_as_artifact(head):
             hint = "give a file that `fusec compile` has written"
             raise NotAnArtifactError("this is not a fusec artifact", at=self.at, hint=hint)
         found = re.match(rb"fusec (\d{1,4})\.(\d{1,4})\n", head[MARKER_OFFSET:])

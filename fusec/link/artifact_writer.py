@@ -42,6 +42,7 @@ from fusec.runtime.container import (
     tail,
 )
 from fusec.runtime.documents import canonical_json
+from fusec.runtime.program import read_program
 from fusec.runtime.tensor_file import TensorFileLayout, lay_out
 from fusec.symbolic import Dim
 
@@ -527,8 +528,11 @@ class _Archive:
 
 
 def _check_readable(path: Path) -> None:
-    """What the reader would refuse must not be written."""
+    """What the runtime would refuse must not be written."""
     try:
-        open_artifact(path)
+        artifact = open_artifact(path)
+        for section in artifact.manifest.targets:
+            if section.family == "cpu":
+                read_program(artifact.program(section.target), artifact.manifest)
     except ArtifactError as error:
         raise InternalError(f"the artifact would be unreadable: {error}") from error

@@ -52,6 +52,8 @@ def weights(seed: int = 0) -> tuple[WeightData, ...]:
 
 def program() -> dict[str, object]:
     """A program document of no steps."""
+    size = "4*batch*seq*(4*seq + 1)"
+    shape = ["batch", "seq", "4*seq + 1"]
     return {
         "schema": "fusec.program/1",
         "target": "cpu",
@@ -59,9 +61,12 @@ def program() -> dict[str, object]:
         "features": [],
         "symbols": {"batch": [1, 8], "seq": [1, 64]},
         "module": MODULE,
-        "inputs": [],
-        "outputs": [],
-        "buffers": [],
+        "inputs": [{"name": "input_ids", "dtype": "i64", "shape": ["batch", "seq"], "buffer": 0}],
+        "outputs": [{"name": "logits", "dtype": "f32", "shape": shape, "buffer": 1}],
+        "buffers": [
+            {"kind": "input", "bytes": "8*batch*seq"},
+            {"kind": "output", "bytes": size},
+        ],
         "slots": [],
         "steps": [],
     }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file
 from fusec.diagnostics import InputError, InternalError
 from fusec.link.artifact_writer import WeightData, WeightStorage, write_artifact
 from fusec.runtime.artifact import open_artifact
+from fusec.runtime.container import is_artifact
 from fusec.runtime.errors import (
     ChecksumError,
     MissingEntryError,
@@ -49,6 +51,9 @@ def test_reads_back_what_was_written(tmp_path: Path) -> None:
 
 def test_other_tools_read_it(tmp_path: Path) -> None:
     path = write_artifact(tmp_path / "m.fusec", contents()).path
+    assert is_artifact(path)
+    assert not is_artifact(__file__)
+    assert not is_artifact(tmp_path)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         assert archive.namelist()[0] == "fusec"
@@ -194,6 +199,17 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
     with pytest.raises(InputError, match="cannot write"):
         write_artifact(tmp_path / "missing" / "m.fusec", contents())
+
+
+def test_a_program_that_the_runtime_refuses_is_not_written(tmp_path: Path) -> None:
+    sample = contents()
+    broken = {**program(), "buffers": []}
+    with pytest.raises(InternalError, match="there are 0 buffers"):
+        write_artifact(
+            tmp_path / "m.fusec",
+            replace(sample, targets=(replace(sample.targets[0], program=broken),)),
+        )
+    assert not (tmp_path / "m.fusec").exists()
 
 
 def test_failure_keeps_what_was_there(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import fusec
 from fusec.diagnostics import ArtifactError, DeviceError, FusecError, InputError, UsageError
-from fusec.dtypes import bf16_to_f32, f32_to_bf16
+from fusec.dtypes import DTYPES, bf16_to_f32, f32_to_bf16
 from fusec.runtime import Model, load
 from fusec.runtime.artifact import TensorSpec
 from fusec.runtime.errors import (
@@ -394,6 +394,94 @@ def test_flipped_weight_is_found_by_default(tmp_path: Path, path: Path) -> None:
     load(path, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(220, 220)]
     assert load(bad, verify=False)(input_ids=[[0]])["hidden"].shape == (1, 1, 5)
+
+
+# --- onnxruntime ----------------------------------------------------------------------------
+
+
+def onnx_model(kind: int, op: str = "Neg", width: int | str = 3) -> bytes:
+    """`y = op(x)` on `[n, width]`."""
+    from onnx import helper
+
+    values = [helper.make_tensor_value_info(name, kind, ["n", width]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node(op, ["x"], ["y"])], "g", values[:1], values[1:])
+    opset = helper.make_opsetid("", 20)
+    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
+
+
+def onnx_program(dtype: str, itemsize: int) -> dict[str, object]:
+    """`copy(scale(x))` where the middle is onnxruntime's, at odd offsets of the arena."""
+    size = f"{3 * itemsize}*n"
+    shape = ["n", 3]
+    buffers: list[dict[str, object]] = [
+        {"kind": "input", "bytes": size},
+        {"kind": "output", "bytes": size},
+        {"kind": "arena", "bytes": f"{size} + 8", "slot": 0},
+        {"kind": "arena", "bytes": size, "slot": 1},
+    ]
+    halves = 3 * itemsize // 2
+    steps: list[dict[str, object]] = [
+        kernel_step("sample_copy2", [(0, 0), (2, 8)], f"{halves}*n"),
+        {
+            "kind": "onnx",
+            "model": "residual/0.onnx",
+            "node": "%neg",
+            "op": "aten.neg",
+            "reason": "no kernel",
+            "inputs": [{"name": "x", "dtype": dtype, "shape": shape, "buffer": 2, "offset": 8}],
+            "outputs": [{"name": "y", "dtype": dtype, "shape": shape, "buffer": 3, "offset": 0}],
+        },
+        kernel_step("sample_copy2", [(3, 0), (1, 0)], f"{halves}*n"),
+    ]
+    return program(
+        [f"x: {dtype}[n, 3]"],
+        [f"y: {dtype}[n, 3]"],
+        buffers,
+        steps,
+        symbols={"n": (0, 99)},
+        slots=[[f"{size} + 8"], [size]],
+    )
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("f32", 1), ("f16", 10), ("i64", 7), ("i32", 6)])
+def test_residual_parts(tmp_path: Path, dtype: str, kind: int) -> None:
+    document = onnx_program(dtype, DTYPES[dtype].itemsize)
+    path = write(tmp_path / "m.fusec", document, residual={"residual/0.onnx": onnx_model(kind)})
+    model = load(path, threads=2)
+    for n in (1, 5, 2, 5):
+        x = np.random.default_rng(n).integers(-99, 99, (n, 3)).astype(DTYPES[dtype].numpy)
+        np.testing.assert_array_equal(model(x=x)["y"], -x)
+    _, times = model.profile({"x": x})
+    assert [time.kernel for time in times] == [
+        "sample_copy2.cpp",
+        "onnxruntime",
+        "sample_copy2.cpp",
+    ]
+
+
+def test_residual_bf16(tmp_path: Path) -> None:
+    document = onnx_program("bf16", 2)
+    models = {"residual/0.onnx": onnx_model(16, "Identity")}
+    model = load(write(tmp_path / "m.fusec", document, residual=models))
+    x = np.array([[1.5, -2, np.inf]], np.float32)
+    np.testing.assert_array_equal(model(x=x)["y"], x)
+
+
+def test_residual_parts_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = onnx_program("f32", 4)
+    for bad in (b"", b"onnx", onnx_model(1, "NoSuchOp")):
+        path = write(tmp_path / "m.fusec", document, residual={"residual/0.onnx": bad})
+        with pytest.raises(CodeError, match="onnxruntime refuses"):
+            load(path)
+    wide = {"residual/0.onnx": onnx_model(1, width=4)}
+    with pytest.raises(CodeError, match="`%neg` fails in onnxruntime"):
+        load(write(tmp_path / "m.fusec", document, residual=wide))(x=np.ones((2, 3), np.float32))
+    double = {"residual/0.onnx": onnx_model(11)}
+    with pytest.raises(CodeError, match="`%neg` fails in onnxruntime"):
+        load(write(tmp_path / "m.fusec", document, residual=double))(x=np.ones((2, 3), np.float32))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="which is not installed"):
+        load(path)
 
 
 # --- devices and targets --------------------------------------------------------------------
