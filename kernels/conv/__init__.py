@@ -1,0 +1,5 @@
+"""Convolution."""
+
+from fusec.kernels.conv import cpu
+
+KERNELS = cpu.KERNELS

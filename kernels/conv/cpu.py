@@ -1,0 +1,51 @@
+"""conv on the CPU."""
+
+from __future__ import annotations
+
+from fusec.ir import Graph, Node
+from fusec.ir.types import int_attr, ints_attr
+from fusec.kernels.cpu import cpp_kernel, float_kernel, operands
+from fusec.kernels.launch import Call, Launch, Layout
+from fusec.symbolic import Dim
+from fusec.target import Target
+
+AXES = 3
+"""Spatial axes that the kernel walks."""
+
+
+def _supports(graph: Graph, node: Node, target: Target) -> str | None:
+    axes = graph.type(node.inputs[0]).rank - 2
+    if axes > AXES:
+        return f"it takes up to {AXES} spatial axes, not {axes}"
+    return float_kernel(graph, node, target)
+
+
+def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
+    dense: Layout = "contiguous"
+    return ("strided", *(dense,) * len(node.inputs))
+
+
+def _three(values: tuple[Dim, ...], fill: int) -> tuple[Dim, ...]:
+    return (*(fill,) * (AXES - len(values)), *values)
+
+
+def _conv(call: Call) -> Launch:
+    x, out = call.inputs[0], call.outputs[0]
+    weight = call.input_type(1)
+    attrs = call.attrs
+    params = (
+        *(x.shape[0], x.shape[1], weight.shape[0], int_attr(attrs, "groups")),
+        *_three(x.shape[2:], 1),
+        *_three(out.shape[2:], 1),
+        *_three(weight.shape[2:], 1),
+        *_three(ints_attr(attrs, "stride"), 1),
+        *_three(ints_attr(attrs, "padding"), 0),
+        *_three(ints_attr(attrs, "dilation"), 1),
+        *x.strides[:2],
+        *_three(x.strides[2:], 0),
+        int(len(call.inputs) == 3),
+    )
+    return Launch(f"fusec_conv_{x.dtype}", operands(call), params)
+
+
+KERNELS = (cpp_kernel("conv", _conv, supports=_supports, layouts=_layouts),)
