@@ -148,7 +148,9 @@ def _converted(
         shapes = conversion.run(model, stand_in)
     except FAILURES as error:
         message = f"transformers cannot make `{conversion.first}` from this checkpoint: {error}"
-        names = [f"`{name}` {stored.dtype}{list(stored.shape)}" for name, stored in conversion.sources]
+        names = [
+            f"`{name}` {stored.dtype}{list(stored.shape)}" for name, stored in conversion.sources
+        ]
         raise InputError(message, detail=_listed(names)) from None
     kinds = [str(operation) for operation in conversion.rule.operations]
     where = [stored.weight(name).identity for name, stored in conversion.sources]
@@ -212,7 +214,9 @@ def _check_complete(
     ]
     if missing:
         kind = type(model).__name__
-        message = f"the safetensors files lack {len(missing)} of the {len(wanted)} weights of `{kind}`"
+        message = (
+            f"the safetensors files lack {len(missing)} of the {len(wanted)} weights of `{kind}`"
+        )
         hint = "give the folder all its files; `architectures` in `config.json` names the class"
         raise InputError(message, detail=_listed(f"`{name}`" for name in missing), hint=hint)
 
@@ -221,4 +225,3 @@ def _listed(lines: Iterable[str]) -> tuple[str, ...]:
     held = list(lines)
     more = len(held) - SHOWN
     return (*held[:SHOWN], f"and {more} more") if more > 0 else tuple(held)
-

@@ -197,14 +197,23 @@ def build_on_meta(config: Any, model_class: Any, dtype: str | None) -> Any:
             with torch.device("meta"), _quiet_transformers():
                 # A copy, because a refusal leaves its mark on the configuration.
                 model = model_class._from_config(deepcopy(config), dtype=wanted, **options)
-        except (ImportError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        except (
+            ImportError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+            AttributeError,
+        ) as error:
             text = str(error)
             if "experts implementation" in text and "experts_implementation" in options:
                 del options["experts_implementation"]
             elif "attention implementation" in text and options["attn_implementation"] == "sdpa":
                 options["attn_implementation"] = "eager"
             else:
-                message = f"transformers cannot build `{model_class.__name__}`: {_first_line(error)}"
+                message = (
+                    f"transformers cannot build `{model_class.__name__}`: {_first_line(error)}"
+                )
                 raise InputError(message) from error
     widen(model, wanted)
     return model.eval()
@@ -242,9 +251,7 @@ def _config_dtype(config: Any) -> Any:
 # --- inputs ---------------------------------------------------------------------------------
 
 
-def model_call(
-    model: Any, dims: Mapping[str, DimRequest] | None, attention_mask: bool
-) -> Call:
+def model_call(model: Any, dims: Mapping[str, DimRequest] | None, attention_mask: bool) -> Call:
     """The inputs of a model of transformers: token ids (and a mask), or pixels.
 
     Raises:
@@ -283,6 +290,19 @@ def model_call(
         kwargs["attention_mask"] = torch.ones_like(ids)
     axes = {0: "batch", 1: "seq"}
     return Call((), kwargs, tuple(axes for _ in kwargs), specs)
+
+
+@contextmanager
+def without_cache(model: Any) -> Iterator[None]:
+    """`model` as one that gives no cache of keys and values; as before afterwards."""
+    config = model.config
+    before = {name: getattr(config, name, None) for name in ("use_cache", "return_dict")}
+    config.use_cache, config.return_dict = False, True
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 def _specs(

@@ -8,18 +8,23 @@ program was shown to hold for; a range that a person asked for is never cut in s
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from fusec.diagnostics import InputError, UsageError
-from fusec.frontend.dims import DimSpec, range_text
+from fusec.frontend.aten import AtenProgram, AtenTensor
+from fusec.frontend.dims import DimRequest, DimSpec, dim_specs, range_text
+from fusec.frontend.pt2 import guard_shapes
+from fusec.symbolic import Dim
 
 Axes: TypeAlias = Mapping[int, str]
 """The names of the dynamic axes of one input."""
@@ -29,8 +34,13 @@ SAMPLES = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107
 SHOWN = 400
 """Characters of an exporter's message that are shown."""
 
-EXPORT_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) + (
-    NotImplementedError,
+EXPORT_FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    IndexError,
     AssertionError,
     ImportError,
     NameError,
@@ -152,18 +162,12 @@ def _with_dims(entry: Any, named: Mapping[str, Any]) -> Any:
 
 
 def _names(module: nn.Module, count: int) -> list[str]:
-    import inspect
-
     return list(inspect.signature(module.forward).parameters)[:count]
 
 
 def _symbol_names(program: torch.export.ExportedProgram, call: Call) -> dict[str, str]:
     """The names a person gave, by the symbols that `torch.export` made."""
-    wanted: list[Axes | None] = []
-    flat_inputs, _ = torch.utils._pytree.tree_flatten((call.args, dict(call.kwargs)))
-    leaves = list(_axes_of((call.args, call.kwargs), call.shapes))
-    del flat_inputs
-    wanted.extend(leaves)
+    wanted = list(_axes_of((call.args, call.kwargs), call.shapes))
     users = set(program.graph_signature.user_inputs)
     names: dict[str, str] = {}
     position = 0
@@ -184,9 +188,9 @@ def _symbol_names(program: torch.export.ExportedProgram, call: Call) -> dict[str
     return names
 
 
-def _axes_of(call: tuple[tuple[Any, ...], Mapping[str, Any]], shapes: Sequence[Any]) -> Iterator[
-    Axes | None
-]:
+def _axes_of(
+    call: tuple[tuple[Any, ...], Mapping[str, Any]], shapes: Sequence[Any]
+) -> Iterator[Axes | None]:
     """The axes of every leaf, in the order in which `torch.export` flattens the arguments."""
     args, kwargs = call
     for value, entry in zip((*args, *kwargs.values()), shapes, strict=True):
@@ -269,3 +273,211 @@ def _short(text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     joined = " ".join(lines).rstrip(".")
     return joined if len(joined) <= SHOWN else joined[:SHOWN] + "..."
+
+
+# --- what callers need ----------------------------------------------------------------------
+
+
+def guard_facts(
+    program: torch.export.ExportedProgram, aten: AtenProgram
+) -> tuple[tuple[str, ...], dict[str, tuple[Dim, ...]], dict[str, int]]:
+    """The guards of an export, what their names for inputs mean, and the sizes at export."""
+    guards = tuple(str(text) for text in getattr(program, "_guards_code", None) or ())
+    users = [
+        value.shape if isinstance(value, AtenTensor) else None
+        for entry, value in zip(aten.inputs, aten.graph.inputs, strict=True)
+        if entry.kind == "user"
+    ]
+    hints: dict[str, int] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val") if node.op == "placeholder" else None
+        for size in value.shape if isinstance(value, torch.Tensor) else ():
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and size.node.has_hint():
+                hints[str(size.node.expr)] = int(size.node.hint)
+    spec = program.call_spec.in_spec
+    signature = program.module_call_graph[0].signature if program.module_call_graph else None
+    names = getattr(signature, "forward_arg_names", None)
+    try:
+        text = pytree.treespec_dumps(spec) if spec is not None else None
+    except NotImplementedError:
+        text = None
+    return guards, guard_shapes(text, names, users), hints
+
+
+def decomposed(
+    program: torch.export.ExportedProgram, targets: Iterable[str]
+) -> torch.export.ExportedProgram | None:
+    """The program with the operations `targets` taken apart; `None` if PyTorch can take none."""
+    table = torch.export.default_decompositions()
+    wanted = set(targets)
+    chosen = {op: rule for op, rule in table.items() if str(op) in wanted}
+    if not chosen:
+        return None
+    try:
+        with quiet():
+            return program.run_decompositions(chosen)
+    except EXPORT_FAILURES:
+        return None
+
+
+def module_call(
+    module: nn.Module,
+    example_inputs: Any,
+    dynamic_shapes: Any,
+    dims: Mapping[str, DimRequest] | None,
+) -> Call:
+    """How to call a module that is not of transformers.
+
+    Args:
+        module: to export.
+        example_inputs: a tensor, positional arguments, or arguments by name.
+        dynamic_shapes: names for axes, as `torch.export.export` takes `Dim`s; `None` for the
+            names in `dims` at their usual axes: `batch` at 0 and `seq` at 1.
+        dims: ranges by name.
+
+    Raises:
+        UsageError: there are no example inputs, or a name in `dims` has no axis.
+    """
+    if example_inputs is None:
+        kind = type(module).__name__
+        hint = "give `example_inputs`; a factory may return `(module, example_inputs)`"
+        raise UsageError(f"`{kind}` needs example inputs to be exported with", hint=hint)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_inputs, Mapping):
+        kwargs = dict(example_inputs)
+    elif isinstance(example_inputs, torch.Tensor):
+        args = (example_inputs,)
+    else:
+        args = tuple(example_inputs)
+    specs = dim_specs(dims)
+    if dynamic_shapes is None:
+        shapes = _usual_shapes((*args, *kwargs.values()), specs)
+    else:
+        listed = _listed_shapes(module, dynamic_shapes, len(args), list(kwargs))
+        shapes = tuple(_axis_names(entry, specs) for entry in listed)
+    sizes = _sizes_at(args, kwargs, shapes)
+    for name in specs:
+        if name not in sizes:
+            hint = '`dynamic_shapes={"x": {0: "' + name + '"}}` says which axis that is'
+            raise UsageError(f"no axis of the inputs is called `{name}`", hint=hint)
+    wanted = {}
+    for name, size in sizes.items():
+        spec = specs.setdefault(name, DimSpec())
+        keep = size >= 2 and _within(size, spec) and spec.static is None
+        wanted[name] = size if keep else sample_sizes({name: spec}, set())[name]
+    resized = [
+        _resized(value, entry, wanted)
+        for value, entry in zip((*args, *kwargs.values()), shapes, strict=True)
+    ]
+    return Call(
+        tuple(resized[: len(args)]),
+        dict(zip(kwargs, resized[len(args) :], strict=True)),
+        shapes,
+        specs,
+    )
+
+
+def _usual_shapes(values: Sequence[Any], specs: Mapping[str, DimSpec]) -> tuple[Any, ...]:
+    """`batch` at axis 0 and `seq` at axis 1 of every tensor that has the size of the first."""
+    usual = {name: axis for name, axis in (("batch", 0), ("seq", 1)) if name in specs}
+    sizes: dict[str, int] = {}
+
+    def axes(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: axes(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(axes(part) for part in value)
+        if not isinstance(value, torch.Tensor):
+            return None
+        held: dict[int, str] = {}
+        for name, axis in usual.items():
+            if value.ndim > axis and value.shape[axis] == sizes.setdefault(name, value.shape[axis]):
+                held[axis] = name
+        return held
+
+    return tuple(axes(value) for value in values)
+
+
+def _listed_shapes(
+    module: nn.Module, dynamic_shapes: Any, positional: int, keywords: Sequence[str]
+) -> list[Any]:
+    """One entry for each argument, positional ones first."""
+    if isinstance(dynamic_shapes, Mapping):
+        names = [*_names(module, positional), *keywords]
+        unknown = sorted(set(map(str, dynamic_shapes)) - set(names))
+        if unknown:
+            hint = "the inputs are " + ", ".join(f"`{name}`" for name in names)
+            raise UsageError(f"`dynamic_shapes` names `{unknown[0]}`, not an input", hint=hint)
+        return [dynamic_shapes.get(name) for name in names]
+    entries = list(dynamic_shapes)
+    if len(entries) != positional + len(keywords):
+        message = f"`dynamic_shapes` has {len(entries)} entries for {positional + len(keywords)}"
+        raise UsageError(f"{message} inputs")
+    return entries
+
+
+def _axis_names(entry: Any, specs: dict[str, DimSpec]) -> Any:
+    """`entry` with names instead of `Dim`s; the range of a `Dim` counts unless one is asked for."""
+    if entry is None:
+        return None
+    if isinstance(entry, Mapping) and all(isinstance(key, int) for key in entry):
+        axes = ((axis, _axis_name(held, specs)) for axis, held in entry.items())
+        return {axis: name for axis, name in axes if name is not None}
+    if isinstance(entry, Mapping):
+        return {key: _axis_names(part, specs) for key, part in entry.items()}
+    parts = list(entry)
+    if parts and all(
+        part is None or not isinstance(part, Mapping | list | tuple) for part in parts
+    ):
+        return _axis_names(dict(enumerate(parts)), specs)
+    return type(entry)(_axis_names(part, specs) for part in parts)
+
+
+def _axis_name(held: Any, specs: dict[str, DimSpec]) -> str | None:
+    if held is None or isinstance(held, int):
+        return None
+    name = held if isinstance(held, str) else getattr(held, "__name__", None)
+    if not isinstance(name, str):
+        hint = 'name the axis: `{"x": {0: "batch"}}`'
+        raise UsageError(f"`{held}` does not name an axis", hint=hint)
+    if not isinstance(held, str) and name not in specs:
+        least, most = int(getattr(held, "min", 1)), getattr(held, "max", None)
+        bounded = isinstance(most, int) and most < 1 << 40
+        specs[name] = DimSpec(max(least, 1), None, most if bounded else None)
+    return name
+
+
+def _sizes_at(
+    args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Sequence[Any]
+) -> dict[str, int]:
+    """The size that each name has in the example inputs."""
+    sizes: dict[str, int] = {}
+    leaves, _ = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    axes = list(_axes_of((tuple(args), kwargs), shapes))
+    tensors = [leaf for leaf in leaves if leaf is not None]
+    for tensor, named in zip(tensors, axes, strict=True):
+        for axis, name in (named or {}).items():
+            if not isinstance(tensor, torch.Tensor) or axis >= tensor.ndim:
+                raise UsageError(f"an input has no axis {axis} to be called `{name}`")
+            size = int(tensor.shape[axis])
+            if sizes.setdefault(name, size) != size:
+                message = f"`{name}` is {sizes[name]} in one example input and {size} in another"
+                raise UsageError(message)
+    return sizes
+
+
+def _resized(value: Any, entry: Any, sizes: Mapping[str, int]) -> Any:
+    """`value` with its named axes repeated or cut to `sizes`."""
+    if entry is None:
+        return value
+    if isinstance(value, Mapping):
+        return {key: _resized(part, entry[key], sizes) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = zip(value, entry, strict=True)
+        return type(value)(_resized(part, inner, sizes) for part, inner in parts)
+    for axis, name in entry.items():
+        if value.shape[axis] != sizes[name] and value.shape[axis]:
+            places = torch.arange(sizes[name], device=value.device) % value.shape[axis]
+            value = value.index_select(axis, places)
+    return value

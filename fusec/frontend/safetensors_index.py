@@ -75,10 +75,16 @@ def find_files(folder: Path) -> tuple[Path, ...]:
         names = sorted(set(_weight_map(index).values()))
         for name in names:
             if Path(name).name != name:
-                raise InputError(f"the index names a file outside the folder: `{name}`", at=f"{index}")
+                raise InputError(
+                    f"the index names a file outside the folder: `{name}`", at=f"{index}"
+                )
             if not (folder / name).is_file():
-                hint = "download the file, or compile with `--weights none` from `config.json` alone"
-                raise InputError(f"the index names `{name}`, which is missing", at=f"{index}", hint=hint)
+                hint = (
+                    "download the file, or compile with `--weights none` from `config.json` alone"
+                )
+                raise InputError(
+                    f"the index names `{name}`, which is missing", at=f"{index}", hint=hint
+                )
         return tuple(folder / name for name in names)
     if (folder / SINGLE).is_file():
         return (folder / SINGLE,)
@@ -139,7 +145,9 @@ def _stored(path: Path, name: str, entry: object, base: int, size: int) -> Store
 
 
 def _naturals(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 48 for item in value)
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item < 1 << 48 for item in value
+    )
 
 
 def _weight_map(index: Path) -> dict[str, str]:

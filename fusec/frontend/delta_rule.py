@@ -1,0 +1,8 @@
+"""Placeholder."""
+
+from contextlib import contextmanager
+
+
+@contextmanager
+def replaced(module):
+    yield []

@@ -1,0 +1,444 @@
+"""Takes what a person names as a model, tells what it is, and makes a graph of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from fusec.diagnostics import InputError, UsageError
+from fusec.frontend.aten import AtenProgram
+from fusec.frontend.dims import DimRequest, DimSpec, dim_specs
+from fusec.frontend.guards import Shapes
+from fusec.frontend.sniff import HOW_TO_EXPORT, UNPICKLED_UNDER_TRUST, Kind, refusal, sniff
+from fusec.frontend.symbols import Promise, name_symbols, promise
+from fusec.frontend.translate import build_graph, unknown_ops
+from fusec.ir.graph import Graph
+from fusec.ir.text import print_graph
+from fusec.rewrite.decisions import Decision
+
+if TYPE_CHECKING:
+    from fusec.frontend.live import Call, Exported
+
+SourceKind = Literal["export", "onnx", "huggingface", "module"]
+FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+DTYPE_NAMES = ("f32", "bf16", "f16")
+
+ExampleInputs: TypeAlias = Any
+"""A tensor, a sequence of positional arguments, or a mapping of arguments by name."""
+
+Report: TypeAlias = Callable[[str], None]
+"""Is told what is being done, for a progress line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model as fusec took it in.
+
+    Attributes:
+        kind: `export`, `onnx`, `huggingface` or `module`.
+        name: of the file, the folder or the class.
+        sha256: of the file; for a folder of its configuration and the headers of its weights; for
+            an archive of its listing with checksums; for live code of the graph.
+        graph: what it computes.
+        decisions: fusions that the frontend made or refused.
+        tokenizer_path: the folder's `tokenizer.json`.
+        notes: what a person should know, in sentences.
+    """
+
+    kind: SourceKind
+    name: str
+    sha256: str
+    graph: Graph
+    decisions: tuple[Decision, ...] = ()
+    tokenizer_path: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `load_source` was asked for; see there."""
+
+    dims: Mapping[str, DimRequest] | None = None
+    dtype: str | None = None
+    attention_mask: bool = False
+    trust_pickle: bool = False
+    trust_remote_code: bool = False
+    example_inputs: ExampleInputs = None
+    dynamic_shapes: Any = None
+    report: Report = lambda _: None
+
+
+def load_source(
+    source: Any,
+    *,
+    dims: Mapping[str, DimRequest] | None = None,
+    dtype: str | None = None,
+    attention_mask: bool = False,
+    trust_pickle: bool = False,
+    trust_remote_code: bool = False,
+    example_inputs: ExampleInputs = None,
+    dynamic_shapes: Any = None,
+    report: Report | None = None,
+) -> Source:
+    """Make a graph of a model.
+
+    Args:
+        source: a path to a `.pt2` or `.pt` archive, an `.onnx` file or a Hugging Face folder;
+            `package.module:factory`; a live `torch.nn.Module` or `ExportedProgram`.
+        dims: the sizes to keep dynamic, by name, each with its range.  A model of transformers
+            has `batch` and `seq`; an archive has those it was exported with.  For any other
+            module `batch` is axis 0 of its inputs and `seq` axis 1, unless `dynamic_shapes` says
+            which axes have which name; sizes not named are those of the example inputs.
+        dtype: `f32`, `bf16` or `f16`; `None` for the dtype that the model has.
+        attention_mask: whether a model of transformers takes a mask.
+        trust_pickle: whether pickles may be loaded, which runs the code in them.
+        trust_remote_code: whether code that comes with a model folder may be run.
+        example_inputs: for a live module or a pickled one: a tensor, positional arguments, or
+            arguments by name.
+        dynamic_shapes: as for `torch.export.export`, with names (or `Dim`s) for the axes:
+            `{"x": {0: "batch"}}`.
+        report: is told what is being done.
+
+    A factory gives a module, an `ExportedProgram`, `(module, example_inputs)`, or
+    `(module, example_inputs, dynamic_shapes)`.
+
+    Raises:
+        InputError: the source cannot be read, or not as asked.
+        UsageError: an option does not go with the source.
+    """
+    if dtype is not None and dtype not in DTYPE_NAMES:
+        known = ", ".join(f"`{name}`" for name in DTYPE_NAMES)
+        raise UsageError(f"unknown dtype `{dtype}` for a model", hint=f"known are {known}")
+    options = Options(
+        dims,
+        dtype,
+        attention_mask,
+        trust_pickle,
+        trust_remote_code,
+        example_inputs,
+        dynamic_shapes,
+        report or (lambda _: None),
+    )
+    if isinstance(source, str | Path):
+        text = str(source)
+        if FACTORY.fullmatch(text) and not Path(text).exists():
+            return _from_factory(text, options)
+        return _from_path(Path(source), options)
+    return _from_object(source, type(source).__name__, options)
+
+
+# --- kinds ----------------------------------------------------------------------------------
+
+
+def _from_path(path: Path, options: Options) -> Source:
+    kind = sniff(path)
+    if kind is Kind.FOLDER:
+        return _from_folder(path, options)
+    if kind is Kind.PT2:
+        return _from_archive(path, options)
+    if kind is Kind.ONNX:
+        return _from_onnx(path, options)
+    if kind in UNPICKLED_UNDER_TRUST and options.trust_pickle:
+        return _from_pickle(path, kind, options)
+    raise refusal(kind, path)
+
+
+def _from_archive(path: Path, options: Options) -> Source:
+    from fusec.frontend.pt2 import read_pt2
+
+    _no_model_options(options, "an archive of `torch.export`")
+    options.report(f"reading {path.name}")
+    archive = read_pt2(path)
+    names = name_symbols(archive.program)
+    specs = dim_specs(options.dims, names.values())
+    promised = promise(archive.program, archive.guards, archive.shapes, archive.hints, names, specs)
+    graph, notes = _graph(promised, path.stem, archive.output_names)
+    return Source(
+        "export", path.name, archive.fingerprint, graph, (), None, (*archive.notes, *notes)
+    )
+
+
+def _from_onnx(path: Path, options: Options) -> Source:
+    from fusec.frontend.huggingface import require
+
+    require("onnx", "onnx")
+    from fusec.frontend.onnx import read_onnx
+
+    _no_model_options(options, "an ONNX model")
+    options.report(f"reading {path.name}")
+    graph = read_onnx(path, options.dims)
+    return Source("onnx", path.name, _file_hash(path), graph)
+
+
+def _from_folder(folder: Path, options: Options) -> Source:
+    from fusec.frontend.huggingface import computed_buffers, prepare_folder
+
+    if options.example_inputs is not None:
+        raise UsageError("a model folder takes no example inputs")
+    prepared = prepare_folder(
+        folder,
+        dims=options.dims,
+        dtype=options.dtype,
+        attention_mask=options.attention_mask,
+        trust_remote_code=options.trust_remote_code,
+    )
+    from fusec.frontend.exported import weight_of
+
+    options.report("exporting")
+    program, exported, decisions = _export(prepared.model, prepared.call)
+    held = dict(prepared.checkpoint)
+    missing = [
+        entry.name
+        for entry in program.inputs
+        if entry.kind == "weight"
+        and entry.name not in held
+        and not _is_parameter(prepared, entry.name)
+    ]
+    for name, tensor in computed_buffers(prepared.model, missing).items():
+        held[name] = weight_of(name, tensor)
+    inputs = tuple(
+        replace(entry, weight=held[entry.name]) if entry.name in held else entry
+        for entry in program.inputs
+    )
+    graph, notes = _promised_graph(
+        replace(program, inputs=inputs), exported, prepared.call, folder.name
+    )
+    tokenizer = folder / "tokenizer.json"
+    return Source(
+        "huggingface",
+        folder.resolve().name,
+        _folder_hash(folder),
+        graph,
+        decisions,
+        tokenizer if tokenizer.is_file() else None,
+        (*prepared.notes, *notes),
+    )
+
+
+def _is_parameter(prepared: Any, name: str) -> bool:
+    return any(name == parameter for parameter, _ in prepared.model.named_parameters())
+
+
+def _from_factory(text: str, options: Options) -> Source:
+    module_name, _, path = text.partition(":")
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        hint = "a factory is `package.module:name`, importable from here"
+        raise InputError(f"cannot import `{module_name}`: {error}", hint=hint) from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    made: Any = module
+    for part in path.split("."):
+        if not hasattr(made, part):
+            raise InputError(f"`{module_name}` has no `{path}`")
+        made = getattr(made, part)
+    import_torch()
+    import torch
+
+    if callable(made) and not isinstance(made, torch.nn.Module):
+        made = made()
+    shapes, inputs = options.dynamic_shapes, options.example_inputs
+    if isinstance(made, tuple) and len(made) in (2, 3):
+        inputs = made[1] if inputs is None else inputs
+        shapes = made[2] if len(made) == 3 and shapes is None else shapes
+        made = made[0]
+    return _from_object(made, text, replace(options, example_inputs=inputs, dynamic_shapes=shapes))
+
+
+def _from_pickle(path: Path, kind: Kind, options: Options) -> Source:
+    import_torch()
+    import torch
+
+    from fusec.frontend.live import EXPORT_FAILURES
+
+    try:
+        if kind is Kind.TORCHSCRIPT:
+            held: Any = torch.jit.load(str(path), map_location="cpu")
+        else:
+            held = torch.load(str(path), map_location="cpu", weights_only=False)
+    except (*EXPORT_FAILURES, EOFError, OSError) as error:
+        message = f"`{path}` cannot be unpickled here: {error}"
+        raise InputError(message, hint="the code of the model has to be importable") from error
+    if not isinstance(held, torch.nn.Module | torch.export.ExportedProgram):
+        raise InputError(
+            f"`{path}` holds a `{type(held).__name__}`, not a model", hint=HOW_TO_EXPORT
+        )
+    source = _from_object(held, path.name, options)
+    return replace(source, sha256=_file_hash(path))
+
+
+def _from_object(held: Any, name: str, options: Options) -> Source:
+    import_torch()
+    import torch
+
+    if isinstance(held, torch.export.ExportedProgram):
+        return _from_program(held, name, options)
+    if isinstance(held, torch.nn.Module):
+        return _from_module(held, name, options)
+    hint = "a source is a path, `package.module:factory`, an `nn.Module` or an `ExportedProgram`"
+    raise InputError(f"`{name}` gives a `{type(held).__name__}`, not a model", hint=hint)
+
+
+def _from_program(program: Any, name: str, options: Options) -> Source:
+    from fusec.frontend.live import guard_facts
+
+    _no_model_options(options, "an `ExportedProgram`")
+    aten, _ = _translated(program)
+    names = name_symbols(aten)
+    specs = dim_specs(options.dims, names.values())
+    guards, shapes, hints = guard_facts(program, aten)
+    promised = promise(aten, guards, shapes, hints, names, specs)
+    graph, notes = _graph(promised, "program", None)
+    return Source("module", name, _graph_hash(graph), graph, (), None, notes)
+
+
+def _from_module(module: Any, name: str, options: Options) -> Source:
+    from fusec.frontend.huggingface import model_call, without_cache
+    from fusec.frontend.live import module_call
+
+    if options.dtype is not None:
+        import copy
+
+        import torch
+
+        from fusec.frontend.huggingface import DTYPES
+
+        module = copy.deepcopy(module).to(getattr(torch, DTYPES[options.dtype]))
+    is_model = hasattr(module, "main_input_name") and hasattr(module, "config")
+    with ExitStack() as stack:
+        if options.example_inputs is None and is_model:
+            stack.enter_context(without_cache(module))
+            call = model_call(module, options.dims, options.attention_mask)
+        else:
+            if options.attention_mask:
+                raise UsageError("`--attention-mask` is for models of transformers")
+            call = module_call(module, options.example_inputs, options.dynamic_shapes, options.dims)
+        options.report("exporting")
+        program, exported, decisions = _export(module, call)
+    graph, notes = _promised_graph(program, exported, call, type(module).__name__)
+    return Source("module", name, _graph_hash(graph), graph, decisions, None, notes)
+
+
+# --- from an exported program to a graph ----------------------------------------------------
+
+
+def _export(module: Any, call: Call) -> tuple[AtenProgram, Exported, tuple[Decision, ...]]:
+    from fusec.frontend.delta_rule import replaced
+    from fusec.frontend.live import export_module
+
+    with replaced(module) as log:
+        exported = export_module(module, call)
+    aten, program = _translated(exported.program)
+    return aten, replace(exported, program=program), tuple(log)
+
+
+def _translated(program: Any) -> tuple[AtenProgram, Any]:
+    """The program as data; operations that fusec does not know are taken apart by PyTorch."""
+    from fusec.frontend.exported import from_exported_program
+    from fusec.frontend.live import decomposed
+
+    aten = from_exported_program(program)
+    unknown = unknown_ops(aten)
+    if unknown:
+        smaller = decomposed(program, unknown)
+        if smaller is not None:
+            return from_exported_program(smaller), smaller
+    return aten, program
+
+
+def _promised_graph(
+    aten: AtenProgram, exported: Exported, call: Call, name: str
+) -> tuple[Graph, tuple[str, ...]]:
+    from fusec.frontend.live import guard_facts
+
+    guards, shapes, hints = guard_facts(exported.program, aten)
+    specs: Mapping[str, DimSpec] = {
+        key: spec for key, spec in call.specs.items() if spec.static is None
+    }
+    promised = promise(aten, guards, shapes, hints, exported.names, specs)
+    lost = sorted(set(specs) - {promised.names.get(symbol, symbol) for symbol in aten.symbols})
+    for key in lost:
+        if specs[key].asked:
+            raise InputError(
+                f"`torch.export` fixed the size `{key}`, which was asked for in {specs[key]}",
+                hint=f"ask for one value, `{key}=N`",
+            )
+    more = [f"`torch.export` fixed the size `{key}`; it is not dynamic" for key in lost]
+    graph, notes = _graph(promised, name, None)
+    return graph, (*exported.notes, *more, *notes)
+
+
+def _graph(
+    promised: Promise, name: str, output_names: Sequence[str] | None
+) -> tuple[Graph, tuple[str, ...]]:
+    notes: list[str] = []
+    names = {symbol: outer for symbol, outer in promised.names.items() if outer != symbol}
+    graph = build_graph(
+        promised.program,
+        name=re.sub(r"\W", "_", name),
+        rename=names,
+        ranges=promised.ranges,
+        output_names=output_names,
+        notes=notes,
+    )
+    return graph, (*promised.notes, *notes)
+
+
+# --- small things ---------------------------------------------------------------------------
+
+
+def import_torch() -> None:
+    """Check that torch is installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    from fusec.frontend.huggingface import require
+
+    require("torch", "torch")
+
+
+def _no_model_options(options: Options, what: str) -> None:
+    for given, flag in (
+        (options.dtype, "--dtype"),
+        (options.attention_mask, "--attention-mask"),
+        (options.example_inputs is not None, "example inputs"),
+        (options.dynamic_shapes is not None, "dynamic shapes"),
+    ):
+        if given:
+            hint = "it is for model folders and live modules; export the model that way instead"
+            raise UsageError(f"{what} does not take {flag}: it is fixed when exported", hint=hint)
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_hash(folder: Path) -> str:
+    """Of the configuration and of the header and size of each weight file, not of the weights."""
+    from fusec.frontend.safetensors_index import find_files
+
+    state = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in find_files(folder):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            state.update(f"{path.name}\0{path.stat().st_size}\0".encode() + file.read(length))
+    return state.hexdigest()
+
+
+def _graph_hash(graph: Graph) -> str:
+    return hashlib.sha256(print_graph(graph).encode()).hexdigest()
