@@ -1,0 +1,553 @@
+"""From a graph to a program: kernels chosen, code generated, memory planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fusec import symbolic
+from fusec.diagnostics import InternalError, UnsupportedError
+from fusec.dtypes import DTYPES, f32_to_bf16
+from fusec.ir import OPS, Graph, Node, Weight
+from fusec.ir.ops import is_opaque
+from fusec.ir.ops.base import Array
+from fusec.ir.types import dim_attr, dims_attr, int_attr
+from fusec.ir.weights import Bits, from_array
+from fusec.kernels.launch import Call, Launch, Layout, Storage
+from fusec.kernels.registry import Kernel, choose
+from fusec.lower.codegen_cpp import GeneratedFunction, print_file, print_function
+from fusec.lower.fusion import (
+    COPIES,
+    Group,
+    Grouping,
+    Single,
+    generated_reason,
+    group_nodes,
+)
+from fusec.lower.memory_plan import Lifetime, MemoryPlan, plan_memory
+from fusec.lower.regions import BuiltRegion, copy_region, fill_region, free_region, group_region
+from fusec.lower.storage import VIEWS, dense, ordered, viewed
+from fusec.symbolic import Dim
+from fusec.target import Target
+
+CODEGEN = "codegen.cpp"
+"""The name under which generated functions are listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """A node that onnxruntime runs.
+
+    Attributes:
+        node: its name in the graph.
+        op: of the node.
+        reason: why nothing else runs it.
+        model: the entry of the artifact that holds it, such as `residual/0.onnx`.
+    """
+
+    node: str
+    op: str
+    reason: str
+    model: str
+
+
+@dataclass(slots=True)
+class Buffer:
+    """Memory of the program while it is made; see `fusec.runtime.program`."""
+
+    kind: str
+    bytes: Dim
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStep:
+    """One call: `launch.operands[i].buffer` are positions in `Lowered.buffers`."""
+
+    launch: Launch
+    kernel: str
+    node: str
+    op: str
+    written: frozenset[int]
+    scratch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxStep:
+    """A node left to onnxruntime, on dense operands."""
+
+    residual: Residual
+    inputs: tuple[tuple[str, Storage], ...]
+    outputs: tuple[tuple[str, Storage], ...]
+
+
+Step = KernelStep | OnnxStep
+
+
+@dataclass(frozen=True, slots=True)
+class UsedKernel:
+    """A symbol that the program calls, and where it comes from.
+
+    Attributes:
+        name: of the record, or of the generator.
+        op: that it computes.
+        provider: `cpp` or `codegen`.
+        symbol: the function.
+        source: its file below the folder of `fusec.kernels`; "" if generated.
+        node: the first node that it computes.
+    """
+
+    name: str
+    op: str
+    provider: str
+    symbol: str
+    source: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A lowered graph.
+
+    Attributes:
+        graph: what was lowered.
+        target: for what.
+        buffers: of the program.
+        steps: in order.
+        plan: where arena buffers lie.
+        inputs: the buffer of each input.
+        outputs: where each output lies, in order.
+        weights: everything that must be stored, packed as the kernels read it, in order.
+        kernels: every symbol that is called, once.
+        functions: the generated ones.
+        residual: nodes that onnxruntime runs, with reasons.
+    """
+
+    graph: Graph
+    target: Target
+    buffers: tuple[Buffer, ...]
+    steps: tuple[Step, ...]
+    plan: MemoryPlan
+    inputs: Mapping[str, int]
+    outputs: tuple[Storage, ...]
+    weights: tuple[Weight, ...]
+    kernels: tuple[UsedKernel, ...]
+    functions: tuple[GeneratedFunction, ...]
+    residual: tuple[Residual, ...]
+
+    @property
+    def launches(self) -> int:
+        """Calls in one run."""
+        return len(self.steps)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all weights as stored."""
+        return sum(weight.nbytes for weight in self.weights)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of the arena for the largest shapes."""
+        return self.plan.bytes_at_most
+
+    def generated_source(self) -> str:
+        """The source file of the generated functions."""
+        return print_file(self.functions)
+
+
+def lower(graph: Graph, target: Target) -> Lowered:
+    """Lower `graph` for the CPU `target`.
+
+    Nodes that neither a kernel nor generated code computes are left to onnxruntime and listed in
+    `residual`, with every reason.
+
+    Raises:
+        UnsupportedError: the target is not a CPU.
+    """
+    if target.is_gpu:
+        raise UnsupportedError(
+            f"whole programs are not lowered for `{target.name}`", hint="compile for `cpu`"
+        )
+    return _Lowering(graph, target).run()
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.graph = graph
+        self.target = target
+        self.buffers: list[Buffer] = []
+        self.steps: list[Step] = []
+        self.storages: dict[str, Storage] = {}
+        self.dense_copies: dict[Storage, Storage] = {}
+        self.weights: dict[str, Weight] = {}
+        self.weight_buffers: dict[str, int] = {}
+        self.functions: dict[str, GeneratedFunction] = {}
+        self.used: dict[str, UsedKernel] = {}
+        self.residual: list[Residual] = []
+        self.chosen: dict[str, Kernel] = {}
+        self.reasons: dict[str, str] = {}
+        self.inputs: dict[str, int] = {}
+        self.placed: dict[str, tuple[str, Dim, int]] = {}
+
+    def run(self) -> Lowered:
+        for name in self.graph.inputs:
+            kind = self.graph.type(name)
+            self.inputs[name] = self._buffer("input", kind.nbytes)
+            self.storages[name] = dense(self.inputs[name], kind.dtype, kind.shape)
+        self.grouping: Grouping = group_nodes(self.graph, self._select)
+        self._place_concat_operands()
+        for step in self.grouping.steps:
+            if isinstance(step, Group):
+                self._group(step)
+            else:
+                self._single(step)
+        outputs = tuple(self._output(value) for value in self.graph.outputs)
+        plan = self._plan()
+        return Lowered(
+            graph=self.graph,
+            target=self.target,
+            buffers=tuple(self.buffers),
+            steps=tuple(self.steps),
+            plan=plan,
+            inputs=self.inputs,
+            outputs=outputs,
+            weights=tuple(self.weights.values()),
+            kernels=tuple(self.used.values()),
+            functions=tuple(self.functions.values()),
+            residual=tuple(self.residual),
+        )
+
+    # --- choosing ---------------------------------------------------------------------------
+
+    def _select(self, node: Node) -> bool:
+        """Whether code is generated for `node`; else a kernel is chosen, or a reason is kept."""
+        definition = OPS.get(node.op)
+        why_not = generated_reason(self.graph, node)
+        if definition is not None and definition.elementwise and why_not is None:
+            return True
+        if is_opaque(node.op):
+            self.reasons[node.name] = f"fusec does not know `{node.op}`"
+            return False
+        found = choose(self.graph, node, self.target)
+        if isinstance(found, Kernel):
+            self.chosen[node.name] = found
+            return False
+        if why_not is None:
+            return True
+        self.reasons[node.name] = "; ".join(found.reasons) or why_not
+        return False
+
+    def _place_concat_operands(self) -> None:
+        """Let producers write straight into the parts of a concatenation."""
+        for node in self.graph.nodes():
+            if node.op != "concat":
+                continue
+            axis = int_attr(node.attrs, "axis") % self.graph.type(node.output).rank
+            offset: Dim = 0
+            for value in node.inputs:
+                if self._writes_anywhere(value, node):
+                    self.placed[value] = (node.output, offset, axis)
+                offset = offset + self.graph.type(value).shape[axis]
+
+    def _writes_anywhere(self, value: str, concat: Node) -> bool:
+        if self.graph.use_count(value) != 1 or concat.inputs.count(value) != 1:
+            return False
+        step = self.grouping.step_of.get(value)
+        if isinstance(step, Group):
+            return True
+        if not isinstance(step, Single) or step.node.op in COPIES:
+            return isinstance(step, Single) and step.node.op == "concat"
+        kernel = self.chosen.get(step.node.name)
+        if kernel is None or kernel.output_order(self.graph, step.node) is not None:
+            return False
+        layouts = kernel.layouts(self.graph, step.node)
+        layout = layouts[len(step.node.inputs) + step.node.outputs.index(value)]
+        return layout != "contiguous"
+
+    # --- memory -----------------------------------------------------------------------------
+
+    def _buffer(self, kind: str, size: Dim, name: str = "") -> int:
+        self.buffers.append(Buffer(kind, size, name))
+        return len(self.buffers) - 1
+
+    def _new(self, value: str, order: tuple[int, ...] | None = None) -> Storage:
+        """Room for a value that a step is about to write."""
+        if value in self.storages:
+            return self.storages[value]
+        kind = self.graph.type(value)
+        if value in self.placed:
+            whole, offset, axis = self.placed[value]
+            inside = self._new(whole)
+            start = inside.offset + offset * inside.strides[axis]
+            storage = replace(inside, shape=kind.shape, offset=start)
+        else:
+            number = self._buffer("arena", kind.nbytes)
+            if order is None:
+                storage = dense(number, kind.dtype, kind.shape)
+            else:
+                storage = ordered(number, kind.dtype, kind.shape, order)
+        self.storages[value] = storage
+        return storage
+
+    def storage_of(self, value: str) -> Storage:
+        """Where `value` can be read; copies and weights are made as needed."""
+        known = self.storages.get(value)
+        if known is not None:
+            return known
+        if value in self.graph.parameters:
+            storage = self._weight(self.graph.parameters[value])
+        else:
+            storage = self._computed(value)
+        self.storages[value] = storage
+        return storage
+
+    def _computed(self, value: str) -> Storage:
+        node = self.graph.producer(value)
+        if node is None:
+            raise InternalError(f"`%{value}` has no place in memory")
+        kind = self.graph.type(value)
+        if node.op in VIEWS:
+            source = self.storage_of(node.inputs[0])
+            seen = viewed(source, node.op, node.attrs, kind.shape, self.graph.symbols)
+            if seen is None:
+                copy = self._dense(source, node)
+                seen = viewed(copy, node.op, node.attrs, kind.shape, self.graph.symbols)
+            if seen is None:
+                raise InternalError(f"`{node.op}` of a dense value is not a view", at=node.name)
+            return seen
+        if node.op == "constant" and all(isinstance(size, int) for size in kind.shape):
+            return self._weight(constant_weight(node, self.graph))
+        if value not in self.grouping.free:
+            raise InternalError(f"`%{value}` is read before it is computed", at=node.name)
+        target = self._new(value)
+        self._launch(free_region(self.graph, self.grouping.free, value, target), node)
+        return target
+
+    def _weight(self, weight: Weight, *, packed: bool = False) -> Storage:
+        number = self.weight_buffers.get(weight.identity)
+        if number is None:
+            named = replace(weight, name=self._weight_name(weight.name))
+            number = self._buffer("weight", weight.nbytes, named.name)
+            self.weights[named.name] = named
+            self.weight_buffers[weight.identity] = number
+        if packed:
+            return dense(number, "u8", (weight.nbytes,))
+        return dense(number, weight.type.dtype, weight.type.shape)
+
+    def _weight_name(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self.weights:
+            count += 1
+            candidate = f"{name}.{count}"
+        return candidate
+
+    def _dense(self, storage: Storage, node: Node) -> Storage:
+        """`storage` itself if it is dense, else a copy; one copy serves all readers."""
+        if storage.is_contiguous:
+            return storage
+        known = self.dense_copies.get(storage)
+        if known is None:
+            size = symbolic.product(storage.shape) * DTYPES[storage.dtype].itemsize
+            known = dense(self._buffer("arena", size), storage.dtype, storage.shape)
+            self._launch(copy_region(self.graph, storage, known), node, "copy")
+            self.dense_copies[storage] = known
+        return known
+
+    def _meeting(self, storage: Storage, layout: Layout, node: Node) -> Storage:
+        return storage if storage.meets(layout) else self._dense(storage, node)
+
+    # --- steps ------------------------------------------------------------------------------
+
+    def _group(self, group: Group) -> None:
+        built = group_region(
+            self.graph,
+            group,
+            self.grouping.free,
+            lambda value: value in self.grouping.in_memory,
+            self.storage_of,
+            self._new,
+        )
+        if not built.written:
+            return
+        ops = "+".join(dict.fromkeys(node.op for node in group.nodes))
+        self._launch(built, group.nodes[0], ops if len(ops) <= 80 else ops[:77] + "...")
+
+    def _launch(self, built: BuiltRegion, node: Node, op: str | None = None) -> None:
+        op = op or node.op
+        site = node.origin.path or node.name
+        function = print_function(built.region, f"{op} at {site}")
+        self.functions.setdefault(function.symbol, function)
+        launch = Launch(function.symbol, built.storages, function.params)
+        written = frozenset(built.storages[operand].buffer for operand in built.written)
+        self.steps.append(KernelStep(launch, CODEGEN, node.name, op, written))
+        self._use(CODEGEN, op, "codegen", function.symbol, "", node)
+
+    def _use(self, name: str, op: str, provider: str, symbol: str, source: str, node: Node) -> None:
+        used = UsedKernel(name, op, provider, symbol, source, node.name)
+        self.used.setdefault(symbol, used)
+
+    def _single(self, step: Single) -> None:
+        node = step.node
+        if node.op == "concat":
+            self._concat(node)
+        elif node.op == "pad":
+            self._pad(node)
+        elif node.op == "slice_scatter":
+            self._slice_scatter(node)
+        elif node.name in self.chosen:
+            self._kernel(node, self.chosen[node.name])
+        else:
+            self._onnx(node)
+
+    def _kernel(self, node: Node, kernel: Kernel) -> None:
+        layouts = kernel.layouts(self.graph, node)
+        packing = kernel.packing(self.graph, node, self.target)
+        inputs: list[Storage] = []
+        for index, value in enumerate(node.inputs):
+            if index in packing:
+                weight = packing[index](self.graph.parameters[value])
+                inputs.append(self._weight(weight, packed=True))
+            else:
+                inputs.append(self._meeting(self.storage_of(value), layouts[index], node))
+        order = kernel.output_order(self.graph, node)
+        outputs: list[Storage] = []
+        copies: list[tuple[Storage, Storage]] = []
+        for index, value in enumerate(node.outputs):
+            place = self._new(value, order if index == 0 else None)
+            layout = layouts[len(node.inputs) + index]
+            if order is None and not place.meets(layout):
+                whole = dense(
+                    self._buffer("arena", self.graph.type(value).nbytes), place.dtype, place.shape
+                )
+                copies.append((whole, place))
+                place = whole
+            outputs.append(place)
+        call = Call(self.graph, node, self.target, tuple(inputs), tuple(outputs))
+        launch = kernel.launch(call)
+        scratch = None
+        if launch.scratch_bytes != 0:
+            scratch = self._buffer("arena", launch.scratch_bytes)
+        written = frozenset(place.buffer for place in outputs)
+        self.steps.append(KernelStep(launch, kernel.name, node.name, node.op, written, scratch))
+        self._use(kernel.name, node.op, kernel.provider, launch.symbol, kernel.source, node)
+        for source, target in copies:
+            self._launch(copy_region(self.graph, source, target), node, "copy")
+
+    def _concat(self, node: Node) -> None:
+        whole = self._new(node.output)
+        axis = int_attr(node.attrs, "axis") % len(whole.shape)
+        offset: Dim = 0
+        for value in node.inputs:
+            shape = self.graph.type(value).shape
+            if value not in self.placed or self.placed[value][0] != node.output:
+                start = whole.offset + offset * whole.strides[axis]
+                part = replace(whole, shape=shape, offset=start)
+                self._copy_or_compute(value, part, node)
+            offset = offset + shape[axis]
+
+    def _copy_or_compute(self, value: str, target: Storage, node: Node) -> None:
+        if value in self.grouping.free:
+            built = free_region(self.graph, self.grouping.free, value, target)
+        else:
+            built = copy_region(self.graph, self.storage_of(value), target)
+        self._launch(built, node)
+
+    def _pad(self, node: Node) -> None:
+        whole = self._new(node.output)
+        low, high = dims_attr(node.attrs, "low"), dims_attr(node.attrs, "high")
+        self._launch(fill_region(self.graph, node.attrs.get("value", 0), whole), node)
+        source = self.storage_of(node.inputs[0])
+        target = whole
+        for axis, (before, after) in enumerate(zip(low, high, strict=True)):
+            size = source.shape[axis]
+            crop_low, crop_high = symbolic.maximum(0 - before, 0), symbolic.maximum(0 - after, 0)
+            kept = size - crop_low - crop_high
+            source = _part(source, axis, crop_low, kept)
+            target = _part(target, axis, symbolic.maximum(before, 0), kept)
+        self._launch(copy_region(self.graph, source, target), node)
+
+    def _slice_scatter(self, node: Node) -> None:
+        whole = self._new(node.output)
+        self._copy_or_compute(node.inputs[0], whole, node)
+        shape = self.graph.type(node.inputs[1]).shape
+        axis = int_attr(node.attrs, "axis") % len(whole.shape)
+        start, step = dim_attr(node.attrs, "start"), int_attr(node.attrs, "step")
+        strides = (*whole.strides[:axis], whole.strides[axis] * step, *whole.strides[axis + 1 :])
+        offset = whole.offset + start * whole.strides[axis]
+        part = replace(whole, shape=shape, strides=strides, offset=offset)
+        self._copy_or_compute(node.inputs[1], part, node)
+
+    def _onnx(self, node: Node) -> None:
+        inputs = tuple((value, self._dense(self.storage_of(value), node)) for value in node.inputs)
+        outputs = tuple((value, self._new(value)) for value in node.outputs)
+        model = f"residual/{len(self.residual)}.onnx"
+        residual = Residual(node.name, node.op, self.reasons[node.name], model)
+        self.residual.append(residual)
+        self.steps.append(OnnxStep(residual, inputs, outputs))
+
+    def _output(self, value: str) -> Storage:
+        """Where an output lies: dense, and at the beginning of a buffer of the same size."""
+        storage = self.storage_of(value)
+        size = self.graph.type(value).nbytes
+        buffer = self.buffers[storage.buffer]
+        if storage.is_contiguous and storage.offset == 0 and buffer.bytes == size:
+            if buffer.kind == "arena":
+                buffer.kind = "output"
+                return storage
+            if buffer.kind == "output":
+                return storage
+        target = dense(self._buffer("output", size), storage.dtype, storage.shape)
+        node = self.graph.producer(value) or Node("copy", (value,), (value,))
+        self._launch(copy_region(self.graph, storage, target), node, "copy")
+        return target
+
+    # --- memory plan ------------------------------------------------------------------------
+
+    def _plan(self) -> MemoryPlan:
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for position, step in enumerate(self.steps):
+            for buffer in step_buffers(step):
+                first.setdefault(buffer, position)
+                last[buffer] = position
+        lifetimes = [
+            Lifetime(buffer, self.buffers[buffer].bytes, first[buffer], last[buffer])
+            for buffer in first
+            if self.buffers[buffer].kind == "arena"
+        ]
+        return plan_memory(lifetimes, self.graph.symbols)
+
+
+def step_buffers(step: Step) -> list[int]:
+    """The buffers that a step reads or writes."""
+    if isinstance(step, OnnxStep):
+        return [storage.buffer for _, storage in (*step.inputs, *step.outputs)]
+    scratch = [] if step.scratch is None else [step.scratch]
+    return [storage.buffer for storage in step.launch.operands] + scratch
+
+
+def constant_weight(node: Node, graph: Graph) -> Weight:
+    """The elements of a `constant` node, as a weight."""
+    kind = graph.type(node.output)
+    (array,) = OPS["constant"].reference((), node.attrs, (kind,))
+    return from_array(node.output, kind.dtype, encoded(array, kind.dtype))
+
+
+def encoded(array: Array, dtype: str) -> Bits:
+    """Numbers of a reference in the storage type of `dtype`.
+
+    Raises:
+        UnsupportedError: there is no rule for the dtype.
+    """
+    if dtype == "bf16":
+        return f32_to_bf16(np.asarray(array, np.float32))
+    if DTYPES[dtype].bits == 8 and DTYPES[dtype].is_float:
+        raise UnsupportedError(f"constants of {dtype} are not supported")
+    return np.asarray(array).astype(DTYPES[dtype].numpy)
+
+
+def _part(storage: Storage, axis: int, start: Dim, size: Dim) -> Storage:
+    shape = (*storage.shape[:axis], size, *storage.shape[axis + 1 :])
+    return replace(storage, shape=shape, offset=storage.offset + start * storage.strides[axis])
