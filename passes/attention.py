@@ -5,9 +5,10 @@ Fuses, over q [B, H, S, D], k [B, H or 1, T, D] and v [B, H or 1, T, Dv],
     softmax(mask(softcap(q @ k^T * scale))) @ v        into        attention
 
 where any part but the softmax may be absent: the scale is a constant factor or divisor, the
-softcap is c*tanh(x/c), a mask is added, or chosen by `where` with a number below -1e4; casts to a
-wider type and the subtraction of the row maximum in between change nothing.  A column of sinks
-joined to the scores, whose share is sliced off after the softmax, becomes the operand `sinks`.
+softcap is c*tanh(x/c), which may share its factor with the scale, a mask is added, or chosen by
+`where` with a number below -1e4; casts to a wider type and the subtraction of the row maximum in
+between change nothing.  A column of sinks joined to the scores, whose share is sliced off after the
+softmax, becomes the operand `sinks`.
 Heads folded into the batch, [B*H, S, D], are seen through.
 
 Leaves it alone when
@@ -30,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fusec.ir import Attrs, Graph, Node
-from fusec.ir.types import Attr, bool_attr, int_attr, ints_attr
+from fusec.ir.types import Attr, TensorType, bool_attr, int_attr, ints_attr
 from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim
@@ -234,12 +235,19 @@ class Attention(FusionPass):
         mask = _joined(match, build)
         operands = AttentionOperands(q, k, v, mask, sinks, None, flags)
         result = build.value("attention", operands.inputs, operands.attrs)
-        given = graph.type(match.root.output)
-        if given.dtype != graph.type(result).dtype:
-            result = build.value("cast", [result], {"dtype": given.dtype})
-        if given.shape != graph.type(result).shape:
-            result = build.value("reshape", [result], {"shape": given.shape})
-        return {match.root.output: result}
+        return {match.root.output: as_type(build, result, graph.type(match.root.output))}
+
+
+def as_type(build: Builder, value: str, wanted: TensorType) -> str:
+    """`value` cast and reshaped to `wanted`; decisions go on naming what `build` added before."""
+    graph, root = build.graph, build.root
+    if graph.type(value).dtype != wanted.dtype:
+        attrs: Attrs = {"dtype": wanted.dtype}
+        value = graph.add("cast", [value], attrs, origin=root.origin, at=root.name).output
+    if graph.type(value).shape != wanted.shape:
+        attrs = {"shape": wanted.shape}
+        value = graph.add("reshape", [value], attrs, origin=root.origin, at=root.name).output
+    return value
 
 
 def _swapped(graph: Graph, value: str) -> tuple[int, ...]:
@@ -461,21 +469,26 @@ class _Walk:
         return product if product is not None and product.op == "matmul" else None
 
     def _capped(self, value: str) -> str:
-        """The scores before c*tanh(x/c)."""
+        """The scores before c*tanh(m*x): a softcap of c on scores scaled by m*c."""
         graph = self.graph
         outer = graph.producer(value)
         if (found := factor(graph, value)) is None or outer is None:
             return value
-        tanh = graph.producer(found[0])
-        if tanh is None or tanh.op != "tanh":
+        cap = found[1]
+        tanh = graph.producer(self._before_casts(found[0]))
+        if tanh is None or tanh.op != "tanh" or cap <= 0:
             return value
-        inner = graph.producer(tanh.inputs[0])
-        shrunk = factor(graph, tanh.inputs[0])
-        if shrunk is None or inner is None or not math.isclose(shrunk[1] * found[1], 1.0):
-            return value
-        self.inner += [outer, tanh, inner]
-        self.softcap = found[1]
-        return self._through(shrunk[0], "cast", "reshape")
+        self.inner.append(outer)
+        self._through(found[0], "cast")
+        self.inner.append(tanh)
+        self.softcap = cap
+        self.scale *= cap
+        return self._through(tanh.inputs[0], "cast", "reshape")
+
+    def _before_casts(self, value: str) -> str:
+        while (node := self.graph.producer(value)) is not None and node.op == "cast":
+            value = node.inputs[0]
+        return value
 
     def _leads_to_product(self, value: str) -> bool:
         """Whether `value` comes from a product by what may stand between it and the softmax."""

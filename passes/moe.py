@@ -31,7 +31,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fusec.ir import Graph, Node
-from fusec.ir.types import Attr, dim_attr, float_attr, int_attr, ints_attr
+from fusec.ir.types import Attr, dim_attr, dims_attr, float_attr, int_attr, ints_attr
+from fusec.passes.attention import as_type
 from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim
@@ -78,18 +79,18 @@ class Moe(FusionPass):
         graph, values = match.graph, match.values
         names = ("x", "weights", "indices", "gate_up", "down", "gate_up_bias", "down_bias")
         inputs = [values[name] for name in names if name in values]
-        for position, name in ((1, "weights"), (2, "indices")):
-            routes = match.facts["routes"]
-            if graph.type(values[name]).shape != routes:
-                inputs[position] = build.value("reshape", [values[name]], {"shape": routes})
+        tokens, k = _routes(match)
+        shapes = ((tokens, graph.type(inputs[0]).shape[-1]), (tokens, k), (tokens, k))
+        for position, shape in enumerate(shapes):
+            if graph.type(inputs[position]).shape != shape:
+                inputs[position] = build.value("reshape", [inputs[position]], {"shape": shape})
         attrs = {key: value for key, value in match.facts.items() if key != "routes"}
         result = build.value("moe", inputs, attrs)
-        wanted = graph.type(match.root.output)
-        if graph.type(result).dtype != wanted.dtype:
-            result = build.value("cast", [result], {"dtype": wanted.dtype})
-        if graph.type(result).shape != wanted.shape:
-            result = build.value("reshape", [result], {"shape": wanted.shape})
-        return {match.root.output: result}
+        return {match.root.output: as_type(build, result, graph.type(match.root.output))}
+
+
+def _routes(match: Match) -> tuple[Dim, ...]:
+    return dims_attr(match.facts, "routes")
 
 
 class _Refused(Exception):
@@ -121,7 +122,7 @@ class _Product:
 
     Attributes:
         node: the node that multiplies.
-        rows: the rows that are multiplied, [N, K].
+        rows: the rows that are multiplied, [N, K], [N, K, 1] or [N, 1, K].
         weight: the matrices of all experts.
         transposed: whether `weight` is [E, K, N] rather than [E, N, K].
         offsets: where the rows of each expert end, when grouped.
@@ -220,7 +221,7 @@ class _Walk:
         while (node := self.graph.producer(value)) is not None:
             if node.op == "reshape":
                 before, after = (self.graph.type(each).shape for each in (node.inputs[0], value))
-                if before[-1:] != after[-1:]:
+                if _width(before) != _width(after):
                     break
             elif node.op != "cast":
                 break
@@ -255,12 +256,6 @@ class _Walk:
         """The product that gives the rows `value`."""
         graph = self.graph
         node = graph.producer(value)
-        if node is not None and node.op == "reshape":  # [N, I, 1] or [N, 1, I] from a batch
-            before, after = (graph.type(each).shape for each in (node.inputs[0], value))
-            if [size for size in before if size != 1] != [size for size in after if size != 1]:
-                return None
-            self.inner.append(node)
-            node = graph.producer(node.inputs[0])
         if node is None:
             return None
         if node.op == "grouped_mm":
@@ -277,13 +272,8 @@ class _Walk:
             if gathered is None or len(shape) != 3 or shape[thin] != 1:
                 continue
             weight, experts, swapped = gathered
-            vector = graph.producer(rows)
-            if vector is None or vector.op != "reshape":
-                continue
-            if graph.type(vector.inputs[0]).shape != (shape[0], shape[3 - thin]):
-                continue
-            self.inner += [node, vector]
-            return _Product(node, vector.inputs[0], weight, (thin == 1) != swapped, None, experts)
+            self.inner.append(node)
+            return _Product(node, rows, weight, (thin == 1) != swapped, None, experts)
         return None
 
     def _gathered(self, value: str) -> tuple[str, str, bool] | None:
@@ -491,8 +481,11 @@ class _Walk:
     def _tokens(self, rows: str, order: _Order) -> None:
         """Check that `rows` are those of the tokens, k times each, and find the tokens."""
         graph = self.graph
-        rows = self._plain_rows(rows)
-        node = graph.producer(rows)
+        while (node := graph.producer(rows)) is not None and node.op == "reshape":
+            if _width(graph.type(rows).shape) != _width(graph.type(node.inputs[0]).shape):
+                break
+            self.inner.append(node)
+            rows = node.inputs[0]
         x: str | None = None
         if node is not None and (picked := _picked(graph, node)) is not None:
             self.inner.append(node)
@@ -500,17 +493,10 @@ class _Walk:
                 x = picked[0]
         elif node is not None and order.perm is None:
             x = self._repeated(node)
-        if x is None or graph.type(x).shape[:-1] != (self.tokens,):
+        if x is None or graph.type(x).shape[:-1] not in ((self.tokens,), (self.tokens, 1)):
             reason = f"`%{rows}` is not the token of each row"
             raise _Refused("moe.order", reason, rows)
         self.values["x"] = x
-
-    def _plain_rows(self, rows: str) -> str:
-        node = self.graph.producer(rows)
-        if node is not None and node.op == "cast":
-            self.inner.append(node)
-            return node.inputs[0]
-        return rows
 
     def _token_of_row(self, index: str, perm: str | None) -> bool:
         """Whether `index` is row // k for each row, of rows in the order `perm`."""
@@ -542,26 +528,23 @@ class _Walk:
         found = (attrs.get("start", 0), attrs.get("step", 1), dim_attr(attrs, "size"))
         return found == (0, 1, size)
 
-    def _repeated(self, node: Node) -> str | None:
-        """The tokens that `node`, a reshape of an expand, repeats k times each."""
+    def _repeated(self, wide: Node) -> str | None:
+        """The tokens [T, H] that `wide` expands to [T, k, H]."""
         graph = self.graph
-        if node.op != "reshape":
+        if wide.op != "expand":
             return None
-        wide = graph.producer(node.inputs[0])
-        if wide is None or wide.op != "expand":
+        shape = graph.type(wide.output).shape
+        if shape[:-1] != (self.tokens, self.k):
             return None
-        hidden = graph.type(node.output).shape[-1]
-        thin = graph.type(wide.inputs[0]).shape
-        if graph.type(wide.output).shape != (self.tokens, self.k, hidden):
+        if graph.type(wide.inputs[0]).shape != (self.tokens, 1, shape[-1]):
             return None
-        if thin != (self.tokens, 1, hidden):
-            return None
-        self.inner += [node, wide]
-        inner = graph.producer(wide.inputs[0])
-        if inner is None or inner.op != "reshape":
-            return None
-        self.inner.append(inner)
-        return inner.inputs[0]
+        self.inner.append(wide)
+        return wide.inputs[0]
+
+
+def _width(shape: tuple[Dim, ...]) -> Dim:
+    """The last size that is not 1: what a row holds."""
+    return next((size for size in reversed(shape) if size != 1), 1)
 
 
 def _gelu(node: Node) -> str:
