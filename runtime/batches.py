@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusec.diagnostics import InputError
+from fusec.dtypes import DTYPES
 from fusec.runtime.artifact import TensorSpec
 from fusec.runtime.model import Array
-from fusec.symbolic import symbol
+from fusec.symbolic import evaluate, symbol
 
 BATCH = "batch"
 DEFAULT_SIZE = 32
+OUTPUT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +66,19 @@ class Batching:
         rows: whether every input and output begins with `batch`.
         inputs: names of the inputs that begin with `batch`.
         size: of a batch, at most.
+        asked: whether `size` was asked for, so that memory does not make it smaller.
         low: the smallest batch that the model takes.
         high: the largest batch that the model takes.
+        outputs: of the model.
     """
 
     rows: bool
     inputs: frozenset[str]
     size: int
+    asked: bool
     low: int
     high: int
+    outputs: tuple[TensorSpec, ...]
 
     @staticmethod
     def of(
@@ -89,7 +96,8 @@ class Batching:
         rows = bool(batched) and all(map(_begins_with_batch, outputs))
         low, high = symbols.get(BATCH, (1, 1)) if rows else (1, 1)
         if size is None:
-            return Batching(rows, batched, max(low, min(DEFAULT_SIZE, high)), low, high)
+            size = max(low, min(DEFAULT_SIZE, high))
+            return Batching(rows, batched, size, False, low, high, tuple(outputs))
         if not rows:
             raise InputError(
                 "this model has no batches: `batch` must be the first size of an input and of "
@@ -101,13 +109,28 @@ class Batching:
                 f"the batch size is {size}, but the artifact was compiled for {low}..{high}",
                 hint=f"compile it with `--dim batch={min(low, size)}:{max(high, size)}`",
             )
-        return Batching(rows, batched, size, low, high)
+        return Batching(rows, batched, size, True, low, high, tuple(outputs))
 
-    def split(self, records: int) -> list[int]:
+    def size_for(self, sizes: Mapping[str, int]) -> int:
+        """How many records go together where the other symbols have the values `sizes`.
+
+        Unless a size was asked for, outputs of one batch take at most `OUTPUT_BYTES`, as far as
+        the model takes batches that small.
+        """
+        if self.asked or not self.rows:
+            return self.size
+        one = {**sizes, BATCH: 1}
+        needed = sum(
+            math.prod(evaluate(dim, one) for dim in spec.shape) * DTYPES[spec.dtype].itemsize
+            for spec in self.outputs
+        )
+        return max(self.low, 1, min(self.size, OUTPUT_BYTES // max(needed, 1)))
+
+    def split(self, records: int, size: int) -> list[int]:
         """Sizes of batches for `records` rows; even ones where a rest would be too small to run."""
-        full, rest = divmod(records, self.size)
+        full, rest = divmod(records, size)
         if rest >= self.low or not rest or not full:
-            return [self.size] * full + [rest] * bool(rest or not full)
+            return [size] * full + [rest] * bool(rest or not full)
         share, more = divmod(records, full + 1)
         return [share + (index < more) for index in range(full + 1)]
 

@@ -98,7 +98,8 @@ def read_batches(
         inputs: of the model.
         outputs: of the model.
         symbols: inclusive range of each symbolic size.
-        batch_size: records in a batch, at most; by default 32, or what the model takes.
+        batch_size: records in a batch, at most; by default 32, or what the model takes, and fewer
+            where their outputs are large.
         tokenizer: the bytes of `tokenizer.json`, for records with `text`.
 
     Raises:
@@ -112,7 +113,7 @@ def read_batches(
 
         def arrays() -> Iterator[Batch | BadRecord]:
             with contextlib.closing(open_file(path)) as file:
-                yield from array_batches(path, file, inputs, batching)
+                yield from array_batches(path, file, inputs, symbols, batching)
 
         return Batches(str(path), rows, arrays)
     if path.suffix != ".jsonl" and path != STANDARD:

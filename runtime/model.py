@@ -44,6 +44,10 @@ class Model:
         self.symbols = artifact.manifest.symbols
         self._executor = executor
 
+    def __repr__(self) -> str:
+        inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
+        return f"<Model on {self.target}: ({inputs}) -> ({outputs})>"
+
     def __call__(self, **inputs: object) -> dict[str, Array]:
         """Run the model; see `run`."""
         return self.run(inputs)
@@ -109,13 +113,22 @@ def check_inputs(
     arrays: dict[str, Storage] = {}
     for name, spec in known.items():
         array = to_storage(spec, inputs[name])
-        if array.ndim != len(spec.shape):
-            raise InputError(
-                f"the input `{name}` must have {len(spec.shape)} dims, "
-                f"`{_sizes(spec.shape)}`, but {array.ndim} were given, `{_sizes(array.shape)}`"
-            )
+        check_rank(spec, array)
         arrays[name] = array
     return arrays
+
+
+def check_rank(spec: TensorSpec, array: Array) -> None:
+    """Refuse an input with another number of dims.
+
+    Raises:
+        InputError: it has more or fewer.
+    """
+    if array.ndim != len(spec.shape):
+        raise InputError(
+            f"the input `{spec.name}` must have {len(spec.shape)} dims, `{_sizes(spec.shape)}`, "
+            f"but {array.ndim} were given, `{_sizes(array.shape)}`"
+        )
 
 
 def bind_symbols(

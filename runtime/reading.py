@@ -21,9 +21,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from fusec.diagnostics import ArtifactError, InputError
+from fusec.dtypes import DTYPES
 from fusec.runtime.artifact import TensorSpec
 from fusec.runtime.batches import BATCH, BadRecord, Batch, Batching
-from fusec.runtime.model import Array, bind_symbols, check_inputs, shown, to_storage
+from fusec.runtime.model import Array, bind_symbols, check_inputs, check_rank, shown, to_storage
 from fusec.runtime.tensor_file import TensorPlace, as_array, read_header
 
 Symbols = Mapping[str, tuple[int, int]]
@@ -46,6 +47,7 @@ def array_batches(
     path: Path,
     file: ArrayFile,
     inputs: Sequence[TensorSpec],
+    symbols: Symbols,
     batching: Batching,
 ) -> Iterator[Batch]:
     """The batches of a file of arrays.
@@ -79,10 +81,34 @@ def array_batches(
             )
     whole = {name: file.take(name, None) for name in names if name not in batching.inputs}
     done = 0
-    for size in batching.split(counts[first]):
+    sizes = _sizes_of_a_row(path, shapes, inputs, symbols, batching)
+    for size in batching.split(counts[first], batching.size_for(sizes)):
         rows = {name: file.take(name, size) for name in names if name in batching.inputs}
         yield Batch({**whole, **rows}, done, size, (), True)
         done += size
+
+
+def _sizes_of_a_row(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    inputs: Sequence[TensorSpec],
+    symbols: Symbols,
+    batching: Batching,
+) -> dict[str, int]:
+    """The values of the symbols for one row."""
+    rows = {
+        spec.name: np.broadcast_to(
+            np.zeros((), DTYPES[spec.dtype].numpy),
+            (1, *shapes[spec.name][1:]) if spec.name in batching.inputs else shapes[spec.name],
+        )
+        for spec in inputs
+    }
+    try:
+        for spec in inputs:
+            check_rank(spec, rows[spec.name])
+        return bind_symbols(inputs, {**symbols, BATCH: (0, batching.high)}, rows)
+    except InputError as error:
+        raise located(error, str(path)) from None
 
 
 def count_rows(file: ArrayFile, batching: Batching) -> int:
@@ -254,6 +280,7 @@ class _Record:
     index: int
     line: int
     rows: bool
+    together: int
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -295,8 +322,11 @@ class RecordReader:
                 index += 1
                 continue
             index += 1
-            full = len(waiting) >= self._batching.size
-            if waiting and (full or not record.rows or record.shapes != waiting[0].shapes):
+            if waiting and (
+                len(waiting) >= record.together
+                or not record.rows
+                or record.shapes != waiting[0].shapes
+            ):
                 yield from _joined(waiting)
                 waiting = []
             waiting.append(record)
@@ -323,11 +353,11 @@ class RecordReader:
         checked = check_inputs(self._inputs, self._symbols, given)
         if len(ranks) > 1:
             raise InputError("some inputs have a batch dim and some have none")
-        bind_symbols(self._inputs, self._symbols, checked)
+        sizes = bind_symbols(self._inputs, self._symbols, checked)
         inputs = {spec.name: shown(spec.dtype, checked[spec.name]) for spec in self._inputs}
         rows = ranks == {1} and self._batching.rows
         together = rows and len(self._batching.inputs) == len(self._inputs)
-        return _Record(inputs, index, number, together)
+        return _Record(inputs, index, number, together, self._batching.size_for(sizes))
 
     def _with_tokens(self, values: Mapping[str, object]) -> Mapping[str, object]:
         names = {spec.name for spec in self._inputs}

@@ -163,12 +163,42 @@ def test_compressed_and_column_order(tmp_path: Path) -> None:
 
 def test_batches_that_would_be_too_small() -> None:
     batching = Batching.of(IDS, SUMS, {"batch": (3, 8), "seq": (1, 9)}, 5)
-    assert batching.split(11) == [4, 4, 3]
-    assert batching.split(10) == [5, 5]
-    assert batching.split(13) == [5, 5, 3]
-    assert batching.split(6) == [3, 3]
-    assert batching.split(2) == [2]
-    assert batching.split(0) == [0]
+    assert batching.split(11, 5) == [4, 4, 3]
+    assert batching.split(10, 5) == [5, 5]
+    assert batching.split(13, 5) == [5, 5, 3]
+    assert batching.split(6, 5) == [3, 3]
+    assert batching.split(2, 5) == [2]
+    assert batching.split(0, 5) == [0]
+
+
+def test_large_outputs_make_smaller_batches(tmp_path: Path) -> None:
+    logits = (spec("logits: f32[batch, seq, 200000]"),)
+    symbols = {"batch": (1, 64), "seq": (1, 4096)}
+    ids = np.zeros((50, 20), np.int64)
+    path = arrays(tmp_path / "in.npz", ids=ids)
+    lines = jsonl(tmp_path / "in.jsonl", *({"ids": row} for row in ids.tolist()))
+    for source in (path, lines):
+        sizes = [
+            item.records
+            for item in read_batches(source, IDS, logits, symbols)
+            if isinstance(item, Batch)
+        ]
+        assert sizes == [16, 16, 16, 2]
+        asked = read_batches(source, IDS, logits, symbols, 50)
+        assert [item.records for item in asked if isinstance(item, Batch)] == [50]
+    batching = Batching.of(IDS, logits, {"batch": (4, 64), "seq": (1, 4096)}, None)
+    assert batching.size_for({"seq": 1}) == 32
+    assert batching.size_for({"seq": 4096}) == 4
+
+
+def test_wrong_sizes_of_arrays_are_found_before_a_call(tmp_path: Path) -> None:
+    path = arrays(tmp_path / "in.npz", ids=np.zeros((3, 65), np.int64))
+    with pytest.raises(InputError, match="`seq` is 65") as caught:
+        list(read(path))
+    assert caught.value.at == str(path)
+    path = arrays(tmp_path / "in.npz", ids=np.zeros((3, 6, 5), np.int64))
+    with pytest.raises(InputError, match="must have 2 dims"):
+        list(read(path))
 
 
 def test_models_without_batches(tmp_path: Path) -> None:
