@@ -423,9 +423,13 @@ class _GraphReader:
                 return self._number(value)
             case "as_sym_ints" | "as_sym_floats" | "as_sym_bools":
                 return tuple(self._number(entry) for entry in value)
-            case "as_int" | "as_float" | "as_bool" | "as_string" | "as_operator":
+            case "as_float":  # infinities and NaN are words
+                return float(value)
+            case "as_floats":
+                return tuple(map(float, value))
+            case "as_int" | "as_bool" | "as_string" | "as_operator":
                 return value  # type: ignore[no-any-return]
-            case "as_ints" | "as_floats" | "as_bools" | "as_strings":
+            case "as_ints" | "as_bools" | "as_strings":
                 return tuple(value)
             case "as_int_lists" | "as_float_lists":
                 return tuple(tuple(entries) for entries in value)
