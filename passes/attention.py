@@ -12,15 +12,15 @@ softmax, becomes the operand `sinks`.
 Heads folded into the batch, [B*H, S, D], are seen through.
 
 Leaves it alone when
-  attention.axis              the softmax does not run over the keys
-  attention.batch             q, k and v differ in batch
-  attention.dtype             q, k and v differ in dtype
-  attention.fill              masked scores keep a number that still counts
-  attention.heads             the heads of k or v are neither 1 nor those of q
-  attention.mask_shape        a mask has more rows than the scores
-  attention.rank              the operands are not batches of heads
-  attention.scores            something else stands between the product and the softmax
-  attention.sinks_shape       the sinks are not one number a head
+  axis              the softmax does not run over the keys
+  batch             q, k and v differ in batch
+  dtype             q, k and v differ in dtype
+  fill              masked scores keep a number that still counts
+  heads             the heads of k or v are neither 1 nor those of q
+  mask-shape        a mask has more rows than the scores
+  rank              the operands are not batches of heads
+  scores            something else stands between the product and the softmax
+  sinks-shape       the sinks are not one number a head
 """
 
 from __future__ import annotations
@@ -94,14 +94,14 @@ def _scores(match: Match, target: Target) -> Rejection | None:
     reason = (
         f"`%{at}` is not a product of queries and keys, scaled, capped and masked in this order"
     )
-    return Rejection("attention.scores", reason, at)
+    return Rejection("scores", reason, at)
 
 
 def _rank(match: Match, target: Target) -> Rejection | None:
     for name in ("q", "k", "v"):
         value = match.values[name]
         if match.graph.type(value).rank != 4 and match.facts["heads"] is None:
-            return Rejection("attention.rank", f"`%{value}` has no axis of heads", value)
+            return Rejection("rank", f"`%{value}` has no axis of heads", value)
     return None
 
 
@@ -111,7 +111,7 @@ def _axis(match: Match, target: Target) -> Rejection | None:
     if int_attr(softmax.attrs, "axis") % rank == rank - 1:
         return None
     reason = "the softmax runs over another axis than the keys"
-    return Rejection("attention.axis", reason, softmax.output)
+    return Rejection("axis", reason, softmax.output)
 
 
 def _dtype(match: Match, target: Target) -> Rejection | None:
@@ -119,7 +119,7 @@ def _dtype(match: Match, target: Target) -> Rejection | None:
     if len({*kinds}) == 1:
         return None
     reason = f"q, k and v are {', '.join(kinds)}"
-    return Rejection("attention.dtype", reason, match.values["q"])
+    return Rejection("dtype", reason, match.values["q"])
 
 
 def _shapes(match: Match) -> tuple[tuple[Dim, ...], ...]:
@@ -131,7 +131,7 @@ def _batch(match: Match, target: Target) -> Rejection | None:
     q, k, v = _shapes(match)
     if q[0] == k[0] == v[0]:
         return None
-    return Rejection("attention.batch", f"q, k and v have batches {q[0]}, {k[0]} and {v[0]}")
+    return Rejection("batch", f"q, k and v have batches {q[0]}, {k[0]} and {v[0]}")
 
 
 def _heads(match: Match, target: Target) -> Rejection | None:
@@ -140,7 +140,7 @@ def _heads(match: Match, target: Target) -> Rejection | None:
     q, k, v = (shape[1] for shape in _shapes(match))
     if k == v and k in (1, q):
         return None
-    return Rejection("attention.heads", f"q, k and v have {q}, {k} and {v} heads")
+    return Rejection("heads", f"q, k and v have {q}, {k} and {v} heads")
 
 
 def _fill(match: Match, target: Target) -> Rejection | None:
@@ -149,7 +149,7 @@ def _fill(match: Match, target: Target) -> Rejection | None:
     for fill in fills:
         if not isinstance(fill, int | float) or fill > MASKED:
             reason = f"masked scores become {fill}, which is not below {MASKED}"
-            return Rejection("attention.fill", reason, match.nodes["softmax"].output)
+            return Rejection("fill", reason, match.nodes["softmax"].output)
     return None
 
 
@@ -162,7 +162,7 @@ def _mask_shape(match: Match, target: Target) -> Rejection | None:
         shape = _mask_form(match, value)
         padded = (*(1 for _ in scores[len(shape) :]), *shape)
         if len(padded) > 4 or any(a not in (1, b) for a, b in zip(padded, scores, strict=True)):
-            return Rejection("attention.mask_shape", f"mask `%{value}` widens the scores", value)
+            return Rejection("mask-shape", f"mask `%{value}` widens the scores", value)
     return None
 
 
@@ -181,7 +181,7 @@ def _sinks_shape(match: Match, target: Target) -> Rejection | None:
     heads = graph.type(match.values["q"]).shape[1]
     if graph.type(value).shape in ((heads,), (1, heads, 1, 1), (heads, 1, 1)):
         return None
-    return Rejection("attention.sinks_shape", f"`%{value}` is not one number a head", value)
+    return Rejection("sinks-shape", f"`%{value}` is not one number a head", value)
 
 
 def _masks(match: Match) -> list[str]:

@@ -12,10 +12,10 @@ and any `and` of these, where q counts from T - S.  The mask is made of flags, o
 are 0 where a key is kept and below -1e4 where not; numbers may be a sum, and then each addend is
 looked at.  What cannot be told stays a mask, narrow where it does not depend on b or h.
 
-Leaves a mask, or the part of it that is not one of these, alone when
-  attention.mask_not_analysed  it is not known as a function of positions, or is another one
-  attention.empty_rows         it adds finite numbers, and may hide all keys of a query: a softmax
-                               over hidden keys alone gives a mean, which key_padding would not
+Leaves it alone when
+  mask-not-analysed  a mask is not known as a function of positions, or is another one
+  empty-rows         a mask adds finite numbers, and may hide all keys of a query: the softmax over
+                     hidden keys alone is then a mean, which key_padding would not give
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _fold(
     if not found.causal and found.before != found.after:
         for piece in found.limited:
             reason = f"`%{piece}` limits how far ahead a key is and how far back in different ways"
-            found.stay[piece] = ("attention.mask_not_analysed", reason)
+            found.stay[piece] = ("mask-not-analysed", reason)
         found.before = _given(node).before
     build = Builder(graph, node)
     kept = [_narrow(graph, piece) for piece in pieces if piece in found.stay]
@@ -198,7 +198,7 @@ def _sort(
     allowed = term if flags and _is_flag(term) else _allowed(term)
     if allowed is None:
         reason = f"`%{piece}` is not known as a function of positions"
-        found.stay[piece] = ("attention.mask_not_analysed", reason)
+        found.stay[piece] = ("mask-not-analysed", reason)
         return
     offset = shape[3] - shape[2]
     atoms = [(atom, _placed(terms, atom, offset)) for atom in conjuncts(allowed)]
@@ -206,13 +206,13 @@ def _sort(
     others = [atom for atom, what in atoms if what is None and atom not in padding]
     if others:
         reason = f"`%{piece}` depends on positions in another way than causal, window or padding"
-        found.stay[piece] = ("attention.mask_not_analysed", reason)
+        found.stay[piece] = ("mask-not-analysed", reason)
         return
     if not flags and _finite(term) and operands.sinks is None:
         square = symbolic.bounds(offset, terms.graph.symbols)[0] >= 0
         if padding or (atoms and not square):
             reason = f"`%{piece}` adds finite numbers and may hide every key of a query"
-            found.stay[piece] = ("attention.empty_rows", reason)
+            found.stay[piece] = ("empty-rows", reason)
             return
     if any(what is not None and what != ("after", 1) for _, what in atoms):
         found.limited.append(piece)

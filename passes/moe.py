@@ -15,13 +15,13 @@ its limits, the layout of the weights and the biases are read from the graph.  T
 experts that every token visits, stay as they are.
 
 Leaves it alone when
-  moe.activation  the activation is none that `moe` has
-  moe.bias        a bias is not picked by the expert of the row, or only one product has one
-  moe.gate        gate and up are not the two halves, or alternate columns, of one product
-  moe.layout      the two products read their weights in different orders
-  moe.offsets     the offsets are not the counts of the rows of each expert
-  moe.order       the rows are not those of the tokens in the order of their experts
-  moe.routing     the weights are not one number for each expert of each token
+  activation  the activation is none that `moe` has
+  bias        a bias is not picked by the expert of the row, or only one product has one
+  gate        gate and up are not the two halves, or alternate columns, of one product
+  layout      the two products read their weights in different orders
+  offsets     the offsets are not the counts of the rows of each expert
+  order       the rows are not those of the tokens in the order of their experts
+  routing     the weights are not one number for each expert of each token
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class _Walk:
         if gate_up is None:
             at = graph.producer(value)
             reason = f"`%{value}` is not a product with the matrices of experts"
-            raise _Refused("moe.gate", reason, at.name if at else value)
+            raise _Refused("gate", reason, at.name if at else value)
         self._same(down, gate_up)
         self._biases(gate_up_bias, down_bias, order)
         self._tokens(gate_up.rows, order)
@@ -300,7 +300,7 @@ class _Walk:
         if down.experts is not None:
             if inverse is not None:
                 reason = "the rows are put into another order, but not out of one"
-                raise _Refused("moe.order", reason, inverse)
+                raise _Refused("order", reason, inverse)
             return _Order(down.experts, None)
         assert down.offsets is not None
         graph, offsets = self.graph, down.offsets
@@ -310,22 +310,22 @@ class _Walk:
             counts = _through(graph, node.inputs[0], "cast")
         if counts is None or counts.op != "histogram":
             reason = f"`%{offsets}` is not the running sum of a count"
-            raise _Refused("moe.offsets", reason, offsets)
+            raise _Refused("offsets", reason, offsets)
         experts = graph.type(down.weight).shape[0]
         attrs = counts.attrs
         span = (float_attr(attrs, "low"), float_attr(attrs, "high"))
         if attrs["bins"] != experts or span != (0, float(int_attr(attrs, "bins")) - 1):
             reason = f"`%{counts.name}` counts other numbers than {experts} experts have"
-            raise _Refused("moe.offsets", reason, counts.name)
+            raise _Refused("offsets", reason, counts.name)
         counted = _before(graph, counts.inputs[0], "cast")
         order = self._sorted(counted)
         if order is None:
             reason = f"`%{counted}` is not the experts of the rows, sorted"
-            raise _Refused("moe.order", reason, counted)
+            raise _Refused("order", reason, counted)
         assert order.perm is not None
         if inverse is None or not self._undoes(inverse, order.perm):
             reason = "the rows are not put back into the order of the tokens"
-            raise _Refused("moe.order", reason, inverse or down.node.name)
+            raise _Refused("order", reason, inverse or down.node.name)
         return order
 
     def _sorted(self, experts: str) -> _Order | None:
@@ -367,10 +367,10 @@ class _Walk:
             picked = None if node is None else _picked(graph, node)
             if picked is None or picked[1] != order.perm:
                 reason = f"`%{value}` is not in the order of the rows that it weights"
-                raise _Refused("moe.routing", reason, value)
+                raise _Refused("routing", reason, value)
             value = _before(graph, picked[0], "reshape", "cast")
         if graph.type(value).elements != self.tokens * self.k:
-            raise _Refused("moe.routing", f"`%{value}` is not one weight a row", value)
+            raise _Refused("routing", f"`%{value}` is not one weight a row", value)
         self.values["weights"] = value
 
     def _indices(self, order: _Order) -> str:
@@ -383,7 +383,7 @@ class _Walk:
             value = node.inputs[0]
         value = _before(graph, value, "reshape")
         if graph.type(value).elements != self.tokens * self.k:
-            raise _Refused("moe.routing", f"`%{value}` is not one expert a row", value)
+            raise _Refused("routing", f"`%{value}` is not one expert a row", value)
         return value
 
     def _activation(self, value: str) -> tuple[str, dict[str, Attr]]:
@@ -393,7 +393,7 @@ class _Walk:
         none: dict[str, Attr] = {"alpha": None, "limit": None, "gate_up_layout": "split"}
         if node is None or node.op not in (*GATED, *UNGATED, "mul"):
             reason = f"`%{value}` is not an activation of a product"
-            raise _Refused("moe.activation", reason, value)
+            raise _Refused("activation", reason, value)
         self.inner.append(node)
         if node.op in UNGATED:
             name = _gelu(node) if node.op == "gelu" else node.op
@@ -424,7 +424,7 @@ class _Walk:
                 facts = {**none, "activation": name, "gated": True, "gate_up_layout": layout}
                 return hidden, facts
         reason = f"`%{node.output}` is not an activation of a product"
-        raise _Refused("moe.activation", reason, node.output)
+        raise _Refused("activation", reason, node.output)
 
     def _parts(self, gate: str, up: str) -> tuple[str, str]:
         """The product that holds gate and up, and its layout."""
@@ -433,7 +433,7 @@ class _Walk:
         slices = [node for node in nodes if node is not None and node.op == "slice"]
         if len(slices) != 2:
             reason = f"`%{gate}` and `%{up}` are not parts of one product"
-            raise _Refused("moe.gate", reason, gate)
+            raise _Refused("gate", reason, gate)
         sources = [self._plain(node.inputs[0]) for node in slices]
         kind = graph.type(slices[0].inputs[0])
         width = kind.shape[-1]
@@ -450,7 +450,7 @@ class _Walk:
         layout = layouts.get((windows[0], windows[1]))
         if sources[0] != sources[1] or axes != {kind.rank - 1} or layout is None:
             reason = f"`%{gate}` and `%{up}` are not the halves or alternate columns of one product"
-            raise _Refused("moe.gate", reason, gate)
+            raise _Refused("gate", reason, gate)
         self.inner += slices
         return sources[0], layout
 
@@ -458,16 +458,16 @@ class _Walk:
         """Check that both products go by the same experts and layout."""
         if down.transposed != gate_up.transposed:
             reason = "only one of the products reads its weights transposed"
-            raise _Refused("moe.layout", reason, gate_up.node.name)
+            raise _Refused("layout", reason, gate_up.node.name)
         if (down.offsets, down.experts) != (gate_up.offsets, gate_up.experts):
             reason = "the two products go by different experts"
-            raise _Refused("moe.offsets", reason, gate_up.node.name)
+            raise _Refused("offsets", reason, gate_up.node.name)
 
     def _biases(self, gate_up: str | None, down: str | None, order: _Order) -> None:
         """Find the biases of all experts."""
         if (gate_up is None) != (down is None):
             at = gate_up or down
-            raise _Refused("moe.bias", "only one of the products has a bias", str(at))
+            raise _Refused("bias", "only one of the products has a bias", str(at))
         for name, value in (("gate_up_bias", gate_up), ("down_bias", down)):
             if value is None:
                 continue
@@ -475,7 +475,7 @@ class _Walk:
             picked = None if node is None else _picked(self.graph, node)
             if picked is None or picked[1] != order.experts:
                 reason = f"`%{value}` is not the bias of the expert of each row"
-                raise _Refused("moe.bias", reason, value)
+                raise _Refused("bias", reason, value)
             self.values[name] = picked[0]
 
     def _tokens(self, rows: str, order: _Order) -> None:
@@ -495,7 +495,7 @@ class _Walk:
             x = self._repeated(node)
         if x is None or graph.type(x).shape[:-1] not in ((self.tokens,), (self.tokens, 1)):
             reason = f"`%{rows}` is not the token of each row"
-            raise _Refused("moe.order", reason, rows)
+            raise _Refused("order", reason, rows)
         self.values["x"] = x
 
     def _token_of_row(self, index: str, perm: str | None) -> bool:
