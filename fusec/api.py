@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 from fusec import __version__
 from fusec.diagnostics import UsageError
-from fusec.frontend import Source, load_source
 from fusec.frontend.dims import DimRequest
+from fusec.frontend.sources import Source, load_source
 from fusec.ir import Graph, print_graph
 from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
 from fusec.link.build import build_target, merge_weights
+from fusec.lower.memory_plan import UNBOUNDED
 from fusec.options import (
     Requirement,
     check_requirements,
@@ -30,9 +31,6 @@ from fusec.runtime.artifact import Source as SourceRecord
 from fusec.runtime.artifact import TensorSpec, open_artifact
 from fusec.runtime.cpu import host_features
 from fusec.target import Target, best_cpu_arch, target_named
-
-UNBOUNDED = (1 << 31) - 1
-"""The largest size of a dimension that the source does not bound."""
 
 
 class Reporter(Protocol):
@@ -166,7 +164,7 @@ def compile(
         },
         options={"dtype": dtype, "disable": sorted(disable), "attention_mask": attention_mask},
         residual={name: model for each in built for name, model in each.residual.items()},
-        tokenizer=None if read.tokenizer is None else read.tokenizer.read_bytes(),
+        tokenizer=None if read.tokenizer_path is None else read.tokenizer_path.read_bytes(),
     )
     with report.stage("wrote") as said:
         written = write_artifact(path, contents, storage=weights)

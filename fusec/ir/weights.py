@@ -31,12 +31,21 @@ class Weight:
         read: gives the elements, `type.shape` in the storage type; `None` when the source has no
             values (a folder that holds only `config.json`).
         identity: equal for equal contents: names the source entry and what was done to it.
+        packing: what was done to the source's own bytes; `plain` for nothing.
+        sources: the names in the source that it is made from; empty for its own name alone.
     """
 
     name: str
     type: TensorType
     read: Callable[[], Bits] | None
     identity: str
+    packing: str = "plain"
+    sources: tuple[str, ...] = ()
+
+    @property
+    def made_from(self) -> tuple[str, ...]:
+        """The names in the source that it is made from."""
+        return self.sources or (self.name,)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,7 +78,9 @@ class Weight:
     ) -> Weight:
         """A weight made from this one by `change`; `how` names the change for `identity`."""
         read = None if self.read is None else lambda: change(self.load())
-        return Weight(name, type, read, digest(how, str(type), self.identity))
+        packing = how if self.packing == "plain" else f"{self.packing}, {how}"
+        identity = digest(how, str(type), self.identity)
+        return Weight(name, type, read, identity, packing, self.made_from)
 
 
 def from_array(name: str, dtype: str, array: Bits) -> Weight:
@@ -92,7 +103,9 @@ def concatenated(name: str, parts: tuple[Weight, ...], axis: int) -> Weight:
         return np.concatenate([part.load() for part in parts], axis=axis)
 
     known = all(part.read is not None for part in parts)
-    return Weight(name, kind, read if known else None, how)
+    sources = tuple(source for part in parts for source in part.made_from)
+    packing = f"concatenated along {axis}"
+    return Weight(name, kind, read if known else None, how, packing, sources)
 
 
 def integers(type: TensorType) -> tuple[int, ...]:

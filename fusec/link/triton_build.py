@@ -8,13 +8,14 @@ and the kernel arguments, from the code object itself.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fusec.diagnostics import InputError, UnsupportedError
 from fusec.kernels.launch import TritonSource
-from fusec.link.code_object import CodeObject, read_code_object
+from fusec.link.code_object import read_code_object
 from fusec.target import Target
 
 FP_FUSION = True
@@ -85,6 +86,11 @@ def build(source: TritonSource, target: Target) -> GpuKernel:
     )
 
 
+def triton_version() -> str:
+    """The version of Triton that `build` uses."""
+    return importlib.metadata.version("triton")
+
+
 def _gpu_target(backends: Any, target: Target) -> Any:
     if target.family == "amdgpu":
         return backends.GPUTarget("hip", target.arch, target.wave_size)
@@ -119,6 +125,3 @@ _UNWANTED = ("vgpr_spills", "sgpr_spills", "scratch_bytes")
 def _unfit(source: TritonSource, target: Target, why: str) -> UnsupportedError:
     message = f"the code object of `{source.function}` for `{target.name}` does not fit: {why}"
     return UnsupportedError(message, at=source.module)
-
-
-__all__ = ["CodeObject", "GpuKernel", "build"]
