@@ -26,7 +26,7 @@ from typing import ClassVar, Literal
 
 from fusec.diagnostics import VerifyError
 from fusec.ir import Attr, Graph, Node
-from fusec.ir.types import broadcast, int_attr
+from fusec.ir.types import broadcast, dim_attr, int_attr
 from fusec.passes.tables import angles_repeat
 from fusec.rewrite import FusionPass, Guard, Match, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
@@ -45,6 +45,7 @@ TURNED_PAIRS = Op(
 FIRST = Op("sub", (Op("mul", (LOW, COS)), Op("mul", (HIGH, SIN))))
 SECOND = Op("add", (Op("mul", (HIGH, COS)), Op("mul", (LOW, SIN))))
 UNPAIRED = Op("reshape", (Op("transpose", (Op("reshape", (X,), name="pairs"),), name="swap"),))
+WIDE_X = Op("cast", (X,), shared=True)
 BODY = Op("slice", (X,), name="body", shared=True)
 REST = Op("slice", (X,), name="rest", shared=True)
 Style = Literal["half", "interleaved"]
@@ -128,12 +129,11 @@ def _is_region(match: Match, found: Region) -> bool:
 def _continues(match: Match) -> bool:
     """Whether `rest` is what comes after the rotated `body` in every row."""
     graph, nodes = match.graph, match.nodes
-    type, width = graph.type(match.values["x"]), int_attr(nodes["rope"].attrs, "rotary_dim")
-    last, end = type.rank - 1, type.shape[-1]
-    body = {"axis": last, "start": 0, "stop": width, "step": 1}
-    rest = {"axis": last, "start": width, "stop": end, "step": 1}
-    joins = match.root.attrs["axis"] == last
-    return joins and nodes["body"].attrs == body and nodes["rest"].attrs == rest
+    last, body, rest = graph.type(match.values["x"]).rank - 1, nodes["body"], nodes["rest"]
+    along = all(node.attrs["axis"] == last for node in (match.root, body, rest))
+    whole = graph.type(body.output).shape[-1] == nodes["rope"].attrs["rotary_dim"]
+    adjacent = body.attrs["stop"] == rest.attrs["start"]
+    return along and whole and adjacent and body.attrs["step"] == rest.attrs["step"] == 1
 
 
 def _unpairs(match: Match) -> bool:
@@ -196,6 +196,10 @@ class Rope(FusionPass):
     patterns: ClassVar[tuple[Op, ...]] = (
         Op("add", (Op("mul", (X, COS)), Op("mul", (TURNED, SIN)))),
         Op("add", (Op("mul", (X, COS)), Op("mul", (TURNED_PAIRS, SIN)))),
+        *(
+            Op("add", (Op("mul", (WIDE_X, COS)), Op("mul", (Op("cast", (turned,)), SIN))))
+            for turned in (TURNED, TURNED_PAIRS)
+        ),
         Op("concat", (FIRST, SECOND), name="joined"),
         Op(
             "reshape",
@@ -204,7 +208,7 @@ class Rope(FusionPass):
         ),
         Op("rope", (UNPAIRED, COS, SIN), name="rope"),
         Op("concat", (Op("rope", (BODY, COS, SIN), name="rope"), REST)),
-        Op("cast", (Op("rope", (Op("cast", (X,), shared=True), COS, SIN), name="rope"),)),
+        Op("cast", (Op("rope", (WIDE_X, COS, SIN), name="rope"),)),
     )
     guards: ClassVar[tuple[Guard, ...]] = (_layout, _shape, _table, _dtype)
 
@@ -224,28 +228,35 @@ class Rope(FusionPass):
             x = match.values["x"]
             if "swap" in nodes:
                 attrs.update(style="interleaved", deinterleave=True)
+            if "body" in nodes:
+                start = dim_attr(nodes["body"].attrs, "start")
+                x = _window(graph, x, start, dim_attr(nodes["rest"].attrs, "stop"), build)
         else:
             found = region(match)
             assert found is not None
             x = _stretch(match, found, build)
             attrs["style"], attrs["rotary_dim"] = found.style, 2 * found.half
             attrs["deinterleave"] = found.style == "interleaved" and "joined" in nodes
-        inputs = [x, match.values["cos"], match.values["sin"]]
-        value = build.value("rope", inputs, attrs)
         wanted = graph.type(match.root.output).dtype
-        if graph.type(value).dtype != wanted:
-            value = build.value("cast", [value], {"dtype": wanted})
-        return {match.root.output: value}
+        if "rope" not in nodes and graph.type(x).dtype != wanted:
+            x = build.value("cast", [x], {"dtype": wanted})
+        inputs = [x, match.values["cos"], match.values["sin"]]
+        return {match.root.output: build.value("rope", inputs, attrs)}
 
 
 def _stretch(match: Match, found: Region, build: Builder) -> str:
-    graph, base = match.graph, match.values["base"]
     if "x" in match.values:
         return match.values["x"]
-    type, stop = graph.type(base), found.start + 2 * found.half
-    if found.start == 0 and type.shape[-1] == stop:
+    stop = found.start + 2 * found.half
+    return _window(match.graph, match.values["base"], found.start, stop, build)
+
+
+def _window(graph: Graph, base: str, start: Dim, stop: Dim, build: Builder) -> str:
+    """The columns of `base` from `start` to `stop`."""
+    type = graph.type(base)
+    if start == 0 and type.shape[-1] == stop:
         return base
-    window: dict[str, Attr] = {"axis": type.rank - 1, "start": found.start, "stop": stop, "step": 1}
+    window: dict[str, Attr] = {"axis": type.rank - 1, "start": start, "stop": stop, "step": 1}
     return build.value("slice", [base], window)
 
 
