@@ -7,24 +7,32 @@ namespace fusec {
 
 constexpr int OUTER_DIMS = 4;
 
-// `params` hold the four outer sizes (leading 1s if there are fewer) and, per operand, the four
-// strides. offset() maps a row number to an element offset.
-struct Outer {
+// `params` hold the sizes (leading 1s if there are fewer dims) and, per operand, as many strides.
+// offset() maps the number of an element in row-major order to where an operand has it.
+template <int RANK>
+struct Dims {
   const int64_t* sizes;
 
-  FUSEC_INLINE int64_t rows() const { return sizes[0] * sizes[1] * sizes[2] * sizes[3]; }
+  FUSEC_INLINE int64_t count() const {
+    int64_t product = 1;
+    for (int dim = 0; dim < RANK; ++dim) product *= sizes[dim];
+    return product;
+  }
+  FUSEC_INLINE int64_t rows() const { return count(); }
 
-  FUSEC_INLINE int64_t offset(int64_t row, const int64_t* strides) const {
+  FUSEC_INLINE int64_t offset(int64_t number, const int64_t* strides) const {
     int64_t offset = 0;
-    for (int dim = OUTER_DIMS - 1; dim > 0; --dim) {
+    for (int dim = RANK - 1; dim > 0; --dim) {
       // Usual: the dims were merged into the innermost one, and nothing is left to divide.
-      if (row < sizes[dim]) return offset + row * strides[dim];
-      offset += row % sizes[dim] * strides[dim];
-      row /= sizes[dim];
+      if (number < sizes[dim]) return offset + number * strides[dim];
+      offset += number % sizes[dim] * strides[dim];
+      number /= sizes[dim];
     }
-    return offset + row * strides[0];
+    return offset + number * strides[0];
   }
 };
+
+using Outer = Dims<OUTER_DIMS>;
 
 // Calls body(column, count) for the vectors of a row; count is LANES except for the last one.
 template <class Body>
