@@ -18,6 +18,7 @@ from fusec.link.elf import dynamic_symbols
 from fusec.link.toolchain import Toolchain
 from fusec.lower.codegen_cpp import GeneratedFunction, print_file
 from fusec.lower.lowering import Lowered
+from fusec.target import Target
 
 CORE_SYMBOLS = ("fusec_execute", "fusec_last_error", "fusec_set_threads", "fusec_threads")
 """Functions of the core that the runtime calls."""
@@ -99,9 +100,8 @@ def link(
     root = Path(fusec.kernels.__path__[0])
     units = _units(lowered, root)
     headers = _headers_digest(root / "include")
-    arch = lowered.target.arch
     with tempfile.TemporaryDirectory(prefix="fusec-") as folder:
-        work = _Work(toolchain, arch, root / "include", headers, cache, Path(folder))
+        work = _Work(toolchain, lowered.target, root / "include", headers, cache, Path(folder))
         objects: list[Path] = []
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             for done, (path, was_cached) in enumerate(pool.map(work.compiled, units), start=1):
@@ -153,14 +153,14 @@ class _Work:
     def __init__(
         self,
         toolchain: Toolchain,
-        arch: str,
+        target: Target,
         include: Path,
         headers: str,
         cache: ObjectCache,
         folder: Path,
     ) -> None:
         self.toolchain = toolchain
-        self.arch = arch
+        self.target = target
         self.include = include
         self.headers = headers
         self.cache = cache
@@ -169,7 +169,7 @@ class _Work:
 
     def compiled(self, unit: _Unit) -> tuple[Path, bool]:
         """The object of `unit`, and whether it was there already."""
-        flags = self.toolchain.flags(self.arch, generated=unit.generated)
+        flags = self.toolchain.flags(self.target, generated=unit.generated)
         state = hashlib.sha256()
         for part in (self.toolchain.version, self.headers, *flags):
             state.update(part.encode() + b"\0")
@@ -182,7 +182,7 @@ class _Work:
         source.write_bytes(unit.text)
         made = source.with_suffix(".o")
         command = self.toolchain.compile_command(
-            source, made, self.arch, self.include, generated=unit.generated
+            source, made, self.target, self.include, generated=unit.generated
         )
         self._run(command, f"`{unit.name}` does not compile")
         return self.cache.keep(digest, made), False
@@ -201,7 +201,7 @@ class _Work:
             lines = tuple(done.stderr.strip().splitlines()[:20])
             raise LinkError(
                 message,
-                at=f"{self.toolchain.version}, -march={self.arch}",
+                at=f"{self.toolchain.version}, for {self.target.arch}",
                 detail=lines,
                 hint="try another compiler with `--toolchain`",
             )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from fusec.diagnostics import InputError, UnsupportedError
+from fusec.target import Target
 
 Family = Literal["clang", "gcc", "zig"]
 
@@ -42,6 +43,35 @@ _LIBRARY_FLAGS = ("-O3",)
 _GENERATED_FLAGS = ("-O2", "-ffp-contract=off", "-fwrapv", "-fopenmp-simd")
 
 
+# Instruction sets are named by what is in them: compilers learn names of processors late.
+_EXTENSIONS = {
+    "avx512_bf16": "avx512bf16",
+    "avx512_vnni": "avx512vnni",
+    "avx512vbmi": "avx512vbmi",
+    "avx512_fp16": "avx512fp16",
+    "amx_tile": "amx-tile",
+    "amx_bf16": "amx-bf16",
+    "amx_int8": "amx-int8",
+}
+
+
+def _level(target: Target) -> str:
+    return "x86-64-v4" if "avx512f" in target.features else "x86-64-v3"
+
+
+def _extensions(target: Target) -> list[str]:
+    return [_EXTENSIONS[name] for name in target.features if name in _EXTENSIONS]
+
+
+def _instruction_flags(target: Target) -> tuple[str, ...]:
+    return (f"-march={_level(target)}", *(f"-m{name}" for name in _extensions(target)))
+
+
+def _zig_processor(target: Target) -> str:
+    names = (_level(target), *_extensions(target))
+    return "+".join(name.replace("-", "_") for name in names)
+
+
 @dataclass(frozen=True, slots=True)
 class Toolchain:
     """A C++ compiler and linker.
@@ -57,22 +87,22 @@ class Toolchain:
     version: str
 
     def compile_command(
-        self, source: Path, target: Path, arch: str, include: Path, *, generated: bool
+        self, source: Path, made: Path, target: Target, include: Path, *, generated: bool
     ) -> list[str]:
-        """The command that compiles `source` to the object `target`."""
-        flags = self.flags(arch, generated=generated)
+        """The command that compiles `source` to the object `made`."""
+        flags = self.flags(target, generated=generated)
         paths = [f"-ffile-prefix-map={include}=include", "-I", str(include)]
         language = ["-x", "c++"] if self.family == "zig" else []
-        return [*self._driver(), *flags, *paths, *language, "-c", str(source), "-o", str(target)]
+        return [*self._driver(), *flags, *paths, *language, "-c", str(source), "-o", str(made)]
 
-    def flags(self, arch: str, *, generated: bool) -> tuple[str, ...]:
+    def flags(self, target: Target, *, generated: bool) -> tuple[str, ...]:
         """Flags that decide what code comes out."""
         kind = _GENERATED_FLAGS if generated else _LIBRARY_FLAGS
         if self.family == "zig":
-            zig = ("-target", _ZIG_TARGET, f"-mcpu={arch.replace('-', '_')}")
+            zig = ("-target", _ZIG_TARGET, f"-mcpu={_zig_processor(target)}")
             return (*_SHARED_FLAGS, *kind, *zig, "-fno-sanitize=all", "-g0")
         tuning = () if self.family == "clang" else ("-fno-semantic-interposition",)
-        return (*_SHARED_FLAGS, *kind, *tuning, f"-march={arch}")
+        return (*_SHARED_FLAGS, *kind, *tuning, *_instruction_flags(target))
 
     def link_command(self, objects: Sequence[Path], exports: Path, target: Path) -> list[str]:
         """The command that links `objects` to the shared object `target`, the same bytes always."""
