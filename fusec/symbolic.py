@@ -261,6 +261,21 @@ def known_positive(dim: Dim, ranges: Mapping[str, Range]) -> bool:
     return bounds(dim, ranges)[0] >= 1
 
 
+def simplify(dim: Dim, ranges: Mapping[str, Range]) -> Dim:
+    """`dim` without the functions that the ranges decide, such as `max(seq, 1)`."""
+    if isinstance(dim, int):
+        return dim
+    total: Dim = 0
+    for monomial, factor in dim.terms:
+        term: Dim = factor
+        for atom, power in monomial:
+            value = _simplified_atom(atom, ranges)
+            for _ in range(power):
+                term = term * value
+        total = total + term
+    return total
+
+
 def parse_dim(text: str) -> Dim:
     """Read an expression.
 
@@ -366,6 +381,27 @@ def _substitute_atom(atom: Atom, values: Mapping[str, Dim]) -> Dim:
         return Expr({((atom, 1),): 1})
     arguments = tuple(substitute(argument, values) for argument in atom.arguments)
     return FUNCTIONS[atom.function](*arguments)
+
+
+def _simplified_atom(atom: Atom, ranges: Mapping[str, Range]) -> Dim:
+    if atom.function is None:
+        return Expr({((atom, 1),): 1})
+    arguments = [simplify(argument, ranges) for argument in atom.arguments]
+    if atom.function in ("min", "max"):
+        sign = 1 if atom.function == "min" else -1
+        kept: list[Dim] = []
+        for index, argument in enumerate(arguments):
+            others = kept + arguments[index + 1 :]
+            if not any(bounds(sign * (argument - other), ranges)[0] >= 0 for other in others):
+                kept.append(argument)
+        return FUNCTIONS[atom.function](*kept)
+    left, right = arguments
+    if isinstance(right, int) and right > 0:
+        low, high = bounds(left, ranges)
+        if not math.isinf(low) and not math.isinf(high) and low // right == high // right:
+            whole = int(low // right)
+            return whole if atom.function == "//" else left - whole * right
+    return FUNCTIONS[atom.function](left, right)
 
 
 def _atom_bounds(atom: Atom, ranges: Mapping[str, Range]) -> tuple[float, float]:

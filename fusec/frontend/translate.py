@@ -108,7 +108,7 @@ def build_graph(
         dims: for an input, names for its sizes: `{"input_ids": ("batch", "seq")}`.  A size that
             the export did not keep as one symbol is left as it is.
         rename: further names for symbols of the export.
-        ranges: bounds of symbols, by their new names; the export's own otherwise.
+        ranges: bounds of symbols, by their new names; otherwise the export's own, from 1 on.
         output_names: what the outputs are called, instead of what the program calls them.
         notes: is given a sentence for each effect that the graph leaves out.
 
@@ -123,6 +123,7 @@ def build_graph(
             for dim in value.shape:
                 for used in symbolic.symbols_of(dim):
                     bounds.setdefault(names.get(used, used), (0, None))
+    bounds = {key: (max(least, 1), most) for key, (least, most) in bounds.items()}
     bounds.update({key: range for key, range in (ranges or {}).items() if key in bounds})
     translation = _Translation(Graph(name, bounds), names)
     return translation.run(program, output_names, notes if notes is not None else [])
@@ -594,7 +595,8 @@ class _Translation:
         found = self.renamed.get(dim)
         if found is None:
             self._refuse_unbacked(dim)
-            found = self.renamed[dim] = symbolic.substitute(dim, self.names)
+            found = symbolic.simplify(symbolic.substitute(dim, self.names), self.graph.symbols)
+            self.renamed[dim] = found
         return found
 
     def _shape(self, record: AtenTensor) -> tuple[Dim, ...]:

@@ -123,7 +123,7 @@ class View:
 Number: TypeAlias = bool | int | float | Expr
 Axes: TypeAlias = "int | Sequence[int] | None"
 Result: TypeAlias = (
-    "Val | View | Complex | SymFloat | None | tuple[Val | View | Complex | None, ...]"
+    "Val | View | Complex | SymFloat | tuple[Val | View | Complex | None, ...] | None"
 )
 Handler: TypeAlias = Callable[..., Result]
 
@@ -347,7 +347,7 @@ class Builder:
             position = symbolic.maximum(position, 0)
         if self.bounds(size - position)[0] < 0:
             position = symbolic.minimum(position, size)
-        return position
+        return symbolic.simplify(position, self.ranges)
 
     def integer(self, dim: Dim, what: str) -> int:
         """`dim`, which has to be known now."""

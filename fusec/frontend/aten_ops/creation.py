@@ -134,7 +134,7 @@ def _one_hot(build: Builder, x: Val, num_classes: int = -1) -> Val:
 
 
 @aten("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like",
-      "bernoulli", "bernoulli.p", "multinomial", "normal_functional", "uniform", "normal",
+      "bernoulli", "bernoulli.p", "multinomial", "normal_functional", "uniform",
       "exponential", "randint.low", "randint_like.low_dtype")  # fmt: skip
 def _random(build: Builder, *args: object, **options: object) -> Val:
     raise build.unsupported(

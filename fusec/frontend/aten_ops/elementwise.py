@@ -54,7 +54,7 @@ def _register_unary() -> None:
         "negative": "neg", "arccos": "acos", "arccosh": "acosh", "arcsin": "asin",
         "arcsinh": "asinh", "arctan": "atan", "arctanh": "atanh", "special_erf": "erf",
         "special_erfc": "erfc", "special_exp2": "exp2", "special_expm1": "expm1",
-        "special_expit": "sigmoid", "special_log1p": "log1p", "special_round": "round",
+        "special_expit": "sigmoid", "special_log1p": "log1p",
         "fix": "trunc", "sgn": "sign",
     }.items():  # fmt: skip
         aten(alias)(TABLE[f"aten.{name}.default"])
@@ -64,7 +64,7 @@ _ROUNDING = frozenset({"ceil", "floor", "round", "trunc"})
 _register_unary()
 
 
-@aten("round.decimals")
+@aten("round.decimals", "special_round")
 def _round_decimals(build: Builder, x: Val, *, decimals: int = 0) -> Val:
     factor = 10.0**decimals
     return build.emit("round", x * factor) / factor
@@ -197,7 +197,7 @@ def _binary(op: str) -> Callable[[Builder, Operand, Operand], Val]:
 
 
 for _op, _targets in {
-    "floordiv": "floor_divide floor_divide.Scalar",
+    "floordiv": "floor_divide floor_divide.Tensor floor_divide.Scalar",
     "mod": "remainder.Tensor remainder.Scalar remainder.Scalar_Tensor",
     "fmod": "fmod.Tensor fmod.Scalar",
     "minimum": "minimum min.other",
@@ -240,7 +240,8 @@ def _hypot(build: Builder, x: Val, y: Val) -> Val:
     return build.emit("sqrt", a * a + b * b)
 
 
-@aten("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "float_power.Tensor_Scalar")
+@aten("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "float_power.Tensor_Scalar",
+      "float_power.Tensor_Tensor", "float_power.Scalar", "pow.Tensor", "float_power.Tensor")  # fmt: skip
 def power(build: Builder, x: Operand, exponent: Operand) -> Val:
     dtype = build.result().dtype
     base = build.operand(x, dtype)
@@ -507,16 +508,6 @@ def _hardshrink(build: Builder, x: Val, lambd: float = 0.5) -> Val:
 def _softshrink(build: Builder, x: Val, lambd: float = 0.5) -> Val:
     shrunk = clamp(build, build.emit("abs", x) - lambd, 0.0)
     return shrunk * build.emit("sign", x)
-
-
-@aten("softsign")
-def _softsign(build: Builder, x: Val) -> Val:
-    return x / (build.emit("abs", x) + 1.0)
-
-
-@aten("tanhshrink")
-def _tanhshrink(build: Builder, x: Val) -> Val:
-    return x - build.emit("tanh", x)
 
 
 @aten("prelu", "_prelu_kernel")

@@ -186,21 +186,6 @@ def _native_batch_norm(
     return batch_norm(build, x, weight, bias, running_mean, running_var, eps), None, None
 
 
-@aten("local_response_norm")
-def _local_response_norm(
-    build: Builder, x: Val, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
-) -> Val:
-    low, high = [0] * x.rank, [0] * x.rank
-    low[1], high[1] = size // 2, (size - 1) // 2
-    wide = build.pad(x * x, low, high, 0)
-    channels = x.shape[1]
-    parts = [build.slice(wide, 1, i, channels + i) for i in range(size)]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return x / build.elementwise("pow", total * (alpha / size) + k, beta)
-
-
 # --- attention ------------------------------------------------------------------------------
 
 
@@ -259,7 +244,7 @@ def _mask_for(build: Builder, mask: Val, query: Val) -> Val:
     return mask
 
 
-@aten("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math_simple")
+@aten("_scaled_dot_product_flash_attention_for_cpu")
 def _flash_attention(
     build: Builder, query: Val, key: Val, value: Val, dropout_p: float = 0.0,
     is_causal: bool = False, *, attn_mask: Val | None = None, scale: float | None = None,

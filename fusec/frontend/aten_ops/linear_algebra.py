@@ -17,7 +17,7 @@ def linear(build: Builder, x: Val, weight: Val, bias: Val | None = None) -> Val:
     return build.emit("linear", *operands)
 
 
-@aten("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner_1d", both=True)
+@aten("matmul", "mm", "bmm", "mv", "dot", "vdot", both=True)
 def matmul(build: Builder, a: Val | Complex, b: Val | Complex) -> Val | Complex:
     """numpy's rule; a vector counts as a row on the left and as a column on the right."""
     if isinstance(a, Complex) or isinstance(b, Complex):

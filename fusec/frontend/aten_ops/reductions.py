@@ -227,13 +227,7 @@ def _frobenius(build: Builder, x: Val, dim: Axes, keepdim: bool = False) -> Val:
     return vector_norm(build, x, 2, dim, keepdim)
 
 
-@aten("normalize")
-def _normalize(build: Builder, x: Val, p: float = 2, dim: int = 1, eps: float = 1e-12) -> Val:
-    length = vector_norm(build, x, p, (dim,), True)
-    return x / build.emit("clamp", length, min=eps, max=None)
-
-
-@aten("dist", "pairwise_distance")
+@aten("dist")
 def _dist(build: Builder, x: Val, y: Val, p: float = 2) -> Val:
     return vector_norm(build, x - y, p, None, False)
 

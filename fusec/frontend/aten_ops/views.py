@@ -70,7 +70,7 @@ def selected(build: Builder, x: Val, axis: int, index: Dim) -> View:
 
 
 @aten("alias", "detach", "lift", "lift_fresh", "dropout", "feature_dropout", "alpha_dropout",
-      "feature_alpha_dropout", "requires_grad", "view_as_real_copy", "expand_as_self", parts=True)  # fmt: skip
+      "feature_alpha_dropout", "requires_grad", parts=True)  # fmt: skip
 def _alias(build: Builder, x: Val, p: float | bool = 0.0, train: bool = False) -> View:
     if train and p != 0.0 and "dropout" in build.origin.op:
         raise build.unsupported(
@@ -157,7 +157,7 @@ def _unsqueeze(build: Builder, x: Val, dim: int) -> View:
 # --- axes -----------------------------------------------------------------------------------
 
 
-@aten("transpose.int", "swapaxes", "swapdims", parts=True)
+@aten("transpose.int", "transpose", "swapaxes", "swapdims", parts=True)
 def _transpose(build: Builder, x: Val, dim0: int, dim1: int) -> View:
     return swapped(build, x, dim0, dim1)
 
