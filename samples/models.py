@@ -180,8 +180,7 @@ SAMPLES: dict[str, Sample] = {
             **_GROUPED,
             "num_hidden_layers": 4,
             "sliding_window": 12,
-            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]
-            + ["sliding_attention"],
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
             "query_pre_attn_scalar": 24,
             "final_logit_softcapping": 30.0,
         },

@@ -9,6 +9,7 @@ program was shown to hold for; a range that a person asked for is never cut in s
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -224,9 +225,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the warnings that exporters print about their own insides."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def sample_sizes(specs: Mapping[str, DimSpec], taken: set[int]) -> dict[str, int]:

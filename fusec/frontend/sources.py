@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from fusec.diagnostics import InputError, UsageError
 from fusec.frontend.aten import AtenProgram
 from fusec.frontend.dims import DimRequest, DimSpec, dim_specs
-from fusec.frontend.guards import Shapes
 from fusec.frontend.sniff import HOW_TO_EXPORT, UNPICKLED_UNDER_TRUST, Kind, refusal, sniff
 from fusec.frontend.symbols import Promise, name_symbols, promise
 from fusec.frontend.translate import build_graph, unknown_ops
@@ -210,6 +209,7 @@ def _from_folder(folder: Path, options: Options) -> Source:
     graph, notes = _promised_graph(
         replace(program, inputs=inputs), exported, prepared.call, folder.name
     )
+    decisions = (*_fired(graph), *decisions)
     tokenizer = folder / "tokenizer.json"
     return Source(
         "huggingface",
@@ -329,6 +329,7 @@ def _from_module(module: Any, name: str, options: Options) -> Source:
         options.report("exporting")
         program, exported, decisions = _export(module, call)
     graph, notes = _promised_graph(program, exported, call, type(module).__name__)
+    decisions = (*_fired(graph), *decisions)
     return Source("module", name, _graph_hash(graph), graph, decisions, None, notes)
 
 
@@ -357,6 +358,15 @@ def _translated(program: Any) -> tuple[AtenProgram, Any]:
         if smaller is not None:
             return from_exported_program(smaller), smaller
     return aten, program
+
+
+def _fired(graph: Graph) -> tuple[Decision, ...]:
+    """The delta rules that were replaced before export."""
+    return tuple(
+        Decision(node.op, node.origin.path, "fired", node=node.name)
+        for node in graph.nodes()
+        if node.op == "gated_delta_rule"
+    )
 
 
 def _promised_graph(

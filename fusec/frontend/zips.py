@@ -77,7 +77,7 @@ class ZipMembers:
             return file.read(size)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names, sizes and checksums of all members: cheap, and moves with each."""
+        """SHA-256 over the names, sizes and checksums of all members."""
         state = hashlib.sha256()
         for name in sorted(self.entries):
             entry = self.entries[name]
