@@ -8,7 +8,9 @@ from fusec.passes.attention import Attention
 from fusec.passes.attention_heads import AttentionHeads
 from fusec.passes.attention_mask import AttentionMask
 from fusec.passes.canonicalise import Canonicalise
+from fusec.passes.causal_conv1d import CausalConv1d
 from fusec.passes.dual_rms_norm import DualRmsNorm
+from fusec.passes.gated_delta_rule import GatedDeltaRule
 from fusec.passes.gated_rms_norm import GatedRmsNorm
 from fusec.passes.gelu_mul import GeluMul
 from fusec.passes.l2_norm import L2Norm
@@ -40,6 +42,8 @@ PIPELINE: tuple[type[Pass], ...] = (
     AttentionMask,
     AttentionHeads,
     Moe,
+    CausalConv1d,
+    GatedDeltaRule,
     # merge
     MergeGateUp,
     MergeQkv,
