@@ -192,7 +192,7 @@ def to_storage(spec: TensorSpec, value: object) -> Storage:
         array = bf16_to_f32(raw.astype(np.uint16, copy=False)) if given == "bf16" else array
     converted = _converted(dtype, array, declared)
     if converted is None:
-        raise _wrong_dtype(spec, array)
+        raise _wrong_dtype(spec, array, declared)
     shape = converted.shape
     return np.require(converted, dtype.numpy, ["C", "A"]).reshape(shape)
 
@@ -232,11 +232,13 @@ def _converted(dtype: DType, array: Array, declared: bool) -> Array | None:
     return None
 
 
-def _wrong_dtype(spec: TensorSpec, array: Array) -> InputError:
-    wanted = {"bf16": "float32"}.get(spec.dtype, DTYPES[spec.dtype].numpy.name)
+def _wrong_dtype(spec: TensorSpec, array: Array, declared: bool) -> InputError:
+    dtype = DTYPES[spec.dtype]
+    wanted = "float32" if spec.dtype == "bf16" else dtype.numpy.name
     hint = f"convert it: `.astype(numpy.{wanted})`"
-    if array.dtype == object:
-        hint = "give a rectangular array of numbers"
+    if not declared:
+        words = {"int": "integers", "uint": "integers", "bool": "`true` or `false`"}
+        hint = f"give a rectangular array of {words.get(dtype.kind, 'numbers')}"
     return InputError(
         f"the input `{spec.name}` must be {spec.dtype}, but {array.dtype} was given", hint=hint
     )

@@ -31,6 +31,8 @@ ELEMENT_TYPES = {
     "f8e5m2": 19,
 }
 
+_IN_A_NODE = "returned while running"
+
 
 class OnnxPart:
     """One ONNX model in a session on the CPU."""
@@ -67,7 +69,8 @@ class OnnxPart:
         """Run the model on memory; returns the seconds it took.
 
         Raises:
-            CodeError: it fails, or gives other sizes than the program says.
+            InputError: it cannot take the values.
+            CodeError: it does not take or give the sizes and dtypes that the program says.
         """
         begin = time.perf_counter()
         binding = self._session.io_binding()
@@ -80,9 +83,12 @@ class OnnxPart:
                 binding.bind_output(spec.name, "cpu", 0, element, shape, address)
             self._session.run_with_iobinding(binding)
         except self._errors as error:
-            raise CodeError(
-                f"`{node}` fails in onnxruntime: {_first_line(error)}", at=self._at
-            ) from None
+            message = f"`{node}` fails in onnxruntime: {_first_line(error)}"
+            # onnxruntime tells a value that a node cannot take, such as an index that is out of
+            # range, from a model that does not fit its operands by this phrase alone.
+            if _IN_A_NODE in str(error):
+                raise InputError(message, at=self._at) from None
+            raise CodeError(message, at=self._at) from None
         return time.perf_counter() - begin
 
 
