@@ -24,12 +24,15 @@ def eager(folder: Path, inputs: Arrays, dtype: torch.dtype) -> dict[str, Floats]
     config = json.loads((folder / "config.json").read_text())
     kind = getattr(transformers, config["architectures"][0])
     model = kind.from_pretrained(folder, dtype="auto", attn_implementation="eager")
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # grouped products have no float64
     model = model.to(dtype).eval()
     tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
     tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
-    extra = {"use_cache": False} if "input_ids" in inputs and hasattr(model.config, "use_cache") else {}
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
     with torch.no_grad():
-        result = model(**tensors, **extra)
+        result = model(**tensors)
     wanted = ("logits", "last_hidden_state", "pooler_output")
     return {
         name: result[name].double().numpy()
