@@ -6,6 +6,7 @@ A kernel's `kernel.cpp` states its buffers and parameters in the comment above i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from fusec.dtypes import DTYPES
 from fusec.ir import Graph, Node, TensorType, Weight
 from fusec.ir.weights import Bits
 from fusec.kernels.launch import Call, Launch, Layout, Param, Storage
-from fusec.kernels.registry import Kernel, Layouts, Packing, no_packing, row_major
+from fusec.kernels.registry import Kernel, Layouts, Packing, Supports, no_packing, row_major
 from fusec.symbolic import Dim
 from fusec.target import Target
 
@@ -28,6 +29,9 @@ PANEL = 32
 
 OUTER_DIMS = 4
 """Strided dims that a row kernel can walk besides the row itself."""
+
+INTEGERS = ("i64", "i32", "i16", "i8", "u8")
+"""Dtypes of indices, and of integer arithmetic."""
 
 ACTIVATIONS = {
     "none": 0,
@@ -81,6 +85,45 @@ def outer_params(*storages: Storage, inner: int = 1) -> list[Param]:
     for index in range(len(storages)):
         params += [steps[index] for _, steps in padded]
     return params
+
+
+def axis_last(storage: Storage, axis: int) -> Storage:
+    """The storage seen with `axis` moved to the end."""
+    shape, strides = list(storage.shape), list(storage.strides)
+    shape.append(shape.pop(axis))
+    strides.append(strides.pop(axis))
+    return replace(storage, shape=tuple(shape), strides=tuple(strides))
+
+
+def leading(values: Sequence[Dim], rank: int, fill: int) -> tuple[Dim, ...]:
+    """`values` after as many `fill` as make them `rank` long."""
+    return (*(fill,) * (rank - len(values)), *values)
+
+
+def expanded_strides(storage: Storage, shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Strides that read the storage as if it had `shape`: 0 where it has size 1 or no axis."""
+    own = zip(storage.shape, storage.strides, strict=True)
+    return leading(tuple(0 if size == 1 else step for size, step in own), len(shape), 0)
+
+
+def strided_layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
+    """Any strides for every operand and result."""
+    strided: Layout = "strided"
+    return (strided,) * (len(node.inputs) + len(node.outputs))
+
+
+def one_axis(*dtypes: str) -> Supports:
+    """Takes nodes that work along one axis, of these dtypes, with few enough other axes."""
+
+    def supports(graph: Graph, node: Node, target: Target) -> str | None:
+        x = graph.type(node.inputs[0])
+        if x.dtype not in dtypes:
+            return f"it computes {', '.join(dtypes)}, not {x.dtype}"
+        if not 1 <= x.rank <= OUTER_DIMS + 1:
+            return f"it takes operands of rank 1 to {OUTER_DIMS + 1}, not {x.rank}"
+        return None
+
+    return supports
 
 
 def weight_kind(weight: TensorType | None, x: TensorType) -> int:

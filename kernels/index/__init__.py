@@ -1,0 +1,5 @@
+"""Rows picked by indices: index and take."""
+
+from fusec.kernels.index import cpu
+
+KERNELS = cpu.KERNELS

@@ -1,0 +1,5 @@
+"""Elements written by index: scatter and index_put."""
+
+from fusec.kernels.scatter import cpu
+
+KERNELS = cpu.KERNELS

@@ -1,0 +1,5 @@
+"""Order along an axis: sort, topk, argmax, argmin."""
+
+from fusec.kernels.sort import cpu
+
+KERNELS = cpu.KERNELS
