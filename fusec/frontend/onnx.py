@@ -56,7 +56,7 @@ MAX_DEPTH = 16
 
 _RESERVED = frozenset(("threads", "min", "max", "Min", "Max", "Mod", "FloorDiv"))
 _NAMELESS = re.compile(r"(val_\d+|onnx::\w+_\d+|_inlfunc_.*|\d+)(_transposed)?$")
-_STACK_LINE = re.compile(r'File "([^"]+)", line (\d+)')
+_STACK_LINE = re.compile(r'File "([^"<]+)", line (\d+)')
 _SCOPE = re.compile(r"'([^']*)'")
 
 

@@ -214,7 +214,9 @@ def _rotary_result(ctx: Context, call: Call, x: Value, cos: Value, sin: Value) -
 def _group_query_attention(ctx: Context, call: Call) -> Results:
     """Without a cache: causal over the keys given, so that lengths of padded rows do not matter.
 
-    Rows are padded on the right: a query that counts never sees a padded key.
+    Rows are padded on the right: a query that counts never sees a padded key.  A local window
+    counts the query itself, as onnxruntime does since 1.23 and the models it was exported from do;
+    before (pull request 25927) it kept one key more.
     """
     q, key, value = call.operand(0), call.optional(1), call.optional(2)
     heads, kv_heads = call.integer("num_heads", 0), call.integer("kv_num_heads", 0)

@@ -193,7 +193,7 @@ class Context:
         self.origin = Origin()
         self.single_use: frozenset[str] = frozenset()
         self._constants: dict[tuple[str, tuple[Dim, ...], str], str] = {}
-        self._parameters: dict[str, str] = {}
+        self._parameters: dict[tuple[str, str], str] = {}
         self._transposed: dict[str, tuple[Weight, tuple[int, ...]]] = {}
 
     # --- values -----------------------------------------------------------------------------
@@ -309,10 +309,11 @@ class Context:
         return self.materialise(result)
 
     def _parameter(self, weight: Weight) -> str:
-        if weight.identity not in self._parameters:
+        key = (weight.name, weight.identity)
+        if key not in self._parameters:
             name = self.graph.add_parameter(self.graph.fresh(weight.name), weight)
-            self._parameters[weight.identity] = name
-        return self._parameters[weight.identity]
+            self._parameters[key] = name
+        return self._parameters[key]
 
     # --- nodes ------------------------------------------------------------------------------
 

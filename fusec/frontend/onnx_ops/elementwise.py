@@ -123,6 +123,32 @@ def _with_bias(ctx: Context, x: Value, bias: Value) -> Value | None:
     return ctx.emit("linear", (*operands, bias))
 
 
+def _made_by(ctx: Context, value: Value, op: str) -> str | None:
+    """The operand of the `op` that made `value`."""
+    node = None if value.name is None else ctx.graph.producer(value.name)
+    return node.inputs[0] if node is not None and node.op == op else None
+
+
+@operator("Mul")
+def _mul(ctx: Context, call: Call) -> Results:
+    """A product; x * sigmoid(x) is `silu`."""
+    a, b = call.operand(0), call.operand(1)
+    for x, gate in ((a, b), (b, a)):
+        if x.name is not None and _made_by(ctx, gate, "sigmoid") == x.name:
+            return ctx.emit("silu", (x,))
+    return ctx.elementwise("mul", a, b)
+
+
+@operator("Reciprocal")
+def _reciprocal(ctx: Context, call: Call) -> Results:
+    """1 / x; of a square root it is `rsqrt`."""
+    x = call.operand(0)
+    square = _made_by(ctx, x, "sqrt")
+    if square is not None:
+        return ctx.emit("rsqrt", (Value(ctx.graph.type(square), square),))
+    return ctx.elementwise("reciprocal", x)
+
+
 @operator("Mean")
 def _mean(ctx: Context, call: Call) -> Results:
     total = _variadic("add")(ctx, call)
