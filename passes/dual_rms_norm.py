@@ -4,15 +4,14 @@ Fuses   rms_norm(q, w_q),   rms_norm(kv, w_kv)
 into    dual_rms_norm(q, w_q, kv, w_kv)
 
 where q and kv are low-rank: each is all or a slice of the rows of a projection, both projections
-read one value, or are one, and each norm is read by projections alone.  This is known from the
-graph; names of modules play no part.  The operands stay strided slices.
+read one value, or are one, and each norm is read by projections alone.  So both have the rows and
+the dtype of what is projected.  This is known from the graph; names of modules play no part.  The
+operands stay strided slices, and each norm keeps its eps.
 
 Leaves it alone when
   single  only one of the two sides is low-rank
-  rows    the two sides differ in rows
   offset  one norm multiplies by 1 + w and the other by w
   weight  a norm has no weight
-  dtype   the two sides differ in dtype
 """
 
 from __future__ import annotations
@@ -33,13 +32,6 @@ def _single(match: Match, target: Target) -> Rejection | None:
     return Rejection("single", reason, match.root.name)
 
 
-def _rows(match: Match, target: Target) -> Rejection | None:
-    first, second = (match.graph.type(node.inputs[0]) for node in match.inner)
-    if first.shape[:-1] == second.shape[:-1]:
-        return None
-    return Rejection("rows", f"`{first}` and `{second}` differ in rows", match.root.name)
-
-
 def _offset(match: Match, target: Target) -> Rejection | None:
     first, second = (node.attrs["weight_offset"] for node in match.inner)
     if first == second:
@@ -55,21 +47,13 @@ def _weight(match: Match, target: Target) -> Rejection | None:
     return Rejection("weight", f"`%{plain.name}` has no weight", plain.name)
 
 
-def _dtype(match: Match, target: Target) -> Rejection | None:
-    first, second = (match.graph.type(node.inputs[0]) for node in match.inner)
-    if first.dtype == second.dtype:
-        return None
-    reason = f"one side is {first.dtype}, the other {second.dtype}"
-    return Rejection("dtype", reason, match.root.name)
-
-
 class DualRmsNorm(FusionPass):
     """Begins at the first of the two norms."""
 
     name: ClassVar[str] = "dual_rms_norm"
     fusion: ClassVar[str | None] = "dual_rms_norm"
     after: ClassVar[tuple[str, ...]] = ("rms_norm", "linear", "merge_qkv")
-    guards: ClassVar[tuple[Guard, ...]] = (_single, _rows, _offset, _weight, _dtype)
+    guards: ClassVar[tuple[Guard, ...]] = (_single, _offset, _weight)
 
     def anchors(self) -> frozenset[str]:
         """Norms."""

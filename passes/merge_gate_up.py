@@ -9,7 +9,6 @@ Leaves it alone when
   input   the two projections read different values
   weight  a weight is computed, not stored
   tied    a weight has another reader, which needs it as it is
-  dtype   the weights differ in dtype
   bias    one projection has a bias and the other has none
 """
 

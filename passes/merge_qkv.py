@@ -11,7 +11,6 @@ The weights, and the biases if there are any, are joined when the artifact is wr
 Leaves it alone when
   weight  a weight is computed, not stored
   tied    a weight has another reader, which needs it as it is
-  dtype   the weights differ in dtype
   bias    some projections have a bias and others have none
 """
 

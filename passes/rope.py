@@ -44,7 +44,6 @@ TURNED_PAIRS = Op(
 )
 FIRST = Op("sub", (Op("mul", (LOW, COS)), Op("mul", (HIGH, SIN))))
 SECOND = Op("add", (Op("mul", (HIGH, COS)), Op("mul", (LOW, SIN))))
-UNPAIRED = Op("reshape", (Op("transpose", (Op("reshape", (X,), name="pairs"),), name="swap"),))
 WIDE_X = Op("cast", (X,), shared=True)
 BODY = Op("slice", (X,), name="body", shared=True)
 REST = Op("slice", (X,), name="rest", shared=True)
@@ -84,7 +83,7 @@ def _layout(match: Match, target: Target) -> Rejection | None:
     nodes = match.nodes
     good = True
     if "rope" in nodes:
-        good = _continues(match) if "body" in nodes else "swap" not in nodes or _unpairs(match)
+        good = "body" not in nodes or _continues(match)
     elif "low" in nodes:
         found = region(match)
         good = found is not None and _fits(match, found)
@@ -134,17 +133,6 @@ def _continues(match: Match) -> bool:
     whole = graph.type(body.output).shape[-1] == nodes["rope"].attrs["rotary_dim"]
     adjacent = body.attrs["stop"] == rest.attrs["start"]
     return along and whole and adjacent and body.attrs["step"] == rest.attrs["step"] == 1
-
-
-def _unpairs(match: Match) -> bool:
-    """Whether rows [..., n, 2] were turned to [..., 2, n]: even elements first."""
-    graph, rope = match.graph, match.nodes["rope"]
-    paired, x = (graph.type(match.nodes["pairs"].output).shape, graph.type(match.values["x"]).shape)
-    rank = len(paired)
-    swapped = (*range(rank - 2), rank - 1, rank - 2)
-    half = int_attr(rope.attrs, "rotary_dim") // 2
-    whole = rope.attrs["style"] == "half" and x == (*paired[:-2], 2 * half)
-    return whole and paired[-2:] == (half, 2) and match.nodes["swap"].attrs["perm"] == swapped
 
 
 def _shape(match: Match, target: Target) -> Rejection | None:
@@ -206,7 +194,6 @@ class Rope(FusionPass):
             (Op("concat", (Op("reshape", (FIRST,)), Op("reshape", (SECOND,)))),),
             name="joined_pairs",
         ),
-        Op("rope", (UNPAIRED, COS, SIN), name="rope"),
         Op("concat", (Op("rope", (BODY, COS, SIN), name="rope"), REST)),
         Op("cast", (Op("rope", (WIDE_X, COS, SIN), name="rope"),)),
     )
@@ -226,8 +213,6 @@ class Rope(FusionPass):
         if "rope" in nodes:
             attrs.update(nodes["rope"].attrs)
             x = match.values["x"]
-            if "swap" in nodes:
-                attrs.update(style="interleaved", deinterleave=True)
             if "body" in nodes:
                 start = dim_attr(nodes["body"].attrs, "start")
                 x = _window(graph, x, start, dim_attr(nodes["rest"].attrs, "stop"), build)
@@ -237,11 +222,33 @@ class Rope(FusionPass):
             x = _stretch(match, found, build)
             attrs["style"], attrs["rotary_dim"] = found.style, 2 * found.half
             attrs["deinterleave"] = found.style == "interleaved" and "joined" in nodes
+            paired = before_unpairing(graph, x) if found.style == "half" else None
+            if paired is not None:
+                x = paired
+                attrs.update(style="interleaved", deinterleave=True)
         wanted = graph.type(match.root.output).dtype
         if "rope" not in nodes and graph.type(x).dtype != wanted:
             x = build.value("cast", [x], {"dtype": wanted})
         inputs = [x, match.values["cos"], match.values["sin"]]
         return {match.root.output: build.value("rope", inputs, attrs)}
+
+
+def before_unpairing(graph: Graph, x: str) -> str | None:
+    """The rows whose even elements, and then the odd ones, `x` holds, where that can be seen."""
+    flat, swap, paired = graph.producer(x), None, None
+    if flat is not None and flat.op == "reshape":
+        swap = graph.producer(flat.inputs[0])
+    if swap is not None and swap.op == "transpose":
+        paired = graph.producer(swap.inputs[0])
+    if swap is None or paired is None or paired.op != "reshape":
+        return None
+    shape, rows = graph.type(paired.output).shape, graph.type(x).shape
+    rank = len(shape)
+    swapped = (*range(rank - 2), rank - 1, rank - 2)
+    if swap.attrs["perm"] != swapped or shape[-1] != 2 or (*shape[:-2], shape[-2] * 2) != rows:
+        return None
+    (source,) = paired.inputs
+    return source if graph.type(source).shape == rows else None
 
 
 def _stretch(match: Match, found: Region, build: Builder) -> str:

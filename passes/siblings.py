@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fusec.ir import Attr, Graph, Node
 from fusec.ir.weights import concatenated
@@ -43,14 +44,6 @@ def _tied(match: Match, target: Target) -> Rejection | None:
     return None
 
 
-def _dtype(match: Match, target: Target) -> Rejection | None:
-    dtypes = {match.graph.type(v).dtype for node in match.inner for v in node.inputs[1:]}
-    if len(dtypes) == 1:
-        return None
-    reason = f"the weights are {' and '.join(sorted(dtypes))}"
-    return Rejection("dtype", reason, match.root.inputs[1])
-
-
 def _bias(match: Match, target: Target) -> Rejection | None:
     counts = {len(node.inputs) for node in match.inner}
     if len(counts) == 1:
@@ -61,8 +54,8 @@ def _bias(match: Match, target: Target) -> Rejection | None:
     return Rejection("bias", reason, biased.inputs[2])
 
 
-GUARDS: tuple[Guard, ...] = (_weight, _tied, _dtype, _bias)
-"""What linears that become one must agree on."""
+GUARDS: tuple[Guard, ...] = (_weight, _tied, _bias)
+"""What linears that become one must agree on; that of dtypes follows from their one input."""
 
 
 def merged(match: Match, build: Builder) -> Mapping[str, str]:
@@ -74,14 +67,16 @@ def merged(match: Match, build: Builder) -> Mapping[str, str]:
         weights = tuple(graph.parameters[value] for value in values)
         joined = concatenated("+".join(weight.name for weight in weights), weights, axis=0)
         inputs.append(graph.add_parameter(graph.fresh("_".join(values)), joined))
-    whole = build.node("linear", inputs)
+    names = "+".join(node.origin.path.rpartition(".")[2] for node in nodes)
+    origin = replace(match.root.origin, path=f"{parent(match.root)}.{names}".strip(".+"))
+    whole = graph.add("linear", inputs, origin=origin, at=match.root.name)
     axis, start = graph.type(whole.output).rank - 1, 0
     stands_for: dict[str, str] = {}
     for node in nodes:
         rows = graph.parameters[node.inputs[1]].shape[0]
         window: dict[str, Attr] = {"axis": axis, "start": start, "stop": start + rows, "step": 1}
-        stands_for[node.output] = build.value("slice", [whole.output], window)
+        part = graph.add("slice", [whole.output], window, origin=node.origin, at=match.root.name)
+        stands_for[node.output] = part.output
         start += rows
-    build.added.remove(whole.name)
     build.added.append(whole.name)
     return stands_for

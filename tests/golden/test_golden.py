@@ -131,12 +131,12 @@ def sample(graph: Graph, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np
 def derived_weights(
     after: Graph, weights: dict[str, np.ndarray], before: str
 ) -> dict[str, np.ndarray]:
-    """Values for the parameters of `after`: merged ones are named `a+b`, transposed ones `a^T`."""
+    """Values for the parameters of `after`: merged are named `a+b`, others `a^T` or `a.flat`."""
     given = dict(weights)
     named = {w.name: weights[v] for v, w in parse_graph(before).parameters.items()}
     for value, weight in after.parameters.items():
         if value not in given:
-            given[value] = _weight(weight.name, named)
+            given[value] = _weight(weight.name, named).reshape(weight.shape)
     return given
 
 
@@ -145,6 +145,8 @@ def _weight(name: str, named: dict[str, np.ndarray]) -> np.ndarray:
         return named[name]
     if "+" in name:
         return np.concatenate([_weight(part, named) for part in name.split("+")])
+    if name.endswith(".flat"):
+        return _weight(name.removesuffix(".flat"), named)
     return _weight(name.removesuffix("^T"), named).T
 
 
