@@ -6,16 +6,16 @@ Fuses, over q [B, H, S, D], k [B, H or 1, T, D] and v [B, H or 1, T, Dv],
 
 where any part but the softmax may be absent: the scale is a constant factor or divisor, the
 softcap is c*tanh(x/c), which may share its factor with the scale, a mask is added, or chosen by
-`where` with a number below -1e4; casts to a wider type and the subtraction of the row maximum in
-between change nothing.  A column of sinks joined to the scores, whose share is sliced off after the
-softmax, becomes the operand `sinks`.
-Heads folded into the batch, [B*H, S, D], are seen through.
+`where` with a number that swallows any score; casts to a wider type and the subtraction of the row
+maximum in between change nothing.  A column of sinks joined to the scores, whose share is sliced
+off after the softmax, becomes the operand `sinks`.  Heads folded into the batch, [B*H, S, D], are
+seen through.
 
 Leaves it alone when
   axis              the softmax does not run over the keys
   batch             q, k and v differ in batch
   dtype             q, k and v differ in dtype
-  fill              masked scores keep a number that still counts
+  fill              masked scores become a number that is not low enough
   heads             the heads of k or v are neither 1 nor those of q
   mask-shape        a mask has more rows than the scores
   rank              the operands are not batches of heads
@@ -39,6 +39,9 @@ from fusec.target import Target
 
 MASKED = -1e4
 """A number this low, added to a score, leaves no share for its key."""
+
+FILLED = {"f16": -6e4, "bf16": -1e9, "f32": -1e9, "f64": -1e18}
+"""Numbers this low swallow what is added to them in each dtype: adding is as good as choosing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +147,20 @@ def _heads(match: Match, target: Target) -> Rejection | None:
 
 
 def _fill(match: Match, target: Target) -> Rejection | None:
+    softmax = match.nodes["softmax"]
+    least = FILLED.get(match.graph.type(match.values["q"]).dtype, -math.inf)
+    for fill in _fills(match):
+        if fill is None or fill > least:
+            reason = f"masked scores become {fill}, which is not below {least}"
+            return Rejection("fill", reason, softmax.output)
+    return None
+
+
+def _fills(match: Match) -> list[float | None]:
+    """What `where` puts in place of masked scores; 0 for a mask that is added."""
     fills = match.facts["fills"]
     assert isinstance(fills, tuple)
-    for fill in fills:
-        if not isinstance(fill, int | float) or fill > MASKED:
-            reason = f"masked scores become {fill}, which is not below {MASKED}"
-            return Rejection("fill", reason, match.nodes["softmax"].output)
-    return None
+    return [float(fill) if isinstance(fill, int | float) else None for fill in fills]
 
 
 def _mask_shape(match: Match, target: Target) -> Rejection | None:
@@ -261,14 +271,18 @@ def _joined(match: Match, build: Builder) -> str | None:
     graph = match.graph
     flags: list[str] = []
     numbers: list[str] = []
-    for name, value in match.values.items():
-        if not name.startswith(("mask", "hide")):
-            continue
+    names = [name for name in match.values if name.startswith(("mask", "hide"))]
+    for name, fill in zip(names, _fills(match), strict=True):
+        value = match.values[name]
         form = _mask_form(match, value)
         if form != graph.type(value).shape:
             value = build.value("reshape", [value], {"shape": form})
         if name.startswith("hide"):
             value = build.value("not", [value])
+        if fill is not None and fill != 0 and math.isfinite(fill):
+            dtype = graph.type(match.values["q"]).dtype
+            kept, hidden = (_number(build, number, dtype) for number in (0.0, fill))
+            value = build.value("where", [value, kept, hidden])
         (flags if graph.type(value).dtype == "bool" else numbers).append(value)
     allowed = _reduced(build, "and", flags)
     if not numbers:
@@ -276,9 +290,12 @@ def _joined(match: Match, build: Builder) -> str | None:
     total = _reduced(build, "add", numbers)
     if allowed is None or total is None:
         return total
-    dtype = graph.type(total).dtype
-    attrs: Attrs = {"value": -math.inf, "dtype": dtype, "shape": ()}
-    return build.value("where", [allowed, total, build.value("constant", [], attrs)])
+    lowest = _number(build, -math.inf, graph.type(total).dtype)
+    return build.value("where", [allowed, total, lowest])
+
+
+def _number(build: Builder, number: float, dtype: str) -> str:
+    return build.value("constant", [], {"value": number, "dtype": dtype, "shape": ()})
 
 
 def _reduced(build: Builder, op: str, values: Iterable[str]) -> str | None:
@@ -444,6 +461,7 @@ class _Walk:
                 if score is None:
                     return None
                 mask = node.inputs[0] if node.inputs[1] == score else node.inputs[1]
+                self.fills.append(0.0)
             elif node.op == "where" and graph.constant(node.inputs[2]) is not None:
                 mask, score = node.inputs[0], node.inputs[1]
                 self.fills.append(graph.constant(node.inputs[2]))

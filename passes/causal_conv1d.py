@@ -7,7 +7,6 @@ and takes a silu of the result in.  The padding is the convolution's own, or a `
 zeros joined before x.
 
 Leaves it alone when
-  dtype    x and the weight differ in dtype
   padding  what is before the first element, or what is cut off, is not the K - 1 of a causal one
   weight   the weight is not a parameter, so that it cannot be flattened ahead of time
 """
@@ -32,14 +31,6 @@ def _weight(match: Match, target: Target) -> Rejection | None:
     return Rejection("weight", f"`%{value}` is not a parameter", value)
 
 
-def _dtype(match: Match, target: Target) -> Rejection | None:
-    x, weight = (match.graph.type(match.values[name]) for name in ("x", "weight"))
-    if x.dtype == weight.dtype:
-        return None
-    reason = f"x is {x.dtype}, but the weight is {weight.dtype}"
-    return Rejection("dtype", reason, match.values["weight"])
-
-
 def _padding(match: Match, target: Target) -> Rejection | None:
     low, start = match.facts["low"], match.facts["start"]
     taps = match.graph.type(match.values["weight"]).shape[2]
@@ -58,7 +49,7 @@ class CausalConv1d(FusionPass):
 
     name: ClassVar[str] = "causal_conv1d"
     after: ClassVar[tuple[str, ...]] = ("canonicalise", "activations")
-    guards: ClassVar[tuple[Guard, ...]] = (_weight, _dtype, _padding)
+    guards: ClassVar[tuple[Guard, ...]] = (_weight, _padding)
 
     def anchors(self) -> frozenset[str]:
         """The convolution; what follows it is taken in from there."""
