@@ -1,0 +1,87 @@
+"""The memory plan: no two buffers that live together overlap, for any sizes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusec import symbolic
+from fusec.lower.memory_plan import Lifetime, plan_memory
+from fusec.symbolic import Dim
+
+BATCH, SEQ = symbolic.symbol("batch"), symbolic.symbol("seq")
+RANGES = {"batch": (1, 8), "seq": (1, 128)}
+SIZES: list[Dim] = [
+    0,
+    64,
+    100,
+    4096,
+    BATCH,
+    4 * BATCH * SEQ,
+    64 * SEQ,
+    SEQ * SEQ,
+    BATCH * SEQ + 7,
+]
+
+
+@st.composite
+def lifetimes(draw: st.DrawFn) -> list[Lifetime]:
+    count = draw(st.integers(0, 30))
+    lives = []
+    for buffer in range(count):
+        first = draw(st.integers(0, 20))
+        last = draw(st.integers(first, 24))
+        lives.append(Lifetime(buffer, draw(st.sampled_from(SIZES)), first, last))
+    return lives
+
+
+@settings(deadline=None, max_examples=200)
+@given(lifetimes())
+def test_buffers_that_live_together_have_their_own_slots(lives: list[Lifetime]) -> None:
+    plan = plan_memory(lives, RANGES)
+    assert set(plan.slot_of) == {life.buffer for life in lives}
+    for one, other in itertools.combinations(lives, 2):
+        if one.first <= other.last and other.first <= one.last:
+            assert plan.slot_of[one.buffer] != plan.slot_of[other.buffer]
+    for values in ({"batch": 1, "seq": 1}, {"batch": 8, "seq": 3}, {"batch": 2, "seq": 128}):
+        for life in lives:
+            sizes = plan.slots[plan.slot_of[life.buffer]]
+            held = max(symbolic.evaluate(size, values) for size in sizes)
+            assert held >= symbolic.evaluate(life.bytes, values)
+
+
+@settings(deadline=None, max_examples=50)
+@given(lifetimes(), st.randoms())
+def test_the_plan_depends_on_lifetimes_alone(lives: list[Lifetime], random: object) -> None:
+    shuffled = list(lives)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert plan_memory(shuffled, RANGES) == plan_memory(lives, RANGES)
+
+
+def test_a_chain_needs_two_slots() -> None:
+    size = 4 * BATCH * SEQ
+    lives = [Lifetime(number, size, number, number + 1) for number in range(10)]
+    plan = plan_memory(lives, RANGES)
+    assert plan.slots == ((size,), (size,))
+    assert plan.bytes_at_most == 2 * 4 * 8 * 128
+
+
+def test_equal_sizes_are_reused_before_larger_ones() -> None:
+    lives = [
+        Lifetime(0, 4096, 0, 1),
+        Lifetime(1, 4 * SEQ, 0, 1),
+        Lifetime(2, 4 * SEQ, 2, 3),
+        Lifetime(3, 4096, 2, 3),
+    ]
+    plan = plan_memory(lives, RANGES)
+    assert plan.slot_of[2] == plan.slot_of[1]
+    assert plan.slot_of[3] == plan.slot_of[0]
+
+
+@pytest.mark.parametrize("threads", [1, 64])
+def test_scratch_may_depend_on_threads(threads: int) -> None:
+    plan = plan_memory([Lifetime(0, 128 * symbolic.symbol("threads"), 0, 0)], {})
+    assert symbolic.evaluate(plan.slots[0][0], {"threads": threads}) == 128 * threads
