@@ -212,7 +212,14 @@ class _Tensor:
     view: View | None = None
 
 
-_Held = _Tensor | SymFloat | Expr | int | float | bool | None
+@dataclass(frozen=True, slots=True)
+class _Unknown:
+    """A number of which nothing is known before the program runs; only checks may read it."""
+
+    maker: str
+
+
+_Held = _Tensor | SymFloat | Expr | int | float | bool | _Unknown | None
 
 
 class _Translation:
@@ -363,14 +370,23 @@ class _Translation:
         for value in node.outputs:
             if not isinstance(value, AtenSymbol):
                 continue
-            if value.dim is not None:
+            if value.dim is not None:  # whoever reads it reads the size itself
                 self._remember_makers(value.dim, node)
-                values[value.name] = self._dim(value.dim)
+            elif any(self._is_unknown(argument, values) for argument in node.args):
+                values[value.name] = _Unknown(f"`{node.target}`")
             else:
                 arguments = [self._resolve(argument, values) for argument in node.args]
-                values[value.name] = symbol_ops.compute(self.build, node.target, arguments)
+                result = symbol_ops.compute(self.build, node.target, arguments)
+                values[value.name] = _Unknown(f"`{node.target}`") if result is None else result
         if not node.outputs and functional(node.target) is not None:
             raise self.build.unsupported(f"`{node.target}` writes where nothing reads it")
+
+    def _is_unknown(self, argument: Argument, values: Mapping[str, _Held]) -> bool:
+        if isinstance(argument, Ref):
+            return isinstance(values[argument.name], _Unknown)
+        return isinstance(argument, Expr) and any(
+            _UNBACKED.fullmatch(symbol) for symbol in symbolic.symbols_of(argument)
+        )
 
     def _remember_makers(self, dim: Dim, node: AtenNode) -> None:
         if isinstance(dim, Expr):
@@ -582,6 +598,12 @@ class _Translation:
     def _resolve(self, argument: Argument, values: Mapping[str, _Held]) -> object:
         if isinstance(argument, Ref):
             held = values[argument.name]
+            if isinstance(held, _Unknown):
+                raise self.build.unsupported(
+                    f"`{self.build.origin.op}` reads a number that depends on data: {held.maker} "
+                    "makes it",
+                    "keep the number in a tensor instead of taking it out with `.item()`",
+                )
             return self._read(held) if isinstance(held, _Tensor) else held
         if isinstance(argument, Expr):
             return self._dim(argument)

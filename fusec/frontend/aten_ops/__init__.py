@@ -3,6 +3,7 @@
 from fusec.frontend.aten_ops import (
     creation,
     elementwise,
+    fourier,
     indexing,
     layers,
     linear_algebra,
@@ -17,6 +18,7 @@ __all__ = [
     "TABLE",
     "creation",
     "elementwise",
+    "fourier",
     "indexing",
     "layers",
     "linear_algebra",

@@ -85,6 +85,9 @@ class Val:
     def __truediv__(self, other: Val | Number) -> Val:
         return self.build.emit("div", self, self.build.like(other, self))
 
+    def __mod__(self, other: Val | Number) -> Val:
+        return self.build.emit("mod", self, self.build.like(other, self))
+
     def __neg__(self) -> Val:
         return self.build.emit("neg", self)
 

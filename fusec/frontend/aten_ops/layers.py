@@ -162,6 +162,21 @@ def batch_norm(
     return build.cast(result, x.dtype)
 
 
+@aten("_native_batch_norm_legit.no_stats")
+def _batch_norm_of_batch(
+    build: Builder, x: Val, weight: Val | None, bias: Val | None, training: bool,
+    momentum: float, eps: float,
+) -> tuple[Val, Val, Val]:  # fmt: skip
+    """Normalisation by the statistics of what comes in, as an instance norm decomposes to."""
+    axes = (0, *range(2, x.rank))
+    wide = build.cast(x, build.result(1).dtype)
+    mean = build.reduce("reduce_mean", wide, axes)
+    centred = wide - _per_channel(build, mean, x.rank)
+    variance = build.reduce("reduce_mean", centred * centred, axes)
+    result = batch_norm(build, x, weight, bias, mean, variance, eps)
+    return result, mean, build.emit("rsqrt", variance + eps)
+
+
 def _not_training(build: Builder, training: bool) -> None:
     if training:
         raise build.unsupported(

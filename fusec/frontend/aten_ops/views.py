@@ -162,7 +162,13 @@ def _transpose(build: Builder, x: Val, dim0: int, dim1: int) -> View:
     return swapped(build, x, dim0, dim1)
 
 
-@aten("t", "numpy_T", "matrix_H", "mT", "adjoint", parts=True)
+@aten("adjoint", "matrix_H", "mH")
+def _adjoint(build: Builder, x: Val) -> View:
+    """Of a real matrix; a complex one is refused."""
+    return _t(build, x)
+
+
+@aten("t", "numpy_T", "mT", parts=True)
 def _t(build: Builder, x: Val) -> View:
     if x.rank < 2:
         return same()

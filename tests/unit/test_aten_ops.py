@@ -1,0 +1,483 @@
+"""Each family of ATen operations against eager PyTorch, on random inputs of odd sizes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - everybody's name for it
+from torch import Tensor
+
+from aten_check import check, import_module
+from fusec.diagnostics import UnsupportedError
+from fusec.frontend.aten_ops import TABLE
+from fusec.frontend.exported import from_exported_program
+from fusec.frontend.translate import build_graph, unknown_ops
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
+]
+
+Body = Callable[[Tensor, Tensor], object]
+
+
+class Function(torch.nn.Module):
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, y: Tensor) -> object:
+        return self.function(x, y)
+
+
+def unary(x: Tensor, y: Tensor) -> object:
+    p = x.abs() + 0.1
+    u = x / 10
+    return (
+        x.exp(), x.exp2(), x.expm1(), p.log(), p.log2(), p.log1p(), p.log10(), p.sqrt(), p.rsqrt(),
+        p.reciprocal(), x.sin(), x.cos(), x.tan(), u.asin(), u.acos(), x.atan(), x.sinh(), x.cosh(),
+        x.tanh(), x.asinh(), (p + 1).acosh(), u.atanh(), x.erf(), x.erfc(), x.floor(), x.ceil(),
+        x.round(), x.trunc(), x.sign(), x.neg(), x.abs(), x.square(), x.frac(), x.sigmoid(),
+        torch.logit(p / 20), torch.sinc(x), x.round(decimals=1), torch.fix(x), torch.sgn(x),
+        torch.special.expit(x), x.deg2rad() if False else x * (math.pi / 180), torch.arcsin(u),
+    )  # fmt: skip
+
+
+def unary_of_integers(x: Tensor, y: Tensor) -> object:
+    i = (x * 10).to(torch.int32)
+    return i.exp2() * 0, i.sin(), i.abs(), i.neg(), i.sign(), i.floor(), torch.relu(i), i.sigmoid()
+
+
+def activations(x: Tensor, y: Tensor) -> object:
+    return (
+        F.relu(x), F.relu6(x * 4), F.silu(x), F.gelu(x), F.gelu(x, approximate="tanh"),
+        F.softplus(x), F.softplus(x, beta=2, threshold=1), F.leaky_relu(x, 0.2), F.elu(x, 0.7),
+        F.celu(x, 0.6), F.selu(x), F.hardswish(x * 2), F.hardsigmoid(x * 2), F.mish(x),
+        F.logsigmoid(x), F.hardtanh(x, -0.4, 0.3), F.threshold(x, 0.1, 5.0), F.hardshrink(x),
+        F.softshrink(x), F.softsign(x), F.tanhshrink(x), F.glu(y), F.prelu(x, y[0, :1]),
+        F.prelu(x, x[0]),
+    )  # fmt: skip
+
+
+def binary(x: Tensor, y: Tensor) -> object:
+    a, b = x, y[:, :1]
+    i = (x * 10).to(torch.int64)
+    j = torch.where(i % 3 == 0, -2, 3)
+    return (
+        a + b, a - b, a * b, a / b, torch.add(a, b, alpha=2), torch.sub(a, b, alpha=0.5),
+        torch.rsub(a, b, alpha=3), 2 - a, a + 1, a * 2.5, 3 / a, a // b, a % b, torch.fmod(a, b),
+        torch.remainder(i, j), torch.fmod(i, j), i // j, torch.div(i, j, rounding_mode="trunc"),
+        torch.div(a, b, rounding_mode="trunc"), torch.div(i, j, rounding_mode="floor"), i / j,
+        torch.minimum(a, b), torch.maximum(a, b), torch.max(a, b), torch.atan2(a, b),
+        torch.hypot(a, b), torch.logaddexp(a, b), torch.addcmul(a, b, a, value=0.3),
+        torch.addcdiv(a, b, a, value=2), torch.lerp(a, b, 0.25), torch.lerp(a, b, a),
+        a.abs() ** b, a**2, a**3, a.abs() ** 0.5, a.abs() ** -0.5, 2**a, a**0, a**-1, i**2, i.abs() ** 2.5,
+        torch.float_power(a.abs(), 2), torch.xlogy(a, b.abs()), torch.heaviside(a, b[0]),
+        torch.cross(x[:, :3], y[:, 1:4], dim=1), True + i, i + 0.5, i * True,
+    )  # fmt: skip
+
+
+def promotion(x: Tensor, y: Tensor) -> object:
+    half, brain = x.half(), x.bfloat16()
+    byte, flag = (x.abs() * 3).to(torch.uint8), x > 0
+    scalar = torch.tensor(2.5, dtype=torch.float64)
+    whole = torch.tensor(7)
+    return (
+        half + brain, half.float() * scalar, byte + byte.to(torch.int8),
+        byte + 1, flag + 1, flag + flag, flag * flag, flag * 2.0, byte * 1.0, byte + whole,
+        byte.to(torch.int32) / whole, flag & (byte > 1), torch.where(flag, 1, 2.0),
+        torch.where(flag, x, 0.0), torch.where(flag, byte, x), x.type_as(scalar), x.to(scalar),
+        x.double() + y[:, :1],
+    )  # fmt: skip
+
+
+def comparisons(x: Tensor, y: Tensor) -> object:
+    i = (x * 3).to(torch.int64)
+    odd = torch.tensor([1.0, math.inf, -math.inf, math.nan, 0.0])
+    return (
+        x == y[:, :1], x != y[:, :1], x < 0, x <= 0.1, x > i, x >= 1, i == 1.5, i < True,
+        ~(x > 0), ~i, torch.logical_not(i), torch.logical_and(i, x > 0), torch.logical_or(i, x),
+        torch.logical_xor(i, x > 0), i & 3, i | 4, i ^ 5, i << 1, i >> 1, (x > 0) ^ True,
+        torch.isnan(odd), torch.isinf(odd), torch.isfinite(odd), torch.isneginf(odd),
+        torch.isposinf(odd), torch.nan_to_num(odd), torch.nan_to_num(odd, 1.0, 2.0, -3.0),
+        torch.signbit(x), torch.isin(i, torch.tensor([1, -2, 0])), torch.isclose(x, x + 1e-7),
+        x.masked_fill(x > 0, 3), x.clamp(-0.3, 0.4), x.clamp(min=y[:, :1]), i.clamp(max=1.5),
+        x.clamp(y[:, :1].min(), y[:, :1]), x.clamp_min(0.2), i.clamp_max(2), torch.clip(x, max=0.1),
+    )  # fmt: skip
+
+
+def reductions(x: Tensor, y: Tensor) -> object:
+    z = torch.stack([x, x * 2 + 1])
+    i = (x * 3).to(torch.int32)
+    return (
+        z.sum(), z.sum(1), z.sum((0, 2), keepdim=True), i.sum(), (x > 0).sum(1), z.mean(), z.mean(-1),
+        z.mean((0, 1)), x.mean(0, dtype=torch.float64), x.prod(), x.prod(1), i.prod(0), z.amax(1),
+        z.amin((0, 2)), z.amax(), z.max(), z.min(), *z.max(1), *z.min(2, keepdim=True),
+        *torch.aminmax(x, dim=1), z.argmax(), z.argmax(1), z.argmin(-1, keepdim=True),
+        (x > 0).any(), (x > 0).any(1), (x > 0).all(0, keepdim=True), i.any(1), (x > 3).all(),
+        torch.count_nonzero(i), torch.count_nonzero(i, 1), torch.logsumexp(z, (0, 2)),
+        torch.logsumexp(x, 1, keepdim=True), z.var(), z.var(1), z.std((0, 2)), z.var(2, correction=0),
+        x.std(1, unbiased=False), *torch.var_mean(x, 1), *torch.std_mean(x, 0, keepdim=True),
+        torch.linalg.vector_norm(x), torch.linalg.vector_norm(x, 1, dim=1), x.norm(), x.norm(dim=1),
+        torch.linalg.vector_norm(x, math.inf, dim=0, keepdim=True), x.norm(3, dim=1),
+        torch.linalg.norm(x, dim=1), F.normalize(x, dim=1), x.sum(()), (x > 0).cumsum(1), x.cumsum(0),
+        x.cumprod(1), i.cumsum(1), x.softmax(-1), x.log_softmax(0), F.softmax(x, 1, torch.float64),
+        (x > 0).max(1).values, x.trace() if x.shape[0] == x.shape[1] else x[:, :3].trace(),
+    )  # fmt: skip
+
+
+def ordering(x: Tensor, y: Tensor) -> object:
+    i = (x * 3).to(torch.int64)
+    return (
+        *x.topk(2), *x.topk(3, 0, largest=False), *x.sort(), *x.sort(0, descending=True), x.argsort(1),
+        *torch.sort(i, dim=1, stable=True), torch.argsort(i, dim=0, descending=True, stable=True),
+        *x.kthvalue(2, 1), torch.histc(x, 5, -2, 2), torch.msort(x),
+        torch.searchsorted(x.sort(1).values, y), torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.5])),
+        torch.bucketize(i, torch.tensor([-1, 0, 2]), right=True),
+    )  # fmt: skip
+
+
+def views(x: Tensor, y: Tensor) -> object:
+    z = torch.stack([x, x + 1, x - 1, x * 2])  # [4, 3, 5]
+    return (
+        z.view(2, -1), z.reshape(-1), z.flatten(1), z.unflatten(0, (2, 2)), z.transpose(0, -1),
+        z.permute(2, 0, 1), z.movedim(0, 2), torch.movedim(z, (0, 2), (1, 0)), x.t(), x.T, z.mT,
+        z.unsqueeze(-1), z.unsqueeze(1).squeeze(), z[:1].squeeze(0), z[:1, :1].squeeze((0, 1)),
+        z[1], z[-1, :, 2], z[:, 1:], z[..., -2:], z[:, :, ::2], z[1:3, :-1, 1:4:2], z[-3:-1], z[:100],
+        z[2:1], x[:, None] + x[None], z.narrow(2, 1, 3), z.select(1, -1), *z.split(3), *z.split([1, 2, 1]),
+        *z.chunk(3, 2), *torch.tensor_split(z, 3, 2), *torch.tensor_split(z, (1, 4), 2), *z.unbind(1),
+        x.expand(2, 3, 5), x[:, :1].expand(-1, 4), x[0].expand_as(x), torch.broadcast_to(x[0], (2, 5)),
+        z.diagonal(), z.diagonal(1, 1, 2), z.diagonal(-1, 0, 2), x.unfold(1, 3, 1), z.unfold(0, 2, 2),
+        z.swapaxes(0, 1), torch.atleast_3d(x), x.view_as(x.clone()), x.as_strided((2, 3), (2, 1), 1),
+        x.contiguous().view(torch.float32), torch.ops.aten.slice_copy.Tensor(x, 1, 1, 3), x.mH, x.adjoint(),
+        *torch.hsplit(x[:, :4], 2),
+    )  # fmt: skip
+
+
+def moving(x: Tensor, y: Tensor) -> object:
+    i, flag = (x * 3).to(torch.int64), x > 0
+    return (
+        torch.cat([x, y], 1), torch.cat([x, i[:1]]), torch.stack([x, -x], -1), torch.hstack([x, y]),
+        torch.vstack([x[0], x]), torch.column_stack([x[:, 0], y]), x.repeat(2, 3), x.repeat(2, 1, 1),
+        torch.tile(x, (2,)), x.repeat_interleave(3, 1), x.repeat_interleave(2), x.flip(0), x.flip((0, 1)),
+        x.roll(1, 0), x.roll((2, -1), (1, 0)), x.roll(7), torch.rot90(x), torch.fliplr(x),
+        F.pad(x, (1, 2)), F.pad(x, (0, 1, 2, -1), value=3.0), F.pad(flag, (1, 1)), F.pad(i, (-1, 2)),
+        F.pad(x[None], (2, 1), mode="reflect"), F.pad(x[None], (2, 1), mode="replicate"),
+        F.pad(x[None], (3, 0), mode="circular"), F.pad(x[None, None], (1, 1, 2, 0), mode="reflect"),
+        torch.diff(x), torch.diff(x, 2, 0), torch.diff(flag), torch.diff(i, dim=1, prepend=i[:, :1]),
+        *torch.meshgrid(x[0], y[0], indexing="ij"), *torch.meshgrid(x[0], y[0], indexing="xy"),
+        x.tril(), x.triu(1), flag.tril(-1), torch.diag(x[0]), torch.diag(x, 1), torch.diag_embed(x),
+        torch.diag_embed(x, 1), torch.diag_embed(x, -2, 0, 1), *torch.broadcast_tensors(x[0], x),
+        F.pixel_shuffle(x[:, :4].reshape(1, 4, 1, 3), 2), F.pixel_unshuffle(x[:2, :4][None, None], 2),
+        F.channel_shuffle(x[:, :4].reshape(1, 6, 2, 1), 3),
+    )  # fmt: skip
+
+
+def creation(x: Tensor, y: Tensor) -> object:
+    return (
+        torch.arange(5), torch.arange(1, 9, 2), torch.arange(0, 1, 0.3), torch.arange(5.0),
+        torch.arange(3, -4, -2), torch.arange(1, 4, dtype=torch.float32), torch.zeros(2, 3),
+        torch.ones_like(x), torch.full((2, 2), 3), torch.full_like(x, -math.inf), x.new_zeros(3),
+        x.new_full((2,), 7.5), x.new_ones((1, 2), dtype=torch.bool), torch.linspace(0, 1, 7),
+        torch.eye(3), torch.eye(2, 4), torch.tril_indices(3, 4), torch.triu_indices(3, 3, 1),
+        torch.tensor([[1, 2], [3, 4]]), torch.tensor(2.5) + x, torch.zeros((), dtype=torch.int32),
+        torch.empty_like(x).copy_(x), F.one_hot((y[:, :3].abs() * 2).long().clamp(max=3), 4),
+        torch.scalar_tensor(3.0), torch.zeros_like(x, dtype=torch.int64), torch.outer(x[0], y[0]),
+    )  # fmt: skip
+
+
+def indexing(x: Tensor, y: Tensor) -> object:
+    z = torch.stack([x, x + 1, x - 1, x * 2])  # [4, 3, 5]
+    i, j = torch.tensor([2, 0, -1]), torch.tensor([[1], [0]])
+    where = (y[:, :2].abs() * 2).long().clamp(max=2)
+    rows = torch.tensor([[0, 2, 1, 1, 0]])
+    a = x.clone()
+    a[i[:2], 1] = 4.0
+    b = z.clone()
+    b[:, i[:2]] = x[:2]
+    c = z.clone()
+    c[i[:2], :, torch.tensor([1, 4])] = 0.5
+    return (
+        z[i], z[:, i], z[i, :, i], z[j, i], z[:, j, i], z[..., i], z[i, 1], z[None, i], z.index_select(2, i.abs()),
+        z[i[:, None], torch.tensor([0, 1])], x.gather(1, where), x.gather(0, rows),
+        torch.take_along_dim(x, x.argsort(1), 1), x.take(torch.tensor([0, 14, 3])),
+        F.embedding(where, x), x.scatter(1, where, y[:, :2]), x.scatter(1, where, 2.0),
+        x.scatter(0, rows, y[:1, :1].expand(1, 5)), x.scatter_add(0, rows, x[:1]),
+        x.scatter_reduce(1, where, y[:, :2], "amax"), x.scatter_reduce(0, rows, x[:1], "mean"),
+        x.scatter_reduce(0, rows, x[:1], "sum", include_self=False),
+        x.scatter(1, where[:, :1], y[:, :1], reduce="multiply"), x.index_add(1, torch.tensor([1, 1]), y[:, :2], alpha=2),
+        x.index_copy(0, torch.tensor([2]), x[:1]), x.index_fill(1, torch.tensor([0, 3]), 9.0), a, b, c,
+        torch.where(x > 0, x, y[:, :1]), x.masked_scatter(x > 0, y.repeat(2, 2)),
+        torch.slice_scatter(x, y[:, :2], 1, 1, 3), torch.select_scatter(x, y[0, :1].expand(5), 0, 1),
+        torch.diagonal_scatter(x, y[0, :3]), x.index_put((i[:2].abs(),), y[0, 0], accumulate=True),
+    )  # fmt: skip
+
+
+def products(x: Tensor, y: Tensor) -> object:
+    a, b = x, y.t() @ x  # [3, 5], [4, 5]
+    batch = torch.stack([a, a + 1])  # [2, 3, 5]
+    return (
+        a @ b.t(), torch.mm(a, b.t()), torch.bmm(batch, batch.mT), batch @ b.t(), a @ b[0], b[0] @ b.t(),
+        b[0] @ b[1], batch @ b[0], b[0] @ batch.mT, torch.mv(a, b[0]), torch.dot(b[0], b[1]),
+        torch.addmm(y, a, b.t(), beta=0.5, alpha=2), torch.baddbmm(batch @ batch.mT, batch, batch.mT, beta=0.3),
+        torch.addbmm(torch.zeros(3, 3), batch, batch.mT), F.linear(a, b), F.linear(a, b, y[0]), F.linear(batch, b),
+        F.linear(a[0], b), torch.inner(a, b), torch.tensordot(batch, b, dims=([2], [1])), torch.kron(a, y[:1]),
+        torch.einsum("ij,kj->ik", a, b), torch.einsum("bij,kj->bki", batch, b), torch.einsum("bij,bkj->bik", batch, batch),
+        torch.einsum("i,j->ij", a[0], b[0]), torch.einsum("...ij,jk->...ik", batch, b.t()), torch.einsum("ij->ji", a),
+        torch.einsum("bij->j", batch), torch.einsum("bij,bij->b", batch, batch), torch.einsum("ii->i", a[:, :3]),
+        torch.einsum("bij,ij->bij", batch, a), torch.einsum("bij,j,bi->b", batch, b[0], batch[..., 0]),
+        F.cosine_similarity(a, b[:3], dim=1), torch.cdist(a, b), torch.linalg.multi_dot([a, b.t(), y.t()]),
+        torch.linalg.solve_triangular(torch.eye(3) * 3 + (a @ a.t()).tril(), a, upper=False),
+        torch.linalg.solve_triangular((a @ a.t()).tril(-1) * 0.1, y, upper=False, unitriangular=True),
+        torch.linalg.solve_triangular(torch.eye(3) * 3 + (a @ a.t()).triu(), a.t(), upper=True, left=False),
+    )  # fmt: skip
+
+
+def norms(x: Tensor, y: Tensor) -> object:
+    image = torch.stack([x, x * 2 - 1, x.cos(), x.sin()])[None].repeat(2, 1, 1, 1)  # [2, 4, 3, 5]
+    scale, shift = y[0] + 2, y[1]
+    return (
+        F.layer_norm(x, (5,)), F.layer_norm(x, (5,), x[0], x[1], 1e-3), F.layer_norm(image, (3, 5), x, x),
+        F.layer_norm(x, (5,), x[0]), F.rms_norm(x, (5,), x[0], 1e-6), F.rms_norm(x, (5,)), F.rms_norm(image, (3, 5), x),
+        F.group_norm(image, 2, scale, shift), F.group_norm(image, 4), F.instance_norm(image),
+        F.batch_norm(image, shift, scale, scale, shift), F.batch_norm(x[:, :4], shift, scale.abs()),
+    )  # fmt: skip
+
+
+def attention(x: Tensor, y: Tensor) -> object:
+    q = torch.stack([x, x + 1, x.sin(), x.cos()])[None]  # [1, 4, 3, 5]
+    k = torch.cat([q, q * 0.5], 2)  # [1, 4, 6, 5]
+    v = k[..., :4]
+    mask = y[:, :1] + torch.arange(6) * 0.1
+    return (
+        F.scaled_dot_product_attention(q, q, q), F.scaled_dot_product_attention(q, k, v, scale=0.3),
+        F.scaled_dot_product_attention(q, q, q, is_causal=True), F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        F.scaled_dot_product_attention(q, k, v, attn_mask=mask), F.scaled_dot_product_attention(q, k, v, attn_mask=mask > 0.2),
+        F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], enable_gqa=True),
+        F.scaled_dot_product_attention(q[0], k[0], v[0]), F.scaled_dot_product_attention(q[0, 0], k[0, 0], v[0, 0]),
+        F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask),
+    )  # fmt: skip
+
+
+def convolutions(x: Tensor, y: Tensor) -> object:
+    line = torch.stack([x, x.sin()])  # [2, 3, 5]
+    image = torch.stack([line, line + 1, line.cos(), line * 2], 1)  # [2, 4, 3, 5]
+    w1, w2 = (
+        y[:, :3].reshape(3, 3, 1) * torch.arange(1, 4),
+        y[:, :2].reshape(3, 1, 2, 1).repeat(1, 4, 1, 3),
+    )
+    deep = y.t().reshape(4, 1, 3)
+    return (
+        F.conv1d(line, w1), F.conv1d(line, w1, x[:, 0], padding=2, stride=2), F.conv1d(line, w1, dilation=2),
+        F.conv1d(line, w1[..., :2], padding="same"), F.conv1d(line, w1, padding="valid"), F.conv1d(line[0], w1),
+        F.conv1d(image[:, :, 0], deep, groups=4, padding=1), F.conv2d(image, w2), F.conv2d(image, w2, x[:, 0], (1, 2), (1, 0)),
+        F.conv2d(image, w2, padding="same"), F.conv3d(image[:, None], w2[:, :1, None]),
+        F.conv_transpose1d(line, w1, stride=2, padding=1, output_padding=1), F.conv_transpose1d(line, w1, dilation=2),
+        F.conv_transpose2d(image, w2.transpose(0, 1)[:, :2], groups=2, stride=(1, 2)),
+        F.avg_pool1d(line, 2), F.avg_pool2d(image, 2, 1), F.avg_pool2d(image, 3, 2, 1), F.max_pool1d(line, 3, 2, 1),
+        F.avg_pool2d(image, 3, 2, 1, count_include_pad=False), F.max_pool2d(image, 2), F.max_pool2d(image, 2, 2, 0, 1, True),
+        F.adaptive_avg_pool1d(line, 1), F.adaptive_avg_pool2d(image, (2, 3)), F.adaptive_avg_pool2d(image, 1),
+        F.adaptive_max_pool2d(image, (2, 2)), F.unfold(image, 2, padding=1, stride=2),
+    )  # fmt: skip
+
+
+def resampling(x: Tensor, y: Tensor) -> object:
+    line, image = x[None], x[None, None].repeat(1, 2, 1, 1)
+    return (
+        F.interpolate(line, 8), F.interpolate(image, scale_factor=2), F.interpolate(image, (7, 4)),
+        F.interpolate(image, (4, 9), mode="nearest-exact"), F.interpolate(line, 9, mode="linear"),
+        F.interpolate(image, (7, 3), mode="bilinear"), F.interpolate(image, (7, 3), mode="bilinear", align_corners=True),
+        F.interpolate(image, scale_factor=1.7, mode="bilinear"), F.interpolate(image, (5, 8), mode="bicubic"),
+        F.interpolate(image, (5, 8), mode="bicubic", align_corners=True), F.interpolate(image, (2, 3), mode="bilinear", antialias=True),
+        F.interpolate(image, (2, 8), mode="bicubic", antialias=True),
+    )  # fmt: skip
+
+
+def complex_numbers(x: Tensor, y: Tensor) -> object:
+    pairs = y.reshape(3, 2, 2)
+    turn = torch.polar(torch.ones(3, 2), x[:, :2])
+    z = torch.view_as_complex(pairs) * turn
+    wide = z[:, None].expand(3, 2, 2).reshape(6, 2)
+    return (
+        torch.view_as_real(z).flatten(1), z.real, z.imag, z.abs(), z.angle(), (z * z.conj()).real,
+        torch.view_as_real(wide), (z / turn).real, (z + 1 - turn).imag, (z @ turn.mT).real,
+        torch.complex(x[:, :2], x[:, 2:4]).imag, torch.view_as_real(torch.cat([z, turn], -1)),
+        torch.view_as_real(z.transpose(0, 1).sum(0) * 2.0), (turn * x[:, :2]).real,
+    )  # fmt: skip
+
+
+def fourier(x: Tensor, y: Tensor) -> object:
+    z = torch.fft.fft(y, dim=0)
+    return (
+        torch.fft.fft(x).real, torch.fft.fft(x, n=4).imag, torch.fft.fft(x, 7, 0, "ortho").real,
+        torch.fft.fftn(x).real, torch.fft.fft2(x[None], norm="forward").imag, torch.fft.ifft(z, dim=0).real,
+        torch.fft.rfft(x).imag, torch.fft.irfft(torch.fft.rfft(x), 5), torch.fft.irfft(torch.fft.rfft(y)),
+        torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real,
+    )  # fmt: skip
+
+
+BODIES: list[Body] = [
+    unary, unary_of_integers, activations, binary, promotion, comparisons, reductions, ordering,
+    views, moving, creation, indexing, products, norms, attention, convolutions, resampling,
+    complex_numbers, fourier,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+def test_family(body: Body) -> None:
+    torch.manual_seed(3)
+    check(
+        Function(body),
+        torch.randn(3, 5),
+        torch.randn(3, 4),
+        tolerance=2e-2 if body is promotion else 3e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [norms, views, reductions, convolutions, attention], ids=lambda b: b.__name__
+)
+def test_decomposed(body: Body) -> None:
+    """PyTorch's core decompositions give other operations for the same."""
+    torch.manual_seed(4)
+    check(Function(body), torch.randn(3, 5), torch.randn(3, 4), decompose=True, tolerance=3e-5)
+
+
+def dynamic_sizes(x: Tensor, y: Tensor) -> object:
+    """x [batch, seq, 6]."""
+    batch, seq, width = x.shape
+    half = seq // 2
+    flat = x.reshape(batch * seq, width)
+    causal = torch.ones(seq, seq, dtype=torch.bool).tril()
+    return (
+        x[:, 1:], x[:, :-1], x[:, -1:], x[:, 2::2], x[:, -1], x.reshape(batch, -1), half * x[:, 1:],
+        flat.view(batch, seq, 2, 3).transpose(1, 2), x.transpose(0, 1).reshape(seq, -1), torch.arange(seq) * 2,
+        torch.arange(1, seq + 1, dtype=torch.float32) / seq, x.mean(1), x.std(1), x / math.sqrt(width),
+        x * seq, x * (seq**0.5), x / batch, F.pad(x, (0, 0, 1, seq)), torch.cat([x, x[:, :1]], 1), causal,
+        x.roll(1, 1), torch.full((batch, seq), seq), torch.zeros(batch, seq + 1).fill_(2), x.repeat(2, 1, 1),
+        x.masked_fill(causal[:, :1], 0.0), x.flip(1), F.scaled_dot_product_attention(x, x, x, is_causal=True),
+        x.unsqueeze(1).expand(-1, 3, -1, -1).reshape(batch * 3, seq, width), x.topk(2, 1).values, x.cumsum(1),
+        x[torch.arange(batch), torch.full((batch,), seq - 1)], x.clamp(max=seq), torch.einsum("bsw,btw->bst", x, x),
+    )  # fmt: skip
+
+
+def test_dynamic_sizes() -> None:
+    batch, seq = torch.export.Dim("batch", max=64), torch.export.Dim("seq", min=3, max=512)
+    traced = (torch.randn(2, 8, 6), torch.randn(1))
+    torch.manual_seed(5)
+    graph = check(
+        Function(dynamic_sizes), torch.randn(3, 11, 6), torch.randn(1), traced=traced,
+        dynamic={"x": {0: batch, 1: seq}, "y": None},
+    )  # fmt: skip
+    assert len(graph.symbols) == 2
+
+
+def test_sizes_get_names() -> None:
+    batch, seq = torch.export.Dim("batch"), torch.export.Dim("seq", min=3, max=100)
+    exported = torch.export.export(
+        Function(lambda x, y: x[:, 1:] + y), (torch.randn(2, 5), torch.randn(1)),
+        dynamic_shapes={"x": {0: batch, 1: seq}, "y": None}, strict=False,
+    )  # fmt: skip
+    program = from_exported_program(exported)
+    graph = build_graph(
+        program, dims={"x": ("batch", "seq")}, ranges={"batch": (1, 7)}, output_names=["z"]
+    )
+    assert str(graph.type(graph.outputs[0])) == "f32[batch, seq - 1]"
+    assert graph.symbols == {"batch": (1, 7), "seq": (3, 100)}
+    assert graph.output_names == ["z"]
+
+
+def test_nodes_say_where_they_come_from() -> None:
+    class Inner(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = torch.nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.proj(x).relu()
+
+    class Outer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    graph = import_module(Outer(), (torch.randn(3, 5),))
+    linear, relu = graph.nodes()
+    assert (linear.origin.path, linear.origin.op) == ("inner.proj", "aten.linear.default")
+    assert relu.origin.path == "inner"
+    assert relu.origin.source.startswith("test_aten_ops.py:")
+    assert set(graph.parameters) == {"inner.proj.weight", "inner.proj.bias"}
+
+
+def test_tied_weights_are_one_parameter() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Embedding(7, 4)
+            self.b = torch.nn.Linear(4, 7, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x))
+
+    graph = check(Tied(), torch.tensor([[1, 6, 3]]))
+    assert len(graph.parameters) == 1
+
+
+def test_an_unknown_operation_stays_opaque() -> None:
+    exported = torch.export.export(
+        Function(lambda x, y: torch.special.i0(x) + y[:, :1]),
+        (torch.randn(3, 5), torch.randn(3, 4)),
+        strict=False,
+    )
+    program = from_exported_program(exported)
+    assert unknown_ops(program) == {"aten.special_i0.default"}
+    graph = build_graph(program)
+    (opaque,) = (node for node in graph.nodes() if node.op.startswith("aten."))
+    assert opaque.op == "aten.special_i0.default"
+    assert opaque.attrs["args"] == ("%0",)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (lambda x, y: x[x > 0] * 2, "depends on data|selects by a mask"),
+        (lambda x, y: torch.nonzero(x), "depends on data"),
+        (lambda x, y: torch.rand_like(x) + x, "random numbers"),
+        (lambda x, y: torch.polar(x, x).sinh().real, "complex"),
+        (lambda x, y: x * x.sum().item(), "depends on data"),
+        (
+            lambda x, y: torch.cond(x.sum() > 0, lambda a: a.sin(), lambda a: a.cos(), (x,)),
+            "control flow: `cond`",
+        ),
+    ],
+)
+def test_what_cannot_be_imported(body: Body, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message) as caught:
+        import_module(Function(body), (torch.randn(3, 5), torch.randn(3, 4)))
+    assert caught.value.at is not None
+
+
+def test_translations_take_what_the_schemas_say() -> None:
+    schemas = {
+        f"{schema.name.replace('::', '.')}.{schema.overload_name or 'default'}": schema
+        for schema in torch._C._jit_get_all_schemas()
+    }
+    known = [target for target in TABLE if target in schemas]
+    assert len(known) > 500
+    for target in known:
+        arguments = [a for a in schemas[target].arguments if not a.is_out]
+        signature = inspect.signature(TABLE[target])
+        for required in (False, True):
+            kept = [a for a in arguments if not (required and a.has_default_value())]
+            positional = [a.name for a in kept if not a.kwarg_only]
+            named = {a.name: None for a in kept if a.kwarg_only}
+            signature.bind(None, *positional, **named)
