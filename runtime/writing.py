@@ -11,24 +11,22 @@ import contextlib
 import io
 import json
 import math
-import os
-import secrets
 import struct
 import sys
 import tempfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self, TextIO
 
 import numpy as np
 
-from fusec.diagnostics import InputError
 from fusec.dtypes import DTYPES, f32_to_bf16
 from fusec.runtime.artifact import TensorSpec
 from fusec.runtime.batches import BadRecord, Batch
+from fusec.runtime.files import NewFile, write_errors
 from fusec.runtime.model import Array
 
 _BLOCK = 1 << 20
@@ -71,42 +69,6 @@ class Writer(ABC):
         except BaseException:
             self.discard()
             raise
-
-
-class NewFile:
-    """A file that gets its name when it is kept, and never exists half-written under it."""
-
-    def __init__(self, path: Path) -> None:
-        """Open it beside its place.
-
-        Raises:
-            InputError: the folder cannot be written to.
-        """
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        with write_errors(path):
-            self.file: IO[bytes] = self._temporary.open("xb")
-
-    def keep(self) -> None:
-        """Close it and give it its name."""
-        self.file.close()
-        os.replace(self._temporary, self._path)
-
-    def remove(self) -> None:
-        """Close it and remove it."""
-        with contextlib.suppress(OSError):
-            self.file.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` into an `InputError` that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot write `{path}`: {reason}") from None
 
 
 class JsonLinesWriter(Writer):

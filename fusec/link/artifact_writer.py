@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import secrets
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Literal, Self, TypeAlias
+from typing import IO, Literal, TypeAlias
 
-from fusec.diagnostics import ArtifactError, InputError, InternalError
+from fusec.diagnostics import ArtifactError, InternalError
 from fusec.runtime.artifact import (
     DECISIONS,
     GRAPH,
@@ -42,6 +40,7 @@ from fusec.runtime.container import (
     tail,
 )
 from fusec.runtime.documents import canonical_json
+from fusec.runtime.files import NewFile, write_errors
 from fusec.runtime.program import read_program
 from fusec.runtime.tensor_file import TensorFileLayout, lay_out
 from fusec.symbolic import Dim
@@ -211,11 +210,8 @@ def write_artifact(
         InternalError: a weight gave other bytes than its shape says, or the reader refuses the
             result.
     """
-    try:
+    with write_errors(path):
         return _write(path, contents, storage, progress)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot write `{path}`: {reason}") from error
 
 
 def _write(
@@ -230,9 +226,9 @@ def _write(
     weights_path = path.parent / external_weights_name(path) if storage == "external" else None
     with contextlib.ExitStack() as cleanup:
         if weights_path is not None:
-            external = cleanup.enter_context(_NewFile(weights_path))
+            external = cleanup.enter_context(NewFile(weights_path))
             weights = _stream_weights(external.file, contents.weights, layout, progress)
-        target = cleanup.enter_context(_NewFile(path))
+        target = cleanup.enter_context(NewFile(path))
         archive = _Archive(target.file)
         for name in sorted([*entries, WEIGHTS], key=order_key):
             if name in entries:
@@ -463,27 +459,6 @@ def _weights_table(
 
 
 # --- file -----------------------------------------------------------------------------------
-
-
-class _NewFile:
-    """A file that gets its name only when `keep` is called, and is removed otherwise."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-
-    def __enter__(self) -> Self:
-        self.file: IO[bytes] = self.temporary.open("xb")
-        return self
-
-    def keep(self) -> None:
-        self.file.close()
-        os.replace(self.temporary, self.path)
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self.file.close()
-        self.temporary.unlink(missing_ok=True)
 
 
 class _Archive:

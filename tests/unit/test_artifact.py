@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file
 from fusec.diagnostics import InputError, InternalError
 from fusec.link.artifact_writer import WeightData, WeightStorage, write_artifact
 from fusec.runtime.artifact import open_artifact
-from fusec.runtime.container import is_artifact
+from fusec.runtime.container import Entry, is_artifact, local_header, read_directory, tail
 from fusec.runtime.errors import (
     ChecksumError,
     MissingEntryError,
@@ -65,6 +66,30 @@ def test_other_tools_read_it(tmp_path: Path) -> None:
             assert row == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         (tmp_path / "w.safetensors").write_bytes(archive.read("weights.safetensors"))
     assert path.read_bytes()[64:74] == b"fusec 1.0\n"
+
+
+def test_weights_of_more_than_4_gib(tmp_path: Path) -> None:
+    """The layout alone, in a sparse file."""
+    path = tmp_path / "large.fusec"
+    large = 5 << 30
+    entries = [Entry("fusec", 10, 1, 0)]
+    for name, size in (("graph.fir", 3), ("weights.safetensors", large), ("zz", 7)):
+        entries.append(Entry(name, size, 2, entries[-1].end))
+    entries.append(Entry("manifest.json", 9, 3, entries[-1].end))
+    with path.open("wb") as file:
+        for entry in entries:
+            file.seek(entry.header_offset)
+            file.write(local_header(entry))
+            file.write(b"fusec 1.0\n" if entry.name == "fusec" else b"")
+        file.seek(entries[-1].end)
+        file.write(tail(entries, "0" * 64))
+    with path.open("rb") as read, mmap.mmap(read.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found, _ = read_directory(data, "large")
+    assert list(found.values()) == entries
+    with zipfile.ZipFile(path) as archive:
+        sizes = {item.filename: item.file_size for item in archive.infolist()}
+        assert sizes["weights.safetensors"] == large
+        assert archive.getinfo("manifest.json").header_offset > large
 
 
 @pytest.mark.parametrize("storage", ["embed", "external"])
