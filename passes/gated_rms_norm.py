@@ -5,11 +5,11 @@ Fuses   rms_norm(x, w) * silu(gate),   rms_norm(x, w) * sigmoid(gate)
 into    gated_rms_norm(x, w, gate) {activation, norm_before_gate}
 
 The head's size is that of x, and the number of heads is in its rows; neither is asked of a module.
-Casts between go: the operation computes in f32 and rounds once.
+Casts between go: the operation computes in f32 and rounds once.  Where the result has another
+dtype than x, the operands are widened to f32 and the result is cast.
 
 Leaves it alone when
   shape  x and the gate differ in shape
-  dtype  the result is not rounded to the dtype of x
 """
 
 from __future__ import annotations
@@ -50,14 +50,6 @@ def _shape(match: Match, target: Target) -> Rejection | None:
     return Rejection("shape", f"x is `{x}`, but the gate is `{gate}`", match.values["gate"])
 
 
-def _dtype(match: Match, target: Target) -> Rejection | None:
-    x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))
-    if x.dtype == result.dtype:
-        return None
-    reason = f"x is {x.dtype}, but the result is {result.dtype}"
-    return Rejection("dtype", reason, match.root.name)
-
-
 class GatedRmsNorm(FusionPass):
     """Looks from the last node: the cast after the product or the norm, if there is one."""
 
@@ -69,7 +61,7 @@ class GatedRmsNorm(FusionPass):
         *_products(),
         *_norms(),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_shape, _dtype)
+    guards: ClassVar[tuple[Guard, ...]] = (_shape,)
 
     def find(self, graph: Graph, node: Node) -> Match | None:
         """The place that ends at `node`; a node before a last cast is left to that cast."""
@@ -87,5 +79,18 @@ class GatedRmsNorm(FusionPass):
             "activation": match.nodes["activation"].op,
             "norm_before_gate": "product" in match.nodes,
         }
-        inputs = [match.values[name] for name in ("x", "weight", "gate")]
-        return {match.root.output: build.value("gated_rms_norm", inputs, attrs)}
+        graph, wanted = match.graph, match.graph.type(match.root.output).dtype
+        x, weight, gate = (match.values[name] for name in ("x", "weight", "gate"))
+        if graph.type(x).dtype == graph.type(gate).dtype == wanted:
+            return {match.root.output: build.value("gated_rms_norm", [x, weight, gate], attrs)}
+        x, gate = (_widened(graph, value, build) for value in (x, gate))
+        value = build.value("gated_rms_norm", [x, weight, gate], attrs)
+        if wanted != "f32":
+            value = build.value("cast", [value], {"dtype": wanted})
+        return {match.root.output: value}
+
+
+def _widened(graph: Graph, value: str, build: Builder) -> str:
+    if graph.type(value).dtype == "f32":
+        return value
+    return build.value("cast", [value], {"dtype": "f32"})

@@ -8,6 +8,9 @@ from fusec.ir.types import dim_attr, dims_attr, int_attr, ints_attr
 from fusec.passes.canonical.rewriter import Rewriter, Rule
 from fusec.symbolic import Dim
 
+MAX_PIECES = 64
+"""A chain of slice_scatter longer than this is not followed."""
+
 
 def reshape(build: Rewriter, node: Node) -> str | None:
     """A reshape to the same shape goes, and of two in a row the first one."""
@@ -114,7 +117,7 @@ def slice_scatter(build: Rewriter, node: Node) -> str | None:
     while current is not None:
         here, start, stop, step = _window(current)
         overlaps = any(not (_below(stop, a) or _below(b, start)) for a, b, _ in pieces)
-        if here != axis or step != 1 or overlaps:
+        if here != axis or step != 1 or overlaps or len(pieces) == MAX_PIECES:
             return None
         pieces.append((start, stop, current.inputs[1]))
         written = sum((stop - start for start, stop, _ in pieces), start=0)
