@@ -9,7 +9,8 @@ softcap is c*tanh(x/c), which may share its factor with the scale, a mask is add
 `where` with a number that swallows any score; casts to a wider type and the subtraction of the row
 maximum in between change nothing.  A column of sinks joined to the scores, whose share is sliced
 off after the softmax, becomes the operand `sinks`.  Heads folded into the batch, [B*H, S, D], are
-seen through.
+seen through.  A query whose keys are all hidden by minus infinity gives zeros, where the model's
+own softmax has no number to give.
 
 Leaves it alone when
   axis              the softmax does not run over the keys
@@ -157,7 +158,7 @@ def _fill(match: Match, target: Target) -> Rejection | None:
 
 
 def _fills(match: Match) -> list[float | None]:
-    """What `where` puts in place of masked scores; 0 for a mask that is added."""
+    """What `where` puts in place of masked scores; minus infinity for a mask that is added."""
     fills = match.facts["fills"]
     assert isinstance(fills, tuple)
     return [float(fill) if isinstance(fill, int | float) else None for fill in fills]
@@ -279,7 +280,7 @@ def _joined(match: Match, build: Builder) -> str | None:
             value = build.value("reshape", [value], {"shape": form})
         if name.startswith("hide"):
             value = build.value("not", [value])
-        if fill is not None and fill != 0 and math.isfinite(fill):
+        if fill is not None and math.isfinite(fill):
             dtype = graph.type(match.values["q"]).dtype
             kept, hidden = (_number(build, number, dtype) for number in (0.0, fill))
             value = build.value("where", [value, kept, hidden])
@@ -461,7 +462,7 @@ class _Walk:
                 if score is None:
                     return None
                 mask = node.inputs[0] if node.inputs[1] == score else node.inputs[1]
-                self.fills.append(0.0)
+                self.fills.append(-math.inf)
             elif node.op == "where" and graph.constant(node.inputs[2]) is not None:
                 mask, score = node.inputs[0], node.inputs[1]
                 self.fills.append(graph.constant(node.inputs[2]))

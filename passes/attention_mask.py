@@ -283,6 +283,8 @@ def _emitted(
     match atom:
         case Element(value, at):
             return _plane(build, terms, value, at, shape)
+        case Not(IsZero(what)):
+            return _compared(build, terms, what, "ne", shape)
         case Not(part):
             inner = _emitted(build, terms, part, shape)
             return inner if inner is None or build is None else build.value("not", [inner])

@@ -136,7 +136,11 @@ def _repeated(graph: Graph, node: Node) -> tuple[str, Dim, Dim] | None:
         return None
     if shape != (*spread[:2], spread[2] * spread[3], spread[4]):
         return None
-    return wide.inputs[0], spread[2], spread[3]
+    source, inner = wide.inputs[0], graph.producer(wide.inputs[0])
+    if inner is not None and inner.op == "reshape":
+        if graph.type(inner.inputs[0]).shape == (*spread[:3], spread[4]):
+            source = inner.inputs[0]
+    return source, spread[2], spread[3]
 
 
 def _narrow(build: Builder, operand: _Operand, like: str) -> str:
