@@ -8,8 +8,7 @@
 namespace fusec {
 namespace {
 
-constexpr int AXES = 3;  // leading axes of size 1 if there are fewer
-
+// Three axes always; the leading ones have size 1 if there are fewer.
 struct ConvParams {
   int64_t batch, channels, filters, groups;
   const int64_t *in, *out, *kernel, *stride, *padding, *dilation;  // per axis

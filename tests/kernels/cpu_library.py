@@ -156,19 +156,26 @@ def compile_object(source: Path, target: Path, march: str, command: Sequence[str
     )
 
 
-def sources() -> list[Path]:
-    return sorted(KERNELS.glob("*/kernel.cpp"))
+def sources(*, matrices_only: bool = False) -> list[Path]:
+    """Every `kernel.cpp`, or only those that multiply matrices, and the core."""
+    found = sorted(KERNELS.glob("*/kernel.cpp"))
+    if not matrices_only:
+        return found
+    return [
+        path for path in found if path.parent.name == "cpu_core" or "gemm.h" in path.read_text()
+    ]
 
 
-def build(march: str, folder: Path) -> Path:
-    """Every kernel of the library for one `-march`, as one shared object."""
+def build(march: str, folder: Path, *, matrices_only: bool = False) -> Path:
+    """The library for one `-march`, as one shared object."""
     command = compiler()
-    objects = [folder / f"{source.parent.name}.o" for source in sources()]
+    chosen = sources(matrices_only=matrices_only)
+    objects = [folder / f"{source.parent.name}.o" for source in chosen]
     with ThreadPoolExecutor(2) as pool:
         list(
             pool.map(
                 lambda pair: compile_object(pair[0], pair[1], march, command),
-                zip(sources(), objects, strict=True),
+                zip(chosen, objects, strict=True),
             )
         )
     path = folder / "module.so"
@@ -179,27 +186,44 @@ def build(march: str, folder: Path) -> Path:
     return path
 
 
-# The level of every target that this host can run; the bf16 instructions need their own build.
+# What a host must have to run each build; the last is for the bf16 instructions, which only
+# products of matrices use.
 LEVELS = {
     "x86-64-v3": {"avx2", "fma", "f16c"},
     "x86-64-v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-    "cooperlake": {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni"},
 }
+BF16_LEVEL = "cooperlake"
+BF16_FEATURES = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni"}
 _modules: dict[str, Module] = {}
 
 
-@pytest.fixture(scope="session", params=list(LEVELS))
-def module(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Module:
-    """The kernels built for one instruction set, on two threads."""
-    march: str = request.param
-    missing = LEVELS[march] - host_features()
+def built_module(
+    march: str, features: set[str], factory: pytest.TempPathFactory, *, matrices_only: bool
+) -> Module:
+    missing = features - host_features()
     if missing:
         pytest.skip(f"this CPU has no {', '.join(sorted(missing))}")
     if march not in _modules:
-        _modules[march] = Module(build(march, tmp_path_factory.mktemp(march)))
-    built = _modules[march]
-    built.threads(2)
-    return built
+        folder = factory.mktemp(march)
+        _modules[march] = Module(build(march, folder, matrices_only=matrices_only))
+    _modules[march].threads(2)
+    return _modules[march]
+
+
+@pytest.fixture(params=list(LEVELS))
+def module(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Module:
+    """The kernels built for one level of x86-64, on two threads."""
+    march: str = request.param
+    return built_module(march, LEVELS[march], tmp_path_factory, matrices_only=False)
+
+
+@pytest.fixture(params=[*LEVELS, BF16_LEVEL])
+def matrices(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Module:
+    """As `module`, and built with bf16 instructions; only kernels that multiply matrices."""
+    march: str = request.param
+    features = LEVELS.get(march, BF16_FEATURES)
+    only = march == BF16_LEVEL
+    return built_module(march, features, tmp_path_factory, matrices_only=only)
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> None:

@@ -6,9 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from cpu_library import DTYPES, Module, assert_close, bits, blank, decode, encode, module, random
+from cpu_library import (
+    DTYPES,
+    Module,
+    assert_close,
+    bits,
+    blank,
+    decode,
+    encode,
+    matrices,
+    random,
+)
 
-__all__ = ["module"]
+__all__ = ["matrices"]
 
 # Weights of the softmax are rounded to the dtype before they meet the values, as on GPUs.
 TOLERANCE = {"f32": 2e-6, "bf16": 1.2e-2, "f16": 1e-3}
@@ -101,7 +111,7 @@ def reference(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_attention(module: Module, dtype: str, case: Case) -> None:
+def test_attention(matrices: Module, dtype: str, case: Case) -> None:
     rng = np.random.default_rng(len(case.name))
     # q and out are [B, S, H, D] in memory, k and v halves of one projection: nothing is contiguous.
     q = random(rng, (case.batch, case.queries, case.heads, case.depth), dtype)
@@ -151,7 +161,7 @@ def test_attention(module: Module, dtype: str, case: Case) -> None:
     params += [bits(scale), bits(case.softcap), int(case.causal), case.window, kinds[case.mask]]
     params += [*mask_strides, case.sinks, int(case.padding), *padding_strides]
     buffers = [q, kv, kv.reshape(-1)[case.depth :], *extra, out]
-    actual = module.call(f"fusec_attention_{dtype}", buffers, params)[-1]
+    actual = matrices.call(f"fusec_attention_{dtype}", buffers, params)[-1]
     expected = reference(
         case,
         wide_q,
@@ -163,6 +173,6 @@ def test_attention(module: Module, dtype: str, case: Case) -> None:
         scale,
     )
     assert_close(decode(actual, dtype).swapaxes(1, 2), expected, TOLERANCE[dtype])
-    module.threads(1)
-    again = module.call(f"fusec_attention_{dtype}", buffers, params)[-1]
+    matrices.threads(1)
+    again = matrices.call(f"fusec_attention_{dtype}", buffers, params)[-1]
     assert again.tobytes() == actual.tobytes()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cpu_library import DTYPES, ULP, Module, assert_close, blank, decode, module, random
+from cpu_library import DTYPES, ULP, Module, assert_close, blank, decode, matrices, random
 
 from fusec.ir.ops.linear_algebra import convolve
 
-__all__ = ["module"]
+__all__ = ["matrices"]
 
 # input spatial, channels, filters, groups, kernel, stride, padding, dilation
 CASES = [
@@ -24,7 +24,7 @@ CASES = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_conv(module: Module, dtype: str, case: tuple) -> None:
+def test_conv(matrices: Module, dtype: str, case: tuple) -> None:
     spatial, channels, filters, groups, kernel, stride, padding, dilation = case
     rng = np.random.default_rng(channels)
     # Channels last in memory.
@@ -47,8 +47,8 @@ def test_conv(module: Module, dtype: str, case: tuple) -> None:
     scale = np.sqrt(weight[0].size)
     tolerance = 2 * ULP[dtype] + 1e-6
     out = blank(expected.shape, dtype)
-    plain = module.call(f"fusec_conv_{dtype}", [x, weight, out], [*params, 0])[-1]
+    plain = matrices.call(f"fusec_conv_{dtype}", [x, weight, out], [*params, 0])[-1]
     assert_close(decode(plain, dtype) / scale, expected / scale, tolerance)
     expected = expected + decode(bias, dtype).reshape(-1, *(1,) * len(spatial))
-    shifted = module.call(f"fusec_conv_{dtype}", [x, weight, bias, out], [*params, 1])[-1]
+    shifted = matrices.call(f"fusec_conv_{dtype}", [x, weight, bias, out], [*params, 1])[-1]
     assert_close(decode(shifted, dtype) / scale, expected / scale, tolerance)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cpu_library import DTYPES, ULP, Module, assert_close, blank, decode, encode, module, random
+from cpu_library import (
+    DTYPES,
+    ULP,
+    Module,
+    assert_close,
+    blank,
+    decode,
+    encode,
+    matrices,
+    random,
+)
 
-__all__ = ["module"]
+__all__ = ["matrices"]
 
 
 def pack(weight: np.ndarray, dtype: str) -> np.ndarray:
@@ -42,7 +52,7 @@ def params_of(
     ("m", "n", "k"),
     [(1, 33, 7), (2, 64, 64), (5, 1, 1), (13, 100, 515), (301, 77, 130), (3, 40, 0), (0, 8, 8)],
 )
-def test_linear(module: Module, dtype: str, m: int, n: int, k: int) -> None:
+def test_linear(matrices: Module, dtype: str, m: int, n: int, k: int) -> None:
     rng = np.random.default_rng(m * 1000 + n)
     x = random(rng, (m, k + 3), dtype)
     weight = random(rng, (n, k), dtype)
@@ -53,27 +63,29 @@ def test_linear(module: Module, dtype: str, m: int, n: int, k: int) -> None:
     scale = max(1.0, float(np.sqrt(k)))
     tolerance = ULP[dtype] * 2 + 1e-6
 
-    out = module.call(
+    out = matrices.call(
         symbol, [x, pack(weight, dtype), blank((m, n), dtype)], params_of(m, n, k, x=k + 3)
     )[-1]
     assert_close(decode(out, dtype) / scale, product / scale, tolerance)
 
     params = params_of(m, n, k, x=k + 3, out=n + 2, residual=n + 1, activation=4, bias=1)
     packed = pack(weight, dtype)
-    out = module.call(symbol, [x, packed, bias, residual, blank((m, n + 2), dtype)], params)[-1]
+    out = matrices.call(symbol, [x, packed, bias, residual, blank((m, n + 2), dtype)], params)[-1]
     expected = np.maximum(product + decode(bias, dtype), 0) + decode(residual, dtype)[:, :n]
     assert_close(decode(out, dtype)[:, :n] / scale, expected / scale, tolerance)
     assert np.isnan(decode(out, dtype)[:, n:]).all(), "written between the rows"
 
-    module.threads(1)
-    single = module.call(symbol, [x, packed, bias, residual, blank((m, n + 2), dtype)], params)[-1]
+    matrices.threads(1)
+    single = matrices.call(symbol, [x, packed, bias, residual, blank((m, n + 2), dtype)], params)[
+        -1
+    ]
     assert single.tobytes() == out.tobytes()
 
 
-def test_long_sums_keep_f32_accuracy(module: Module) -> None:
+def test_long_sums_keep_f32_accuracy(matrices: Module) -> None:
     rng = np.random.default_rng(1)
     x, weight = random(rng, (2, 8192), "f32"), random(rng, (40, 8192), "f32")
-    out = module.call(
+    out = matrices.call(
         "fusec_linear_f32",
         [x, pack(weight, "f32"), blank((2, 40), "f32")],
         params_of(2, 40, 8192),
@@ -83,11 +95,11 @@ def test_long_sums_keep_f32_accuracy(module: Module) -> None:
     assert error < 5e-7
 
 
-def test_nan_reaches_only_its_row(module: Module) -> None:
+def test_nan_reaches_only_its_row(matrices: Module) -> None:
     x = np.ones((14, 40), np.float32)
     x[5, 39] = np.nan
     for dtype in DTYPES:
-        out = module.call(
+        out = matrices.call(
             f"fusec_linear_{dtype}",
             [
                 encode(x, dtype),

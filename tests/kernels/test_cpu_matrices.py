@@ -13,20 +13,20 @@ from cpu_library import (
     blank,
     decode,
     encode,
-    module,
+    matrices,
     random,
 )
 
 from fusec.kernels.cpu import ACTIVATIONS, pack_panels
 from fusec.kernels.moe.cpu import pack_gate_up
 
-__all__ = ["module"]
+__all__ = ["matrices"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 5, 9), (13, 70, 48), (150, 33, 31), (4, 300, 64)])
-def test_matmul(module: Module, dtype: str, transposed: bool, m: int, n: int, k: int) -> None:
+def test_matmul(matrices: Module, dtype: str, transposed: bool, m: int, n: int, k: int) -> None:
     rng = np.random.default_rng(m + n)
     a = random(rng, (2, 3, m, k), dtype)
     b = random(rng, (3, n, k) if transposed else (3, k, n), dtype)
@@ -34,7 +34,7 @@ def test_matmul(module: Module, dtype: str, transposed: bool, m: int, n: int, k:
     # The batch of a is walked in transposed order; b has no outer batch.
     params = [1, 1, 3, 2, 0, 0, m * k, 3 * m * k, 0, 0, n * k, 0, 0, 0, 2 * m * n, m * n]
     params += [m, n, k, k, 1, *b_strides, n, 0]
-    out = module.call(f"fusec_matmul_{dtype}", [a, b, blank((3, 2, m, n), dtype)], params)[-1]
+    out = matrices.call(f"fusec_matmul_{dtype}", [a, b, blank((3, 2, m, n), dtype)], params)[-1]
     wide = decode(b, dtype).swapaxes(-1, -2) if transposed else decode(b, dtype)
     expected = np.swapaxes(decode(a, dtype) @ wide, 0, 1)
     scale = np.sqrt(k)
@@ -43,7 +43,7 @@ def test_matmul(module: Module, dtype: str, transposed: bool, m: int, n: int, k:
 
 @pytest.mark.parametrize("dtype", ["f64", "i64", "i32"])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_matmul_of_other_dtypes(module: Module, dtype: str, transposed: bool) -> None:
+def test_matmul_of_other_dtypes(matrices: Module, dtype: str, transposed: bool) -> None:
     rng = np.random.default_rng(2)
     kind = {"f64": np.float64, "i64": np.int64, "i32": np.int32}[dtype]
     a = (rng.standard_normal((5, 11)) * 100).astype(kind)
@@ -51,7 +51,7 @@ def test_matmul_of_other_dtypes(module: Module, dtype: str, transposed: bool) ->
     bias = np.arange(7).astype(kind)
     params = [1, 1, 1, 1, *[0] * 12, 5, 7, 11, 11, 1, *([1, 11] if transposed else [7, 1]), 7, 1]
     out = np.full((5, 7), 77, kind)
-    actual = module.call(f"fusec_matmul_{dtype}", [a, b, bias, out], params)[-1]
+    actual = matrices.call(f"fusec_matmul_{dtype}", [a, b, bias, out], params)[-1]
     assert_close(actual, a @ (b.T if transposed else b) + bias, 1e-13)
 
 
@@ -75,7 +75,13 @@ def oai(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 )
 @pytest.mark.parametrize("tokens", [0, 1, 40, 700])
 def test_moe(
-    module: Module, dtype: str, activation: str, layout: str, gated: bool, bias: bool, tokens: int
+    matrices: Module,
+    dtype: str,
+    activation: str,
+    layout: str,
+    gated: bool,
+    bias: bool,
+    tokens: int,
 ) -> None:
     rng = np.random.default_rng(tokens)
     hidden, inner, experts, top_k = 72, 50, 5, 3
@@ -116,25 +122,25 @@ def test_moe(
     packed = pack_gate_up(gate_up, dtype, layout=layout, gated=gated, transposed=False)
     buffers = [x, weights, indices, packed, pack_panels(down, dtype), *(biases if bias else [])]
     buffers.append(blank((tokens, hidden), dtype))
-    out = module.call(f"fusec_moe_{dtype}", buffers, params)[-1]
+    out = matrices.call(f"fusec_moe_{dtype}", buffers, params)[-1]
     assert_close(decode(out, dtype), expected, 4 * ULP[dtype] + 2e-6)
-    module.threads(1)
-    assert module.call(f"fusec_moe_{dtype}", buffers, params)[-1].tobytes() == out.tobytes()
+    matrices.threads(1)
+    assert matrices.call(f"fusec_moe_{dtype}", buffers, params)[-1].tobytes() == out.tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_grouped_mm(module: Module, dtype: str) -> None:
+def test_grouped_mm(matrices: Module, dtype: str) -> None:
     rng = np.random.default_rng(5)
     x, weights = random(rng, (30, 37), dtype), random(rng, (4, 50, 37), dtype)
     ends = np.array([7, 7, 20, 28], np.int32)
     params = [30, 37, 50, 4, 37, 50, 4]
     buffers = [x, pack_panels(weights, dtype), ends, blank((30, 50), dtype)]
-    out = module.call(f"fusec_grouped_mm_{dtype}", buffers, params)[-1]
+    out = matrices.call(f"fusec_grouped_mm_{dtype}", buffers, params)[-1]
     expected, begin = np.zeros((30, 50)), 0
     for weight, end in zip(decode(weights, dtype), ends, strict=True):
         expected[begin:end] = decode(x, dtype)[begin:end] @ weight.T
         begin = end
     assert_close(decode(out, dtype), expected, 2 * ULP[dtype] + 2e-6)
     buffers[2] = np.array([7, 7, 31, 28], np.int32)
-    module.call(f"fusec_grouped_mm_{dtype}", buffers, params)
-    assert module.error[:3] == (1, 31, 30)
+    matrices.call(f"fusec_grouped_mm_{dtype}", buffers, params)
+    assert matrices.error[:3] == (1, 31, 30)
