@@ -137,6 +137,7 @@ class _Grouper:
         self.counter = itertools.count()
         self.result = Grouping([], {}, {}, set())
         self.uniform: set[str] = set()
+        self.readers: dict[str, tuple[Group, Axes]] = {}
 
     def run(self) -> Grouping:
         for node in self.graph.nodes():
@@ -220,8 +221,14 @@ class _Grouper:
         }
         groups = {id(step): step for step in producers.values() if isinstance(step, Group)}
         for group in sorted(groups.values(), key=lambda group: -group.place):
-            if self._join(group, node, producers):
+            if self._join(group, node, producers, {}):
                 return
+        for index, value in enumerate(node.inputs):
+            sibling = self.readers.get(value)
+            if sibling is not None and id(sibling[0]) not in groups:
+                group, axes = sibling
+                if self._join(group, node, producers, {index: axes}):
+                    return
         self._start(node)
 
     def _start(self, node: Node) -> None:
@@ -248,7 +255,17 @@ class _Grouper:
         self._enter(group, node)
         self._add(group, node, tuple(axes), {})
 
-    def _join(self, group: Group, node: Node, producers: dict[int, Step]) -> bool:
+    def _join(
+        self, group: Group, node: Node, producers: dict[int, Step], shared: dict[int, Axes]
+    ) -> bool:
+        """Enter `node` into `group` if it fits.
+
+        Args:
+            group: that makes an operand, or reads one too.
+            node: of generated code.
+            producers: the steps that make its operands.
+            shared: axes along which the group reads operands of `node` that it does not make.
+        """
         if len(group.nodes) >= MAX_NODES:
             return False
         external = {step.place for step in producers.values() if step is not group}
@@ -266,10 +283,11 @@ class _Grouper:
         if operands + len(node.inputs) - len(registers) > MAX_OPERANDS + len(group.nodes):
             return False
         reduced = self._row_axes(node)
+        known = {**shared, **registers}
         if reduced is not None:
-            axes = self._reduction_axes(group, registers[0], reduced, node)
+            axes = self._reduction_axes(group, known[0], reduced, node)
         else:
-            axes = self._elementwise_axes(group, node, registers)
+            axes = self._elementwise_axes(group, node, known)
         if axes is None:
             return False
         if latest > group.place:
@@ -301,11 +319,14 @@ class _Grouper:
             else:
                 if value not in self.result.free:
                     self._read_in_memory(value, group)
-                group.operand_axes[node.output, index] = (
+                read = (
                     axes
                     if reduced is not None
                     else operand_axes(self.graph.type(value).shape, shape, axes)
                 )
+                group.operand_axes[node.output, index] = read
+                if value not in self.result.free and group.is_full(read):
+                    self.readers[value] = (group, read)
 
     # --- axes -------------------------------------------------------------------------------
 

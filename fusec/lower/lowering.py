@@ -13,7 +13,7 @@ from fusec.dtypes import DTYPES, f32_to_bf16
 from fusec.ir import OPS, Graph, Node, Weight
 from fusec.ir.ops import is_opaque
 from fusec.ir.ops.base import Array
-from fusec.ir.types import dim_attr, dims_attr, int_attr
+from fusec.ir.types import dim_attr, dims_attr, int_attr, ints_attr
 from fusec.ir.weights import Bits, from_array
 from fusec.kernels.launch import Call, Launch, Layout, Storage
 from fusec.kernels.registry import Kernel, choose
@@ -173,6 +173,15 @@ def lower(graph: Graph, target: Target) -> Lowered:
     return _Lowering(graph, target).run()
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a concatenation: from `offset` along `axis` of the value `whole`."""
+
+    whole: str
+    axis: int
+    offset: Dim
+
+
 class _Lowering:
     def __init__(self, graph: Graph, target: Target) -> None:
         self.graph = graph
@@ -189,7 +198,7 @@ class _Lowering:
         self.chosen: dict[str, Kernel] = {}
         self.reasons: dict[str, str] = {}
         self.inputs: dict[str, int] = {}
-        self.placed: dict[str, tuple[str, Dim, int]] = {}
+        self.placed: dict[str, list[_Part]] = {}
 
     def run(self) -> Lowered:
         for name in self.graph.inputs:
@@ -247,24 +256,41 @@ class _Lowering:
             axis = int_attr(node.attrs, "axis") % self.graph.type(node.output).rank
             offset: Dim = 0
             for value in node.inputs:
-                if self._writes_anywhere(value, node):
-                    self.placed[value] = (node.output, offset, axis)
+                if self._writes_into(value, node):
+                    self.placed.setdefault(value, []).append(_Part(node.output, axis, offset))
                 offset = offset + self.graph.type(value).shape[axis]
 
-    def _writes_anywhere(self, value: str, concat: Node) -> bool:
-        if self.graph.use_count(value) != 1 or concat.inputs.count(value) != 1:
-            return False
+    def _writes_into(self, value: str, concat: Node) -> bool:
+        """Whether the step that makes `value` can write it into a part of `concat`."""
         step = self.grouping.step_of.get(value)
         if isinstance(step, Group):
             return True
-        if not isinstance(step, Single) or step.node.op in COPIES:
-            return isinstance(step, Single) and step.node.op == "concat"
+        if step is None or concat.inputs.count(value) != 1 or not self._has_one_use(value):
+            return False
+        if step.node.op in COPIES:
+            return step.node.op == "concat"
         kernel = self.chosen.get(step.node.name)
         if kernel is None or kernel.output_order(self.graph, step.node) is not None:
             return False
-        layouts = kernel.layouts(self.graph, step.node)
-        layout = layouts[len(step.node.inputs) + step.node.outputs.index(value)]
-        return layout != "contiguous"
+        return self._result_layout(kernel, step.node, value) != "contiguous"
+
+    def _has_one_use(self, value: str) -> bool:
+        return self.graph.use_count(value) == 1
+
+    def _result_layout(self, kernel: Kernel, node: Node, value: str) -> Layout:
+        layouts = kernel.layouts(self.graph, node)
+        return layouts[len(node.inputs) + node.outputs.index(value)]
+
+    def _preferred_order(self, value: str, layout: Layout) -> tuple[int, ...] | None:
+        """The order of axes in which the only reader of `value` wants it, if it can be had."""
+        users = self.graph.users(value)
+        if layout == "contiguous" or len(users) != 1 or not self._has_one_use(value):
+            return None
+        if users[0].op != "transpose":
+            return None
+        order = ints_attr(users[0].attrs, "perm")
+        # Rows stay rows, so that they are still written in one go.
+        return order if order and order[-1] == len(order) - 1 else None
 
     # --- memory -----------------------------------------------------------------------------
 
@@ -277,11 +303,9 @@ class _Lowering:
         if value in self.storages:
             return self.storages[value]
         kind = self.graph.type(value)
-        if value in self.placed:
-            whole, offset, axis = self.placed[value]
-            inside = self._new(whole)
-            start = inside.offset + offset * inside.strides[axis]
-            storage = replace(inside, shape=kind.shape, offset=start)
+        parts = self.placed.get(value, [])
+        if parts and self._only_in_parts(value):
+            storage = self._part_storage(value, parts[0])
         else:
             number = self._buffer("arena", kind.nbytes)
             if order is None:
@@ -290,6 +314,28 @@ class _Lowering:
                 storage = ordered(number, kind.dtype, kind.shape, order)
         self.storages[value] = storage
         return storage
+
+    def _only_in_parts(self, value: str) -> bool:
+        """Whether nothing reads `value` but the concatenations into which it is written."""
+        concats = {part.whole for part in self.placed[value]}
+        return self.graph.use_count(value) == len(concats)
+
+    def _part_storage(self, value: str, part: _Part) -> Storage:
+        inside = self._new(part.whole)
+        start = inside.offset + part.offset * inside.strides[part.axis]
+        return replace(inside, shape=self.graph.type(value).shape, offset=start)
+
+    def _places(self, value: str) -> list[Storage]:
+        """Every place to which a generated kernel writes `value`."""
+        places: list[Storage] = []
+        parts = self.placed.get(value, [])
+        if not parts or not self._only_in_parts(value):
+            places.append(self._new(value, self._preferred_order(value, "strided")))
+        for part in parts:
+            places.append(self._part_storage(value, part))
+        if value not in self.storages:
+            self.storages[value] = places[0]
+        return places
 
     def storage_of(self, value: str) -> Storage:
         """Where `value` can be read; copies and weights are made as needed."""
@@ -367,7 +413,7 @@ class _Lowering:
             self.grouping.free,
             lambda value: value in self.grouping.in_memory,
             self.storage_of,
-            self._new,
+            self._places,
         )
         if not built.written:
             return
@@ -415,8 +461,9 @@ class _Lowering:
         outputs: list[Storage] = []
         copies: list[tuple[Storage, Storage]] = []
         for index, value in enumerate(node.outputs):
-            place = self._new(value, order if index == 0 else None)
             layout = layouts[len(node.inputs) + index]
+            wanted = order if index == 0 and order is not None else None
+            place = self._new(value, wanted or self._preferred_order(value, layout))
             if order is None and not place.meets(layout):
                 whole = dense(
                     self._buffer("arena", self.graph.type(value).nbytes), place.dtype, place.shape
@@ -441,7 +488,7 @@ class _Lowering:
         offset: Dim = 0
         for value in node.inputs:
             shape = self.graph.type(value).shape
-            if value not in self.placed or self.placed[value][0] != node.output:
+            if all(part.whole != node.output for part in self.placed.get(value, ())):
                 start = whole.offset + offset * whole.strides[axis]
                 part = replace(whole, shape=shape, offset=start)
                 self._copy_or_compute(value, part, node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fusec.diagnostics import InternalError
@@ -253,7 +253,7 @@ def group_region(
     free: dict[str, int],
     stored: Callable[[str], bool],
     storage_of: StorageOf,
-    place: StorageOf,
+    places: Callable[[str], Sequence[Storage]],
 ) -> BuiltRegion:
     """The region of `group`.
 
@@ -263,7 +263,7 @@ def group_region(
         free: values that are computed where they are read.
         stored: whether a value of the group must be written to memory.
         storage_of: where a value that is read lies.
-        place: makes room for a value that is written.
+        places: makes room for a value, and says everywhere it is to be written.
     """
     rows = group.rows or frozenset()
     order = [axis for axis in range(len(group.axes)) if axis not in rows] + sorted(rows)
@@ -293,8 +293,8 @@ def group_region(
         else:
             known[node.output] = builder.elementwise(node, dtype, args)
         if stored(node.output):
-            target = place(node.output)
-            builder.store(known[node.output], target, moved(group.value_axes[node.output]))
+            for target in places(node.output):
+                builder.store(known[node.output], target, moved(group.value_axes[node.output]))
     return builder.built()
 
 

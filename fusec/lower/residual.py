@@ -442,45 +442,18 @@ def _of_aten(graph: Graph, node: Node) -> Any:
 
 
 def _exported(graph: Graph, node: Node) -> Any:
-    """The model that `torch.onnx` makes of the one call."""
+    """The model that `torch.onnx` makes of the one call, compared with the call itself."""
     import torch
     from onnx import inliner
 
-    function = _aten_function(node)
+    region = _region(node)
     values = list(dict.fromkeys(node.inputs))
-    order = [values.index(value) for value in node.inputs]
-    args, kwargs = node.attrs.get("args", ()), node.attrs.get("kwargs", ())
-
-    def resolved(value: Attr, tensors: Sequence[Any], name: str = "") -> Any:
-        if isinstance(value, str) and value.startswith("%"):
-            return tensors[int(value[1:])]
-        if isinstance(value, tuple):
-            return [resolved(item, tensors, name) for item in value]
-        if isinstance(value, str):
-            return _torch_word(value, name)
-        if isinstance(value, symbolic.Expr):
-            raise UnsupportedError(f"an argument is the size `{value}`")
-        return value
-
-    named = [arg.name for arg in function._schema.arguments]
-
-    class Region(torch.nn.Module):
-        def forward(self, *unique: Any) -> Any:
-            tensors = [unique[index] for index in order]
-            positional = args if isinstance(args, tuple) else ()
-            given = [resolved(v, tensors, n) for v, n in zip(positional, named, strict=False)]
-            words: dict[str, Any] = {}
-            for pair in kwargs if isinstance(kwargs, tuple) else ():
-                if isinstance(pair, tuple):
-                    words[str(pair[0])] = resolved(pair[1], tensors, str(pair[0]))
-            result = function(*given, **words)
-            return tuple(result) if isinstance(result, list | tuple) else result
-
     samples, dynamic = _samples(graph, values)
     try:
         with _quietly():
+            wanted = region(*samples)
             program = torch.onnx.export(
-                Region().eval(),
+                region,
                 samples,
                 dynamo=True,
                 opset_version=OPSET,
@@ -505,7 +478,79 @@ def _exported(graph: Graph, node: Node) -> Any:
     if program is None:
         raise UnsupportedError("PyTorch's exporter gives no model")
     model = program.model_proto
-    return inliner.inline_local_functions(model) if model.functions else model
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    _compare(model, samples, wanted if isinstance(wanted, tuple) else (wanted,))
+    return model
+
+
+def _region(node: Node) -> Any:
+    """A module whose forward is the call of `node`; each distinct operand is given once."""
+    import torch
+
+    function = _aten_function(node)
+    values = list(dict.fromkeys(node.inputs))
+    order = [values.index(value) for value in node.inputs]
+    args, kwargs = node.attrs.get("args", ()), node.attrs.get("kwargs", ())
+    named = [arg.name for arg in function._schema.arguments]
+
+    def resolved(value: Attr, tensors: Sequence[Any], name: str = "") -> Any:
+        if isinstance(value, str) and value.startswith("%"):
+            return tensors[int(value[1:])]
+        if isinstance(value, tuple):
+            return [resolved(item, tensors, name) for item in value]
+        if isinstance(value, str):
+            return _torch_word(value, name)
+        if isinstance(value, symbolic.Expr):
+            raise UnsupportedError(f"an argument is the size `{value}`")
+        return value
+
+    class Region(torch.nn.Module):
+        def forward(self, *unique: Any) -> Any:
+            tensors = [unique[index] for index in order]
+            positional = args if isinstance(args, tuple) else ()
+            given = [resolved(v, tensors, n) for v, n in zip(positional, named, strict=False)]
+            words: dict[str, Any] = {}
+            for pair in kwargs if isinstance(kwargs, tuple) else ():
+                if isinstance(pair, tuple):
+                    words[str(pair[0])] = resolved(pair[1], tensors, str(pair[0]))
+            result = function(*given, **words)
+            return tuple(result) if isinstance(result, list | tuple) else result
+
+    return Region().eval()
+
+
+def _compare(model: Any, samples: Sequence[Any], wanted: Sequence[Any]) -> None:
+    """Check that the exported call computes what PyTorch does; not all of its rules are right.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return
+    import numpy as np
+    import onnxruntime
+
+    data = model.SerializeToString()
+    _check(data)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    feed = {name: sample.numpy() for name, sample in zip(names, samples, strict=True)}
+    state = onnxruntime.capi.onnxruntime_pybind11_state
+    try:
+        got = session.run(None, feed)
+    except (state.Fail, state.InvalidArgument, state.RuntimeException) as error:
+        line = next(iter(str(error).splitlines()), "no reason given")
+        raise UnsupportedError(f"what PyTorch's exporter gives fails: {line[:200]}") from error
+    for result, reference in zip(got, wanted, strict=True):
+        expected = reference.detach().numpy()
+        same = result.shape == expected.shape and np.allclose(
+            result, expected, rtol=1e-3, atol=1e-4, equal_nan=True
+        )
+        if not same:
+            raise UnsupportedError("what PyTorch's exporter gives computes something else")
 
 
 @contextmanager
@@ -564,14 +609,24 @@ def _samples(graph: Graph, values: Sequence[str]) -> tuple[tuple[Any, ...], tupl
     dynamic: list[Any] = []
     for value in values:
         kind = graph.type(value)
-        name = _TORCH_NAMES.get(kind.dtype)
-        if name is None:
+        element = _TORCH_NAMES.get(kind.dtype)
+        if element is None:
             raise UnsupportedError(f"onnxruntime has no `{kind.dtype}`")
         shape = [symbolic.evaluate(dim, symbols) for dim in kind.shape]
-        samples.append(torch.ones(shape, dtype=getattr(torch, name)))
+        samples.append(_sample(shape, getattr(torch, element)))
         open_axes = [axis for axis, dim in enumerate(kind.shape) if not isinstance(dim, int)]
         dynamic.append({axis: torch.export.Dim.DYNAMIC for axis in open_axes} or None)
     return tuple(samples), tuple(dynamic)
+
+
+def _sample(shape: Sequence[int], dtype: Any) -> Any:
+    """Floats on both sides of zero; integers that are inside any axis."""
+    import torch
+
+    if not dtype.is_floating_point:
+        return torch.ones(tuple(shape), dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tuple(shape), generator=generator).to(dtype)
 
 
 # --- fusec's own operations -----------------------------------------------------------------

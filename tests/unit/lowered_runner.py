@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ from fusec.target import Target, best_cpu_arch
 
 Array = NDArray[Any]
 FENCE = 256
+_numbers = itertools.count()
 CANARY = 0xA5
 
 
@@ -44,11 +47,8 @@ class Compiled:
         self.lowered: Lowered = lower(graph, target or host_target())
         self.linked: Linked = link(self.lowered, find_toolchain(), ObjectCache(cache), jobs=2)
         self.document: Any = json.loads(json.dumps(program_document(self.lowered, "module")))
-        path = cache / "module.so"
-        number = 0
-        while path.exists():
-            number += 1
-            path = cache / f"module{number}.so"
+        # The loader knows libraries by path: each one needs a path that was never used.
+        path = cache / f"module{os.getpid()}_{next(_numbers)}.so"
         path.write_bytes(self.linked.code)
         self.library = ctypes.CDLL(str(path))
         self.library.fusec_execute.restype = ctypes.c_int64
