@@ -25,6 +25,9 @@ from fusec.symbolic import Dim, Expr, Range
 FOLD_LIMIT = 64
 """Elements up to which a value is computed while importing."""
 
+NO_BOUND = (1 << 31) - 1
+"""Bounds of slices from here on mean the end of the axis."""
+
 TABLE_LIMIT = 1 << 16
 """Elements up to which a constant operand, such as the sizes of a `Resize`, is read."""
 
@@ -455,6 +458,9 @@ class Context:
 
     def smaller(self, a: Dim, b: Dim) -> Dim:
         """The smaller one, simplified by the ranges of the symbols."""
+        for one, other in ((a, b), (b, a)):
+            if isinstance(one, int) and one >= NO_BOUND:
+                return other
         low, high = self.span(a - b)
         return a if high <= 0 else b if low >= 0 else symbolic.minimum(a, b)
 

@@ -40,7 +40,8 @@ def fold(ctx: Context, call: Call) -> Value | tuple[Value, ...] | None:
     if rule is None or not call.inputs:
         return None
     contents: list[Contents | None] = []
-    for value in call.inputs:
+    read = call.inputs[:1] if call.op == "CastLike" else call.inputs
+    for value in read:
         if value is not None and (value.content is None or value.items is not None):
             return None
         contents.append(None if value is None else value.content)
@@ -276,7 +277,10 @@ def _rounded(up: bool) -> Callable[..., Contents]:
 
 
 def _cast(ctx: Context, call: Call, contents: list[Contents | None]) -> Contents:
-    target = DTYPE_OF.get(call.integer("to", 0))
+    if call.op == "CastLike":
+        target: str | None = call.operand(1).dtype
+    else:
+        target = DTYPE_OF.get(call.integer("to", 0))
     if target is None or target.startswith("f8") or target in ("e8m0", "f4e2m1x2"):
         raise Unknown
 
@@ -569,6 +573,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "Add": _each(_arithmetic(operator.add)),
     "And": _flag(lambda ctx, a, b: a and b),
     "Cast": _cast,
+    "CastLike": _cast,
     "Ceil": _rounded(True),
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
