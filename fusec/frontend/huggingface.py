@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 """What `--dtype` takes, with torch's names."""
 
-UNBOUNDED_POSITIONS = 1 << 20
+POSITION_LIMITS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
+"""Where a configuration says how long a sequence may be."""
+
+LONGEST = 1 << 20
+"""The longest sequence where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +284,8 @@ def model_call(model: Any, dims: Mapping[str, DimRequest] | None, attention_mask
         pixels = torch.zeros(shape, dtype=next(model.parameters()).dtype, device=device)
         return Call((), {"pixel_values": pixels}, ({0: "batch"},), specs)
     text = getattr(config, "get_text_config", lambda: config)()
-    most = getattr(text, "max_position_embeddings", None)
-    longest = most if isinstance(most, int) and most > 1 else UNBOUNDED_POSITIONS
+    limits = (getattr(text, name, None) for name in POSITION_LIMITS)
+    longest = next((most for most in limits if isinstance(most, int) and most > 1), LONGEST)
     specs = _specs(dims, {"batch": DimSpec(), "seq": DimSpec(maximum=longest)})
     sizes = sample_sizes(specs, sizes_of(model) | set(_config_integers(config)))
     ids = torch.zeros((sizes["batch"], sizes["seq"]), dtype=torch.int64, device=device)

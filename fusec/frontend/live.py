@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fusec.diagnostics import InputError, UsageError
@@ -32,7 +33,8 @@ Axes: TypeAlias = Mapping[int, str]
 
 BATCH_SAMPLES = (3, 5, 7, 11, 13)
 SAMPLES = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127)
-SHOWN = 400
+MAX_CONSTANT = 256
+SHOWN = 240
 """Characters of an exporter's message that are shown."""
 
 EXPORT_FAILURES = (
@@ -128,7 +130,7 @@ def _export(
         if call.kwargs and positional:
             spread = {**dict(zip(_names(module, positional), shapes, strict=False)), **by_name}
     try:
-        with quiet(), evaluating(module):
+        with quiet(), evaluating(module), _ConstantsOnMeta():
             return torch.export.export(
                 module,
                 call.args,
@@ -209,6 +211,32 @@ def _leaf_axes(value: Any, entry: Any) -> Iterator[Axes | None]:
         yield entry
 
 
+class _ConstantsOnMeta(TorchFunctionMode):
+    """Makes `torch.tensor(number, device="meta")` a node, where a constant would lose its value."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor) and args:
+            device = given.get("device")
+            on_meta = device is not None and torch.device(device).type == "meta"
+            if on_meta and not isinstance(args[0], torch.Tensor):
+                value = torch.tensor(args[0], dtype=given.get("dtype"), device="cpu")
+                if value.numel() <= MAX_CONSTANT:
+                    parts = [
+                        torch.full((), item, dtype=value.dtype, device="meta")
+                        for item in _flat(value)
+                    ]
+                    return parts[0] if value.ndim == 0 else torch.stack(parts).reshape(value.shape)
+        return func(*args, **given)
+
+
+def _flat(value: torch.Tensor) -> list[int | float | bool]:
+    items: list[int | float | bool] = value.flatten().tolist()
+    return items
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """`module` in evaluation mode and without gradients; every submodule as before afterwards."""
@@ -277,7 +305,8 @@ def sizes_of(module: nn.Module) -> set[int]:
 
 def _short(text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    joined = " ".join(lines).rstrip(".")
+    causes = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    joined = " ".join(causes or lines).rstrip(".")
     return joined if len(joined) <= SHOWN else joined[:SHOWN] + "..."
 
 

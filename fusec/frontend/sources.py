@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -193,14 +194,15 @@ def _from_folder(folder: Path, options: Options) -> Source:
     options.report("exporting")
     program, exported, decisions = _export(prepared.model, prepared.call)
     held = dict(prepared.checkpoint)
-    missing = [
+    stored = {name for name, _ in prepared.model.named_parameters(remove_duplicate=False)}
+    if not held:
+        stored |= set(prepared.model.state_dict())
+    computed = [
         entry.name
         for entry in program.inputs
-        if entry.kind == "weight"
-        and entry.name not in held
-        and not _is_parameter(prepared, entry.name)
+        if entry.kind == "weight" and entry.name not in held and entry.name not in stored
     ]
-    for name, tensor in computed_buffers(prepared.model, missing).items():
+    for name, tensor in computed_buffers(prepared.model, computed).items():
         held[name] = weight_of(name, tensor)
     inputs = tuple(
         replace(entry, weight=held[entry.name]) if entry.name in held else entry
@@ -220,10 +222,6 @@ def _from_folder(folder: Path, options: Options) -> Source:
         tokenizer if tokenizer.is_file() else None,
         (*prepared.notes, *notes),
     )
-
-
-def _is_parameter(prepared: Any, name: str) -> bool:
-    return any(name == parameter for parameter, _ in prepared.model.named_parameters())
 
 
 def _from_factory(text: str, options: Options) -> Source:
@@ -266,18 +264,38 @@ def _from_pickle(path: Path, kind: Kind, options: Options) -> Source:
 
     try:
         if kind is Kind.TORCHSCRIPT:
-            held: Any = torch.jit.load(str(path), map_location="cpu")
+            held: Any = _from_torchscript(torch.jit.load(str(path), map_location="cpu"), options)
         else:
             held = torch.load(str(path), map_location="cpu", weights_only=False)
-    except (*EXPORT_FAILURES, EOFError, OSError) as error:
-        message = f"`{path}` cannot be unpickled here: {error}"
-        raise InputError(message, hint="the code of the model has to be importable") from error
+    except (*EXPORT_FAILURES, EOFError, OSError, pickle.UnpicklingError) as error:
+        hint = "the code of the model has to be importable"
+        if kind is not Kind.PICKLED_MODULE:
+            hint = HOW_TO_EXPORT
+        raise InputError(f"`{path}` cannot be loaded here: {error}", hint=hint) from error
     if not isinstance(held, torch.nn.Module | torch.export.ExportedProgram):
         raise InputError(
             f"`{path}` holds a `{type(held).__name__}`, not a model", hint=HOW_TO_EXPORT
         )
+    if isinstance(held, torch.export.ExportedProgram):
+        options = replace(options, example_inputs=None)
     source = _from_object(held, path.name, options)
     return replace(source, sha256=_file_hash(path))
+
+
+def _from_torchscript(script: Any, options: Options) -> Any:
+    """A TorchScript module as an exported program, for the shapes of the example inputs."""
+    import torch
+    from torch._export.converter import TS2EPConverter
+
+    from fusec.frontend.live import quiet
+
+    given = options.example_inputs
+    if given is None:
+        raise UsageError("a TorchScript module needs example inputs", hint=HOW_TO_EXPORT)
+    named = given if isinstance(given, Mapping) else {}
+    args = () if named else ((given,) if isinstance(given, torch.Tensor) else tuple(given))
+    with quiet():
+        return TS2EPConverter(script, args, dict(named)).convert()
 
 
 def _from_object(held: Any, name: str, options: Options) -> Source:

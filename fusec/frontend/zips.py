@@ -98,6 +98,14 @@ def open_zip(path: Path) -> ZipMembers:
         hint = "copy or download it again"
         message = f"the file is cut off or damaged: {error}"
         raise InputError(message, at=str(path), hint=hint) from None
+    # A file that is cut off may end in the listing of an archive inside it.
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 22))
+        ends_well = file.read(4) == b"PK\x05\x06"
+    if not ends_well or min((info.header_offset for info in infos), default=1) != 0:
+        hint = "copy or download it again"
+        message = "the file is cut off or damaged: the archive does not fill it"
+        raise InputError(message, at=str(path), hint=hint)
     if len(infos) > MAX_MEMBERS:
         raise InputError(f"the archive has {len(infos)} members", at=str(path))
     names = [info.filename for info in infos if not info.filename.endswith("/")]
