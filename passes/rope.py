@@ -27,6 +27,7 @@ from typing import ClassVar, Literal
 from fusec.diagnostics import VerifyError
 from fusec.ir import Attr, Graph, Node
 from fusec.ir.types import broadcast, dim_attr, int_attr
+from fusec.passes.facts import before_widening
 from fusec.passes.tables import angles_repeat
 from fusec.rewrite import FusionPass, Guard, Match, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
@@ -200,11 +201,12 @@ class Rope(FusionPass):
     guards: ClassVar[tuple[Guard, ...]] = (_layout, _shape, _table, _dtype)
 
     def site(self, match: Match) -> str:
-        """The projection that is rotated, where it can be seen; else the attention module."""
+        """The projection that is rotated, and which of its columns; else the attention module."""
         here = super().site(match)
-        made = _made_by(match.graph, match.values.get("base", match.values.get("x", "")))
-        inside = made is not None and made.origin.path.startswith(here)
-        return made.origin.path if made is not None and inside else here
+        made, columns = _made_by(match.graph, *_rotated(match))
+        if made is None or not made.origin.path.startswith(here):
+            return here
+        return made.origin.path + columns
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the rotation of x, or of the stretch of `base` that is rotated."""
@@ -229,7 +231,8 @@ class Rope(FusionPass):
         wanted = graph.type(match.root.output).dtype
         if "rope" not in nodes and graph.type(x).dtype != wanted:
             x = build.value("cast", [x], {"dtype": wanted})
-        inputs = [x, match.values["cos"], match.values["sin"]]
+        tables = (before_widening(graph, match.values[name]) for name in ("cos", "sin"))
+        inputs = [x, *tables]
         return {match.root.output: build.value("rope", inputs, attrs)}
 
 
@@ -267,12 +270,28 @@ def _window(graph: Graph, base: str, start: Dim, stop: Dim, build: Builder) -> s
     return build.value("slice", [base], window)
 
 
-_CARRIERS = ("reshape", "transpose", "slice", "cast", "rms_norm", "l2_norm", "layer_norm", "expand")
+_CARRIERS = ("reshape", "transpose", "cast", "rms_norm", "l2_norm", "layer_norm", "expand")
 
 
-def _made_by(graph: Graph, value: str) -> Node | None:
+def _rotated(match: Match) -> tuple[str, str]:
+    """The value that the rotated columns belong to, and which ones if not all."""
+    graph, nodes = match.graph, match.nodes
+    if "body" in nodes:
+        base = match.values["x"]
+        window = (nodes["body"].attrs["start"], nodes["rest"].attrs["stop"])
+    elif "low" in nodes and (found := region(match)) is not None:
+        base, window = match.values["base"], (found.start, found.start + 2 * found.half)
+    else:
+        return match.values.get("base", match.values.get("x", match.root.output)), ""
+    whole = window == (0, graph.type(base).shape[-1])
+    return base, "" if whole else f"[{window[0]}:{window[1]}]"
+
+
+def _made_by(graph: Graph, value: str, columns: str) -> tuple[Node | None, str]:
     """The projection that `value` comes from, through views and norms."""
     node = graph.producer(value)
-    while node is not None and node.op in _CARRIERS:
+    while node is not None and (node.op in _CARRIERS or node.op == "slice"):
+        if node.op == "slice":
+            columns = columns or f"[{node.attrs['start']}:{node.attrs['stop']}]"
         node = graph.producer(node.inputs[0])
-    return node if node is not None and node.op == "linear" else None
+    return (node, columns) if node is not None and node.op == "linear" else (None, "")

@@ -8,6 +8,7 @@ from fusec.passes.canonical.rewriter import Rewriter, Rule
 
 _HALF_PRECISION = ("f16", "bf16")
 _FULL_PRECISION = ("f32", "f64")
+_VIEWS = ("reshape", "transpose", "slice", "expand")
 _FLOATS_OF_SMALL_INTEGERS: dict[str, tuple[str, ...]] = {
     "bool": ("f16", "bf16", "f32", "f64"),
     "u8": ("f16", "bf16", "f32", "f64"),
@@ -40,7 +41,7 @@ def holds_exactly(wide: str, narrow: str) -> bool:
 
 
 def cast(build: Rewriter, node: Node) -> str | None:
-    """The no-op goes; a cast of a cast that lost nothing is one cast.
+    """The no-op goes; a cast of a cast that lost nothing is one cast, also across a view.
 
     f32 > bf16 > f32 is dropped: the rounding between was an accident of the model's dtype, and the
     result without it is nearer to what the model means.  Roundings to formats of 8 bits and to
@@ -50,7 +51,8 @@ def cast(build: Rewriter, node: Node) -> str | None:
     wanted = build.type(node.output).dtype
     if build.type(x).dtype == wanted:
         return x
-    inner = build.producer(x, "cast")
+    view = build.producer(x, *_VIEWS)
+    inner = build.producer(x if view is None else view.inputs[0], "cast")
     if inner is None:
         return None
     (source,) = inner.inputs
@@ -58,7 +60,8 @@ def cast(build: Rewriter, node: Node) -> str | None:
     rounds = between in _HALF_PRECISION and begin in _FULL_PRECISION
     if not holds_exactly(between, begin) and not (rounds and begin == wanted):
         return None
-    return source if begin == wanted else build.value("cast", [source], {"dtype": wanted})
+    value = source if begin == wanted else build.value("cast", [source], {"dtype": wanted})
+    return value if view is None else build.value(view.op, [value], view.attrs)
 
 
 RULES: dict[str, Rule] = {"cast": cast}
