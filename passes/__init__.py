@@ -33,6 +33,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     LayerNorm,
     L2Norm,
     Activations,
+    Canonicalise,
     GatedRmsNorm,
     Rope,
     SwigluOai,
