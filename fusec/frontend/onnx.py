@@ -158,6 +158,7 @@ class _Reader:
         self.specs = dict(specs)
         self.substitutions: dict[str, Dim] = {}
         self.limits: dict[str, int] = {}
+        self.declared: dict[str, None] = {}
         self.versions = {entry.domain: int(entry.version) for entry in model.opset_import}
         self.versions.setdefault("", self.versions.get("ai.onnx", OPSETS[-1]))
         self.weights = self._weights()
@@ -209,10 +210,10 @@ class _Reader:
         return graph
 
     def _check_names(self, graph: Graph) -> None:
-        known = graph.symbols.keys() | self.substitutions.keys()
+        known = dict.fromkeys((*self.declared, *graph.symbols))
         for name in self.specs:
             if name not in known:
-                listed = ", ".join(f"`{symbol}`" for symbol in graph.symbols) or "none"
+                listed = ", ".join(f"`{symbol}`" for symbol in known) or "none"
                 hint = f"its dynamic sizes are {listed}"
                 raise UsageError(f"the model has no dynamic size called `{name}`", hint=hint)
 
@@ -270,6 +271,7 @@ class _Reader:
         for part in sorted(symbolic.symbols_of(expression) & _RESERVED):
             renamed = symbolic.symbol(f"{part}_")
             expression = symbolic.substitute(expression, {part: renamed})
+        self.declared.update(dict.fromkeys(sorted(symbolic.symbols_of(expression))))
         for _ in range(len(self.substitutions) + 1):
             before = expression
             expression = symbolic.substitute(expression, self.substitutions)
@@ -329,6 +331,11 @@ class _Reader:
         depth: int,
     ) -> tuple[Value | None, ...]:
         domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain not in self.versions:
+            message = (
+                f"`{node.op_type}` is of the domain `{domain}`, which the file does not import"
+            )
+            raise InputError(message, hint="the file is damaged; export it again")
         operands: list[Value | None] = []
         for name in node.input:
             if name and name not in scope:
@@ -337,7 +344,7 @@ class _Reader:
         call = Call(
             node.op_type,
             domain,
-            self.versions.get(domain, 1),
+            self.versions[domain],
             tuple(operands),
             {entry.name: _attribute(entry) for entry in node.attribute},
             tuple(node.output),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ HIDDEN = HEADS * SIZE
 def _compare(
     tmp_path: Path,
     op: str,
-    operands: dict[str, Array | None],
+    operands: Mapping[str, Array | None],
     outputs: tuple[str, ...] = ("y",),
     domain: str = MICROSOFT,
     opset: int = 17,
@@ -135,7 +136,8 @@ def test_embed_layer_norm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["flat", "heads", "offset", "partial"])
 def test_rotary(interleaved: int, form: str, tmp_path: Path) -> None:
     positions = integers(0, 9, BATCH, LENGTH)
-    x, attrs = X, {"num_heads": 0}
+    x = X
+    attrs: dict[str, Any] = {"num_heads": 0}
     cos, sin = _tables()
     if form == "heads":
         x = random(BATCH, HEADS, LENGTH, SIZE)
@@ -178,7 +180,7 @@ def test_group_query_attention(packed: bool, attrs: dict[str, Any], tmp_path: Pa
         "c2": sin if "do_rotary" in attrs else None,
     }
     names = ("y", "present_k", "present_v")
-    sizes = {"num_heads": HEADS, "kv_num_heads": kv}
+    sizes: dict[str, Any] = {"num_heads": HEADS, "kv_num_heads": kv}
     if "local_window_size" in attrs:
         # Until 1.23 onnxruntime's window left out the query itself (its pull request 25927).
         earlier = tmp_path / "earlier"
@@ -284,7 +286,7 @@ def test_contrib_attention(case: str, tmp_path: Path) -> None:
         "c1": random(3 * HIDDEN),
         "m": mask.get(case),
     }
-    attrs = {"unidirectional": 1} if case == "causal" else {}
+    attrs: dict[str, Any] = {"unidirectional": 1} if case == "causal" else {}
     _compare(tmp_path, "Attention", operands, num_heads=HEADS, tolerance=1e-4, **attrs)
 
 
@@ -304,7 +306,7 @@ def test_matmul_nbits(zeros: str, tmp_path: Path) -> None:
         "c1": random(rows * blocks),
         "c2": points,
     }
-    attrs = {"K": columns, "N": rows, "bits": 4, "block_size": block}
+    attrs: dict[str, Any] = {"K": columns, "N": rows, "bits": 4, "block_size": block}
     graph = _compare(tmp_path, "MatMulNBits", operands, tolerance=1e-4, **attrs)
     assert [node.op for node in graph.nodes()] == ["linear"]
 
@@ -372,7 +374,7 @@ def test_attention_with_a_cache(tmp_path: Path) -> None:
         "pv": random(BATCH, 2, 3, SIZE, seed=1),
     }
     names = ("y", "a", "b")
-    attrs = {"is_causal": 1, "q_num_heads": HEADS, "kv_num_heads": 2}
+    attrs: dict[str, Any] = {"is_causal": 1, "q_num_heads": HEADS, "kv_num_heads": 2}
     graph = _compare(tmp_path, "Attention", operands, names, domain="", opset=23, **attrs)
     (attention,) = [node for node in graph.nodes() if node.op == "attention"]
     assert attention.attrs["causal"] is True

@@ -1,0 +1,276 @@
+"""Sizes of dynamic models: followed while importing, so that no node computes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from onnx_models import Array, assert_same, imported, integers, model_of, random, run_onnx
+
+from fusec.diagnostics import InputError, UsageError
+from fusec.ir import Graph
+
+
+def _node(op: str, inputs: str, outputs: str, **attrs: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), outputs.split(), **attrs)
+
+
+def _ints(*items: int) -> Array:
+    return np.array(items, dtype=np.int64)
+
+
+def _ops(graph: Graph) -> list[str]:
+    return [node.op for node in graph.nodes()]
+
+
+def test_heads_are_split_by_computed_shapes(tmp_path: Path) -> None:
+    """As the older exporters of PyTorch and optimum write it."""
+    nodes = [
+        _node("Shape", "x", "s"),
+        _node("Gather", "s zero", "batch", axis=0),
+        _node("Gather", "s one", "seq", axis=0),
+        _node("Gather", "s two", "hidden", axis=0),
+        _node("Div", "hidden four", "size"),
+        _node("Cast", "size", "size64", to=7),
+        _node("Unsqueeze", "batch axes", "b1"),
+        _node("Unsqueeze", "seq axes", "s1"),
+        _node("Unsqueeze", "four axes", "f1"),
+        _node("Unsqueeze", "size64 axes", "d1"),
+        _node("Concat", "b1 s1 f1 d1", "shape", axis=0),
+        _node("Reshape", "x shape", "h"),
+        _node("Transpose", "h", "t", perm=[0, 2, 1, 3]),
+        _node("Cast", "size64", "real", to=1),
+        _node("Sqrt", "real", "root"),
+        _node("Div", "t root", "u"),
+        _node("Mul", "b1 f1", "bf"),
+        _node("Concat", "bf minus d1", "flat", axis=0),
+        _node("Reshape", "u flat", "y"),
+    ]
+    constants = {
+        "zero": np.int64(0),
+        "one": np.int64(1),
+        "two": np.int64(2),
+        "four": np.int64(4),
+        "axes": _ints(0),
+        "minus": _ints(-1),
+    }
+    held = {name: np.asarray(value) for name, value in constants.items()}
+    inputs = {"x": random(2, 5, 12)}
+    shapes = {"x": ("batch", "seq", 12)}
+    model = model_of(nodes, inputs, ["y"], constants=held, shapes=shapes)
+    graph = imported(model, tmp_path)
+    assert _ops(graph) == ["reshape", "transpose", "constant", "div", "reshape"]
+    assert [str(dim) for dim in graph.type(graph.outputs[0]).shape] == ["4*batch", "seq", "3"]
+    for shape in ((2, 5, 12), (3, 7, 12)):
+        given = {"x": random(*shape)}
+        assert_same(graph, given, run_onnx(model, given))
+
+
+def test_expand_guarded_by_a_comparison(tmp_path: Path) -> None:
+    """`Where(Equal(shape, -1), ones, shape)`: sizes are never -1."""
+    nodes = [
+        _node("Shape", "ids", "s"),
+        _node("Slice", "s zero one", "b"),
+        _node("Slice", "s one two", "q"),
+        _node("Concat", "b unit q q", "shape", axis=0),
+        _node("Reshape", "shape minus", "flat"),
+        _node("Shape", "flat", "n"),
+        _node("ConstantOfShape", "n", "ones", value=helper.make_tensor("v", 7, [1], [1])),
+        _node("Mul", "ones minus", "negative"),
+        _node("Equal", "flat negative", "same"),
+        _node("Where", "same ones flat", "target"),
+        _node("Expand", "mask target", "y"),
+    ]
+    constants = {"zero": _ints(0), "one": _ints(1), "two": _ints(2), "unit": _ints(1)}
+    constants |= {"minus": _ints(-1), "mask": random(1, 1, 1, 1)}
+    inputs = {"ids": integers(0, 9, 2, 3)}
+    shapes = {"ids": ("batch", "seq")}
+    model = model_of(nodes, inputs, ["y"], constants=constants, shapes=shapes)
+    graph = imported(model, tmp_path)
+    assert "where" not in _ops(graph)
+    given = {"ids": integers(0, 9, 3, 5)}
+    assert_same(graph, given, run_onnx(model, given))
+
+
+def test_positions_and_ranges(tmp_path: Path) -> None:
+    nodes = [
+        _node("Shape", "ids", "s"),
+        _node("Gather", "s one", "n"),
+        _node("Range", "zero n one", "p"),
+        _node("Unsqueeze", "p axes", "row"),
+        _node("Gather", "table row", "e"),
+        _node("Squeeze", "e axes", "y"),
+    ]
+    constants = {"one": np.array(1), "zero": np.array(0), "axes": _ints(0), "table": random(64, 5)}
+    inputs = {"ids": integers(0, 9, 2, 7)}
+    shapes = {"ids": ("batch", "seq")}
+    model = model_of(nodes, inputs, ["y"], constants=constants, shapes=shapes)
+    graph = imported(model, tmp_path)
+    assert _ops(graph) == ["iota", "reshape", "take", "reshape"]
+    assert_same(graph, inputs, run_onnx(model, inputs))
+
+
+def test_resized_by_a_rounded_quotient(tmp_path: Path) -> None:
+    """Floor of a size times a half, as position tables of images are cut."""
+    nodes = [
+        _node("Shape", "x", "s", start=1, end=2),
+        _node("Cast", "s", "f", to=1),
+        _node("Mul", "f half", "g"),
+        _node("Floor", "g", "h"),
+        _node("Cast", "h", "k", to=7),
+        _node("Slice", "x zero k one", "y"),
+    ]
+    constants = {"half": np.array([0.5], np.float32), "zero": _ints(0), "one": _ints(1)}
+    inputs = {"x": random(2, 9)}
+    model = model_of(nodes, inputs, ["y"], constants=constants, shapes={"x": (2, "n")})
+    graph = imported(model, tmp_path)
+    assert _ops(graph) == ["slice"]
+    for size in (9, 4, 2):
+        given = {"x": random(2, size)}
+        assert_same(graph, given, run_onnx(model, given))
+
+
+@pytest.mark.parametrize("dims", [{}, {"seq": "1:8:16"}, {"seq": (1, 16)}])
+def test_a_table_limits_the_range(dims: dict[str, Any], tmp_path: Path) -> None:
+    """The first `seq` rows of a table of 16: `seq` is at most 16, and the sum needs no `min`."""
+    nodes = [
+        _node("Shape", "x", "s", start=1, end=2),
+        _node("Slice", "table zero s", "p"),
+        _node("Add", "x p", "y"),
+    ]
+    constants = {"table": random(16, 3), "zero": _ints(0)}
+    inputs = {"x": random(2, 5, 3)}
+    shapes = {"x": ("batch", "seq", 3)}
+    model = model_of(nodes, inputs, ["y"], constants=constants, shapes=shapes)
+    graph = imported(model, tmp_path, dims=dims)
+    assert graph.symbols == {"batch": (1, None), "seq": (1, 16)}
+    assert_same(graph, inputs, run_onnx(model, inputs))
+
+
+def test_a_range_beyond_a_table_is_refused(tmp_path: Path) -> None:
+    nodes = [
+        _node("Shape", "x", "s", start=0, end=1),
+        _node("Slice", "table zero s", "p"),
+        _node("Add", "x p", "y"),
+    ]
+    constants = {"table": random(16), "zero": _ints(0)}
+    model = model_of(nodes, {"x": random(5)}, ["y"], constants=constants, shapes={"x": ("seq",)})
+    with pytest.raises(UsageError, match="`seq` may not be larger than 16") as caught:
+        imported(model, tmp_path, dims={"seq": "1:32"})
+    assert caught.value.hint == "give `--dim seq=1:16`"
+
+
+def test_one_size_with_two_symbols(tmp_path: Path) -> None:
+    """Automatic dimensions give each input its own symbols; the sum says that they are one."""
+    inputs = {"a": random(2, 5), "b": random(2, 5)}
+    shapes = {"a": ("s1", "s2"), "b": ("s3", "s4")}
+    model = model_of([_node("Add", "a b", "y")], inputs, ["y"], shapes=shapes)
+    graph = imported(model, tmp_path)
+    assert graph.type("b") == graph.type("a")
+    assert list(graph.symbols) == ["s1", "s2"]
+    assert_same(graph, inputs, run_onnx(model, inputs))
+
+
+def test_a_size_that_was_specialised_is_not_promised(tmp_path: Path) -> None:
+    inputs = {"x": random(2, 5)}
+    nodes = [_node("Add", "x c", "y")]
+    model = model_of(
+        nodes, inputs, ["y"], constants={"c": random(2, 5)}, shapes={"x": ("batch", "seq")}
+    )
+    graph = imported(model, tmp_path)
+    assert graph.type("x").shape == (2, 5)
+    with pytest.raises(UsageError, match="the size `seq` is always 5"):
+        imported(model, tmp_path, dims={"seq": "1:8"})
+
+
+def test_names_of_expressions(tmp_path: Path) -> None:
+    """Sizes that the file writes as sums, such as those of a cache."""
+    inputs = {"past": random(2, 3), "x": random(2, 5), "mask": random(2, 8)}
+    shapes = {
+        "past": (2, "past_length"),
+        "x": (2, "length"),
+        "mask": (2, "past_length + length"),
+    }
+    nodes = [_node("Concat", "past x", "all", axis=1), _node("Add", "all mask", "y")]
+    model = model_of(nodes, inputs, ["y"], shapes=shapes)
+    graph = imported(model, tmp_path)
+    assert sorted(graph.symbols) == ["length", "past_length"]
+    assert_same(graph, inputs, run_onnx(model, inputs))
+    empty = {**inputs, "past": np.zeros((2, 0), np.float32), "mask": random(2, 5)}
+    without = imported(model, tmp_path, dims={"past_length": 0})
+    assert without.type("mask") == without.type("x")
+    assert_same(without, empty, run_onnx(model, empty))
+
+
+def test_a_symbol_for_a_sum(tmp_path: Path) -> None:
+    """`total` is found to be `past + length`."""
+    inputs = {"past": random(2, 3), "x": random(2, 5), "mask": random(2, 8)}
+    shapes = {"past": (2, "past"), "x": (2, "length"), "mask": (2, "total")}
+    nodes = [_node("Concat", "past x", "all", axis=1), _node("Add", "all mask", "y")]
+    graph = imported(model_of(nodes, inputs, ["y"], shapes=shapes), tmp_path)
+    assert str(graph.type("mask").shape[1]) == "length + past"
+
+
+def test_names_that_expressions_reserve(tmp_path: Path) -> None:
+    inputs = {"x": random(2, 5)}
+    model = model_of([_node("Relu", "x", "y")], inputs, ["y"], shapes={"x": ("threads", "a-b:c")})
+    graph = imported(model, tmp_path)
+    assert list(graph.symbols) == ["threads_", "a_b_c"]
+
+
+def test_unnamed_sizes(tmp_path: Path) -> None:
+    inputs = {"x": random(2, 5)}
+    model = model_of([_node("Relu", "x", "y")], inputs, ["y"], shapes={"x": (None, 0)})
+    graph = imported(model, tmp_path)
+    assert list(graph.symbols) == ["x_0", "x_1"]
+    assert_same(graph, inputs, [np.maximum(inputs["x"], 0)])
+
+
+def test_ranges_and_single_sizes(tmp_path: Path) -> None:
+    inputs = {"x": random(2, 5)}
+    shapes = {"x": ("batch", "seq")}
+    model = model_of([_node("Relu", "x", "y")], inputs, ["y"], shapes=shapes)
+    graph = imported(model, tmp_path, dims={"batch": "1:4:64", "seq": 5})
+    assert graph.symbols == {"batch": (1, 64)}
+    assert graph.type("x").shape[1] == 5
+    with pytest.raises(UsageError, match="no dynamic size called `sequence`") as caught:
+        imported(model, tmp_path, dims={"sequence": 5})
+    assert caught.value.hint == "its dynamic sizes are `batch`, `seq`"
+
+
+def test_sizes_that_never_agree(tmp_path: Path) -> None:
+    inputs = {"x": random(2, 5)}
+    nodes = [_node("Concat", "x x", "d", axis=1), _node("Add", "d x", "y")]
+    model = model_of(nodes, inputs, ["y"], shapes={"x": (2, 5)})
+    with pytest.raises(InputError, match="sizes `10` and `5` have to be equal"):
+        imported(model, tmp_path)
+
+
+def test_a_shape_that_depends_on_data_stays_opaque(tmp_path: Path) -> None:
+    inputs = {"x": random(2, 6), "n": _ints(3, 4)}
+    model = model_of([_node("Reshape", "x n", "y")], inputs, ["y"])
+    graph = imported(model, tmp_path)
+    assert _ops(graph) == ["onnx.ai.Reshape"]
+    (node,) = graph.nodes()
+    assert node.attrs["_why"] == "the new shape depends on the data"
+    assert graph.type(node.output).rank == 2
+
+
+def test_a_comparison_that_depends_on_the_size_is_computed(tmp_path: Path) -> None:
+    """Whether `seq` is above 4 is known only where the model runs."""
+    nodes = [
+        _node("Shape", "x", "s", start=1, end=2),
+        _node("Greater", "s four", "long"),
+        _node("Where", "long x z", "y"),
+    ]
+    constants = {"four": _ints(4), "z": np.zeros(1, np.float32)}
+    inputs = {"x": random(2, 3)}
+    model = model_of(nodes, inputs, ["y"], constants=constants, shapes={"x": (2, "seq")})
+    graph = imported(model, tmp_path)
+    for size in (3, 4, 5):
+        given = {"x": random(2, size)}
+        assert_same(graph, given, run_onnx(model, given))
