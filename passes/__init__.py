@@ -9,6 +9,7 @@ from fusec.passes.attention_heads import AttentionHeads
 from fusec.passes.attention_mask import AttentionMask
 from fusec.passes.canonicalise import Canonicalise
 from fusec.passes.causal_conv1d import CausalConv1d
+from fusec.passes.dense_experts import DenseExperts
 from fusec.passes.dual_rms_norm import DualRmsNorm
 from fusec.passes.gated_delta_rule import GatedDeltaRule
 from fusec.passes.gated_rms_norm import GatedRmsNorm
@@ -43,6 +44,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     AttentionMask,
     AttentionHeads,
     Moe,
+    DenseExperts,
     CausalConv1d,
     GatedDeltaRule,
     # merge

@@ -261,7 +261,7 @@ class _Walk:
         if node.op == "grouped_mm":
             rows, matrices, offsets = node.inputs
             self.inner.append(node)
-            weight, transposed = _untransposed(graph, matrices)
+            weight, transposed = untransposed(graph, matrices)
             return _Product(node, rows, weight, transposed, offsets, None)
         if node.op != "matmul":
             return None
@@ -290,7 +290,7 @@ class _Walk:
         if node is None or (picked := _picked(graph, node)) is None:
             return None
         self.inner.append(node)
-        weight, transposed = _untransposed(graph, picked[0])
+        weight, transposed = untransposed(graph, picked[0])
         return weight, picked[1], swapped != (not transposed)
 
     # --- facts ------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ class _Walk:
         if attrs["bins"] != experts or span != (0, float(int_attr(attrs, "bins")) - 1):
             reason = f"`%{counts.name}` counts other numbers than {experts} experts have"
             raise _Refused("offsets", reason, counts.name)
-        counted = _before(graph, counts.inputs[0], "cast")
+        counted = before(graph, counts.inputs[0], "cast")
         order = self._sorted(counted)
         if order is None:
             reason = f"`%{counted}` is not the experts of the rows, sorted"
@@ -361,14 +361,14 @@ class _Walk:
     def _weights(self, value: str, order: _Order) -> None:
         """Find the weights [T, k] of the rows that `value` weights."""
         graph = self.graph
-        value = _before(graph, value, "reshape", "cast")
+        value = before(graph, value, "reshape", "cast")
         if self.weights_sorted:
             node = graph.producer(value)
             picked = None if node is None else _picked(graph, node)
             if picked is None or picked[1] != order.perm:
                 reason = f"`%{value}` is not in the order of the rows that it weights"
                 raise _Refused("routing", reason, value)
-            value = _before(graph, picked[0], "reshape", "cast")
+            value = before(graph, picked[0], "reshape", "cast")
         if graph.type(value).elements != self.tokens * self.k:
             raise _Refused("routing", f"`%{value}` is not one weight a row", value)
         self.values["weights"] = value
@@ -381,7 +381,7 @@ class _Walk:
             node = graph.producer(value)
             assert node is not None
             value = node.inputs[0]
-        value = _before(graph, value, "reshape")
+        value = before(graph, value, "reshape")
         if graph.type(value).elements != self.tokens * self.k:
             raise _Refused("routing", f"`%{value}` is not one expert a row", value)
         return value
@@ -396,11 +396,11 @@ class _Walk:
             raise _Refused("activation", reason, value)
         self.inner.append(node)
         if node.op in UNGATED:
-            name = _gelu(node) if node.op == "gelu" else node.op
+            name = gelu_name(node) if node.op == "gelu" else node.op
             return node.inputs[0], {**none, "activation": name, "gated": False}
         if node.op == "mul":
             return self._product_of_parts(node, none)
-        name = _gelu(node) if node.op == "gelu_mul" else GATED[node.op]
+        name = gelu_name(node) if node.op == "gelu_mul" else GATED[node.op]
         hidden, layout = self._parts(node.inputs[0], node.inputs[1])
         facts = {**none, "activation": name, "gated": True, "gate_up_layout": layout}
         if node.op == "swiglu_oai":
@@ -419,7 +419,7 @@ class _Walk:
             inner = graph.producer(gate)
             if inner is not None and inner.op in UNGATED:
                 self.inner.append(inner)
-                name = _gelu(inner) if inner.op == "gelu" else inner.op
+                name = gelu_name(inner) if inner.op == "gelu" else inner.op
                 hidden, layout = self._parts(inner.inputs[0], up)
                 facts = {**none, "activation": name, "gated": True, "gate_up_layout": layout}
                 return hidden, facts
@@ -509,7 +509,7 @@ class _Walk:
         if perm is None and node.op == "reshape":  # iota[T] repeated k times each
             wide = graph.producer(node.inputs[0])
             if wide is not None and wide.op == "expand":
-                thin = _before(graph, wide.inputs[0], "reshape")
+                thin = before(graph, wide.inputs[0], "reshape")
                 shape = graph.type(wide.output).shape
                 return shape == (self.tokens, self.k) and self._is_iota(thin, self.tokens)
         picked = _picked(graph, node)
@@ -547,7 +547,8 @@ def _width(shape: tuple[Dim, ...]) -> Dim:
     return next((size for size in reversed(shape) if size != 1), 1)
 
 
-def _gelu(node: Node) -> str:
+def gelu_name(node: Node) -> str:
+    """What `moe` calls the gelu of `node`."""
     return "gelu_tanh" if node.attrs.get("approximate") == "tanh" else "gelu"
 
 
@@ -562,7 +563,7 @@ def _picked(graph: Graph, node: Node) -> tuple[str, str] | None:
     return (source, index) if graph.type(index).rank == 1 else None
 
 
-def _untransposed(graph: Graph, matrices: str) -> tuple[str, bool]:
+def untransposed(graph: Graph, matrices: str) -> tuple[str, bool]:
     """The weights behind [E, K, N], and whether they are that rather than [E, N, K]."""
     node = graph.producer(matrices)
     if node is not None and node.op == "transpose":
@@ -572,10 +573,10 @@ def _untransposed(graph: Graph, matrices: str) -> tuple[str, bool]:
 
 
 def _through(graph: Graph, value: str, *ops: str) -> Node | None:
-    return graph.producer(_before(graph, value, *ops))
+    return graph.producer(before(graph, value, *ops))
 
 
-def _before(graph: Graph, value: str, *ops: str) -> str:
+def before(graph: Graph, value: str, *ops: str) -> str:
     """`value` before any of `ops`."""
     while (node := graph.producer(value)) is not None and node.op in ops:
         value = node.inputs[0]
