@@ -1,4 +1,4 @@
-"""Reads a live `torch.export.ExportedProgram`; the only importer of ATen programs that needs torch."""
+"""Reads a live `torch.export.ExportedProgram` into an `AtenProgram`."""
 
 from __future__ import annotations
 
@@ -298,6 +298,6 @@ def _target(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return str(target)
     if isinstance(target, torch._ops.HigherOrderOperator):
-        return f"higher_order.{target.name()}"
+        return f"higher_order.{target.name()}"  # type: ignore[no-untyped-call]
     module = getattr(target, "__module__", "") or ""
     return f"{module}.{getattr(target, '__name__', str(target))}"

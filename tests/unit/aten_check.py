@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ def import_module(
     module: torch.nn.Module,
     args: Sequence[torch.Tensor],
     *,
-    dynamic: Mapping[str, object] | None = None,
+    dynamic: dict[str, Any] | None = None,
     notes: list[str] | None = None,
     decompose: bool = False,
 ) -> Graph:
@@ -38,7 +39,7 @@ def check(
     module: torch.nn.Module,
     *args: torch.Tensor,
     traced: Sequence[torch.Tensor] | None = None,
-    dynamic: Mapping[str, object] | None = None,
+    dynamic: dict[str, Any] | None = None,
     decompose: bool = False,
     tolerance: float = 2e-5,
 ) -> Graph:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import Any, TypeAlias, TypeVar
 
 from fusec import symbolic
 from fusec.diagnostics import InternalError, UnsupportedError, VerifyError
@@ -129,6 +127,7 @@ Result: TypeAlias = (
     "Val | View | Complex | SymFloat | tuple[Val | View | Complex | None, ...] | None"
 )
 Handler: TypeAlias = Callable[..., Result]
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 TABLE: dict[str, Handler] = {}
 """Translations by target."""
@@ -140,7 +139,7 @@ BY_PARTS: set[str] = set()
 """Targets that treat the real and the imaginary part alike."""
 
 
-def aten(*targets: str, parts: bool = False, both: bool = False) -> Callable[[Handler], Handler]:
+def aten(*targets: str, parts: bool = False, both: bool = False) -> Callable[[_Handler], _Handler]:
     """Enter a translation for `aten.<target>`; a target with a dot in front is taken as it is.
 
     Args:
@@ -149,7 +148,7 @@ def aten(*targets: str, parts: bool = False, both: bool = False) -> Callable[[Ha
         both: the translation itself knows what to do with `Complex`.
     """
 
-    def enter(handler: Handler) -> Handler:
+    def enter(handler: _Handler) -> _Handler:
         for target in targets:
             name = full_name(target)
             if name in TABLE:
@@ -523,9 +522,7 @@ def broadcast_shape(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
 
 def float_eps(dtype: str) -> float:
     """The machine epsilon of a float dtype."""
-    if dtype == "bf16":
-        return 2.0**-7
-    return float(np.finfo(DTYPES[dtype].numpy).eps)
+    return {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}[dtype]
 
 
 def any_value(value: Any) -> Val:

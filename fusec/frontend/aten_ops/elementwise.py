@@ -241,7 +241,8 @@ def _hypot(build: Builder, x: Val, y: Val) -> Val:
 
 
 @aten("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "float_power.Tensor_Scalar",
-      "float_power.Tensor_Tensor", "float_power.Scalar", "pow.Tensor", "float_power.Tensor")  # fmt: skip
+      "float_power.Tensor_Tensor", "float_power.Scalar", "pow.Tensor",
+      "float_power.Tensor")  # fmt: skip
 def power(build: Builder, x: Operand, exponent: Operand) -> Val:
     dtype = build.result().dtype
     base = build.operand(x, dtype)

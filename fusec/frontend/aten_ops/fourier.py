@@ -94,7 +94,7 @@ def _fft2(
     build: Builder, x: Val | Complex, s: Sequence[Dim] | None = None,
     dim: Sequence[int] = (-2, -1), norm: str | None = None,
 ) -> Val | Complex:  # fmt: skip
-    return _fftn(build, x, s, dim, norm)  # type: ignore[return-value]
+    return _fftn(build, x, s, dim, norm)
 
 
 @aten("fft_rfft", both=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fusec.frontend.aten_ops.base import Builder, Number, SymFloat, Val, aten, broadcast_shape
+from fusec.ir.types import Attr
 from fusec.symbolic import Dim
 
 Indices = Sequence[Val | None]
@@ -100,7 +101,7 @@ def _index_put(
     if len(flags) == 1 and flags[0].dtype == "bool":
         return _masked_put(build, x, indices, values, accumulate)
     axes, places = _placed(build, x, indices)
-    attrs = {"accumulate": accumulate}
+    attrs: Mapping[str, Attr] = {"accumulate": accumulate}
     if _adjacent(axes):
         return build.emit_all("index_put", (x, values, *places), {"axes": axes, **attrs})[0]
     rest = [axis for axis in range(x.rank) if axis not in axes]
@@ -131,7 +132,7 @@ def _masked_put(build: Builder, x: Val, indices: Indices, values: Val, accumulat
 
 @aten("index_copy")
 def _index_copy(build: Builder, x: Val, dim: int, index: Val, source: Val) -> Val:
-    attrs = {"axes": (x.axis(dim),), "accumulate": False}
+    attrs: Mapping[str, Attr] = {"axes": (x.axis(dim),), "accumulate": False}
     return build.emit_all("index_put", (x, source, index), attrs)[0]
 
 
@@ -142,13 +143,13 @@ def _index_add(
     source = build.cast(source, x.dtype)
     if alpha != 1:
         source = source * alpha
-    attrs = {"axes": (x.axis(dim),), "accumulate": True}
+    attrs: Mapping[str, Attr] = {"axes": (x.axis(dim),), "accumulate": True}
     return build.emit_all("index_put", (x, source, index), attrs)[0]
 
 
 @aten("index_fill.int_Scalar", "index_fill.int_Tensor")
 def _index_fill(build: Builder, x: Val, dim: int, index: Val, value: Val | Number) -> Val:
-    attrs = {"axes": (x.axis(dim),), "accumulate": False}
+    attrs: Mapping[str, Attr] = {"axes": (x.axis(dim),), "accumulate": False}
     return build.emit_all("index_put", (x, build.operand(value, x.dtype), index), attrs)[0]
 
 

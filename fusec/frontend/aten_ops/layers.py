@@ -391,7 +391,7 @@ def _pooled(
 ) -> Val:  # fmt: skip
     count = len(kernel)
     out = build.result().shape[-count:]
-    low: list[Dim] = [0] * (x.rank - count) + list(padding)
+    low: list[Dim] = [*[0] * (x.rank - count), *padding]
     high: list[Dim] = [0] * (x.rank - count)
     for index in range(count):
         size = x.shape[x.rank - count + index]
@@ -591,7 +591,7 @@ def _resample(
             raise build.unsupported(f"`{build.origin.op}` of a size that is not fixed")
         scale = scales[axis - 2] if axis - 2 < len(scales) else None
         if sizes[0] != sizes[1] or (scale is not None and scale != 1):
-            x = _along(build, x, axis, make(*sizes, align, scale))
+            x = _along(build, x, axis, make(sizes[0], sizes[1], align, scale))
     return x
 
 
@@ -612,7 +612,8 @@ def _resampler(build: Builder) -> Resampler:
 
 
 @aten("upsample_linear1d.vec", "upsample_bilinear2d.vec", "upsample_trilinear3d.vec",
-      "upsample_bicubic2d.vec", "_upsample_bilinear2d_aa.vec", "_upsample_bicubic2d_aa.vec")  # fmt: skip
+      "upsample_bicubic2d.vec", "_upsample_bilinear2d_aa.vec",
+      "_upsample_bicubic2d_aa.vec")  # fmt: skip
 def _upsample_vec(
     build: Builder, x: Val, output_size: Sequence[Dim] | None, align_corners: bool,
     scale_factors: Sequence[float] | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fusec import symbolic
 from fusec.frontend.aten_ops.base import (
@@ -17,6 +17,7 @@ from fusec.frontend.aten_ops.base import (
     viewable,
 )
 from fusec.ir.ops.shape import slice_length
+from fusec.ir.types import Attr
 from fusec.symbolic import Dim
 
 
@@ -299,7 +300,7 @@ def _diagonal(build: Builder, x: Val, offset: int = 0, dim1: int = 0, dim2: int 
 
     def backward(base: Val, part: Val) -> Val:
         base = build.transpose(base, perm)
-        attrs = {"axes": (x.rank - 2, x.rank - 1), "accumulate": False}
+        attrs: Mapping[str, Attr] = {"axes": (x.rank - 2, x.rank - 1), "accumulate": False}
         return build.transpose(build.emit_all("index_put", (base, part, *places()), attrs)[0], back)
 
     _ = rows, columns
@@ -404,7 +405,7 @@ def _diagonal_scatter(
         build.iota(length, start=max(-offset, 0)),
         build.iota(length, start=max(offset, 0)),
     )
-    attrs = {"axes": (x.rank - 2, x.rank - 1), "accumulate": False}
+    attrs: Mapping[str, Attr] = {"axes": (x.rank - 2, x.rank - 1), "accumulate": False}
     moved = build.transpose(x, perm)
     return build.transpose(build.emit_all("index_put", (moved, src, *places), attrs)[0], back)
 
