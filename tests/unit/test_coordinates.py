@@ -1,0 +1,183 @@
+"""Terms of values as functions of coordinates, against what the interpreter computes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusec import symbolic
+from fusec.ir import Graph, parse_graph
+from fusec.ir.interpret import interpret
+from fusec.ir.ops.base import Array
+from fusec.rewrite.coordinates import (
+    FALSE,
+    TRUE,
+    AtLeastZero,
+    Choice,
+    Coordinates,
+    Element,
+    Every,
+    IsZero,
+    Not,
+    Some,
+    Term,
+    coordinate,
+    every,
+    negate,
+    some,
+)
+from fusec.symbolic import Dim
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "attention_mask.md"
+GRAPHS = re.findall(r"^```fir\n(.*?)^```\n", GOLDEN.read_text(), re.M | re.S)
+SIZES = {"batch": 3, "seq": 7, "past": 2}
+ENOUGH = 60
+"""Coordinates of one value that are looked at."""
+
+
+class _Evaluator:
+    """The meaning of terms, written apart from the analysis."""
+
+    def __init__(self, terms: Coordinates, values: dict[str, Array]) -> None:
+        self.terms = terms
+        self.values = values
+
+    def size(self, dim: Dim, place: tuple[int, ...]) -> int:
+        known = {**SIZES, **{f"${axis}": where for axis, where in enumerate(place)}}
+        for name in symbolic.symbols_of(dim):
+            element = self.terms.element(name)
+            if element is not None:
+                known[name] = int(self.element(element, place))
+        return symbolic.evaluate(dim, known)
+
+    def element(self, element: Element, place: tuple[int, ...]) -> float:
+        at = tuple(self.size(dim, place) for dim in element.at)
+        return float(self.values[element.value][at])
+
+    def term(self, term: Term, place: tuple[int, ...]) -> float:
+        match term:
+            case Every(parts):
+                return all(self.term(part, place) for part in parts)
+            case Some(parts):
+                return any(self.term(part, place) for part in parts)
+            case Not(part):
+                return not self.term(part, place)
+            case AtLeastZero(what):
+                return self.size(what, place) >= 0
+            case IsZero(what):
+                return self.size(what, place) == 0
+            case Choice(condition, then, other):
+                return self.term(then if self.term(condition, place) else other, place)
+            case Element():
+                return self.element(term, place)
+            case float():
+                return term
+        return self.size(term, place)
+
+
+def _everything(graph: Graph, seed: int) -> dict[str, Array]:
+    """The value of every node and input of `graph`."""
+    random = np.random.default_rng(seed)
+    arrays: dict[str, Array] = {}
+    for name in (*graph.inputs, *graph.parameters):
+        kind = graph.type(name)
+        shape = tuple(symbolic.evaluate(dim, SIZES) for dim in kind.shape)
+        integers = kind.element.is_integer
+        arrays[name] = random.integers(-1, 2, shape) if integers else random.random(shape)
+    every_node = graph.copy()
+    every_node.outputs = [value for node in graph.nodes() for value in node.outputs]
+    every_node.output_names = list(every_node.outputs)
+    inputs = {name: arrays[name] for name in graph.inputs}
+    weights = {name: arrays[name] for name in graph.parameters}
+    return {**arrays, **interpret(every_node, inputs, weights)}
+
+
+@pytest.mark.parametrize("text", GRAPHS)
+def test_terms_agree_with_the_interpreter(text: str) -> None:
+    graph = parse_graph(text)
+    values = _everything(graph, seed=len(text))
+    terms = Coordinates(graph)
+    evaluator = _Evaluator(terms, values)
+    for node in graph.nodes():
+        for value in node.outputs:
+            array, term = values[value], terms.term(value)
+            places = list(itertools.product(*map(range, array.shape)))
+            for place in places[:: max(1, len(places) // ENOUGH)]:
+                assert evaluator.term(term, place) == array[place], f"%{value} at {place}: {term}"
+
+
+def _graph(*lines: str, inputs: str = "") -> Graph:
+    body = "\n".join(f"  {line}" for line in lines)
+    head = f"graph @main({inputs}) symbols(seq in [4, 16])"
+    return parse_graph(f"{head} {{\n{body}\n  return %y\n}}\n")
+
+
+IOTA = '%i: i64[seq] = iota() {dtype = "i64", size = <seq>, start = 0, step = 1}'
+
+
+def _constant(name: str, value: int) -> str:
+    return f'%{name}: i64[] = constant() {{dtype = "i64", shape = [], value = {value}}}'
+
+
+@pytest.mark.parametrize(
+    ("op", "bound", "expected"),
+    [
+        ("lt", 16, TRUE),
+        ("ge", 0, TRUE),
+        ("gt", 16, FALSE),
+        ("ge", 16, FALSE),
+        ("ge", 4, AtLeastZero(coordinate(0) - 4)),
+        ("lt", 4, AtLeastZero(3 - coordinate(0))),
+        ("eq", -1, FALSE),
+    ],
+)
+def test_comparisons_that_ranges_decide(op: str, bound: int, expected: Term) -> None:
+    graph = _graph(IOTA, _constant("c", bound), f"%y: bool[seq] = {op}(%i, %c)")
+    assert Coordinates(graph).term("y") == expected
+
+
+def test_an_element_of_an_input_stays_unknown() -> None:
+    graph = _graph(_constant("c", 0), "%y: bool[seq] = ge(%x, %c)", inputs="%x: i64[seq]")
+    term = Coordinates(graph).term("y")
+    assert isinstance(term, AtLeastZero)
+
+
+def test_an_index_that_may_be_negative_is_not_followed() -> None:
+    lines = (IOTA, "%y: i64[seq] = take(%i, %x) {axis = 0}")
+    graph = _graph(*lines, inputs="%x: i64[seq]")
+    terms = Coordinates(graph)
+    assert not terms.known("y")
+    assert isinstance(terms.term("y"), symbolic.Expr)
+
+
+def test_a_jump_at_the_seam_of_a_concat_is_seen() -> None:
+    lines = (
+        IOTA,
+        _constant("one", 1),
+        "%first: i64[1] = slice(%i) {axis = 0, start = 0, step = 1, stop = 1}",
+        "%before: i64[1] = {op}(%first, %one)",
+        "%all: i64[seq + 1] = concat(%before, %i) {axis = 0}",
+        "%late: i64[seq] = slice(%all) {axis = 0, start = 1, step = 1, stop = <seq + 1>}",
+        "%early: i64[seq] = slice(%all) {axis = 0, start = 0, step = 1, stop = <seq>}",
+        "%diff: i64[seq] = sub(%late, %early)",
+        "%y: bool[seq] = ne(%diff, %one)",
+    )
+    smooth = _graph(*(line.replace("{op}", "sub") for line in lines))
+    jumping = _graph(*(line.replace("{op}", "add") for line in lines))
+    assert Coordinates(smooth).term("y") == FALSE
+    assert Coordinates(jumping).term("y") != FALSE
+
+
+def test_joining_and_negating() -> None:
+    a, b = IsZero(coordinate(0)), Element("flags", (coordinate(0),))
+    assert every(a, TRUE, a) == a
+    assert some(a, FALSE) == a
+    assert every(a, FALSE) == FALSE
+    assert some(TRUE, b) == TRUE
+    assert negate(every(a, b)) == some(Not(a), Not(b))
+    assert negate(negate(every(a, b))) == every(a, b)
+    assert negate(AtLeastZero(coordinate(0))) == AtLeastZero(-1 - coordinate(0))
