@@ -357,8 +357,8 @@ class _Printer:
         axes = range(self.outer, len(self.region.axes))
         opened = 0
         for axis in axes[:-1]:
-            size = self.dim(self.region.axes[axis])
-            self._open(f"for (int64_t j{axis} = 0; j{axis} < {size}; ++j{axis})")
+            end = self.dim(self.region.axes[axis])
+            self._open(f"for (int64_t j{axis} = 0; j{axis} < {end}; ++j{axis})")
             opened += 1
         first, last = ("0", self.dim(self.region.axes[-1])) if self.is_rows else ("first", "last")
         blocked = [acc for acc in accumulators if acc.partial]

@@ -345,12 +345,13 @@ class _Grouper:
         while (node := self.graph.producer(value)) is not None and node.op in VIEWS:
             chain.append(node)
             value = node.inputs[0]
-        axes: Axes | None = group.value_axes[value]
+        axes = group.value_axes[value]
         for node in reversed(chain):
             before, after = self.graph.type(node.inputs[0]), self.graph.type(node.output)
-            axes = _viewed_axes(node, before, after, axes)
-            if axes is None:
+            seen = _viewed_axes(node, before, after, axes)
+            if seen is None:
                 return None
+            axes = seen
         return axes
 
     def _reduction_axes(

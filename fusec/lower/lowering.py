@@ -496,10 +496,29 @@ class _Lowering:
 
     def _copy_or_compute(self, value: str, target: Storage, node: Node) -> None:
         if value in self.grouping.free:
-            built = free_region(self.graph, self.grouping.free, value, target)
-        else:
-            built = copy_region(self.graph, self.storage_of(value), target)
-        self._launch(built, node)
+            self._launch(free_region(self.graph, self.grouping.free, value, target), node)
+            return
+        source, target = self._without_reshapes(value, target)
+        self._launch(copy_region(self.graph, source, target), node)
+
+    def _without_reshapes(self, value: str, target: Storage) -> tuple[Storage, Storage]:
+        """What to copy to where, so that `value` is in `target`.
+
+        A reshape that would need a copy of its own is done by seeing `target` in the shape before
+        it.
+        """
+        while value not in self.storages:
+            node = self.graph.producer(value)
+            if node is None or node.op != "reshape":
+                break
+            source = self.storage_of(node.inputs[0])
+            if viewed(source, "reshape", {}, target.shape, self.graph.symbols) is not None:
+                break
+            seen = viewed(target, "reshape", {}, source.shape, self.graph.symbols)
+            if seen is None:
+                break
+            value, target = node.inputs[0], seen
+        return self.storage_of(value), target
 
     def _pad(self, node: Node) -> None:
         whole = self._new(node.output)

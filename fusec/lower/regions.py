@@ -158,9 +158,9 @@ class RegionBuilder:
                     inner[position] = places[position + missing]
         elif node.op == "reshape":
             moved = unit_reshape(before, after)
-            for place, axis in zip(places, moved or (), strict=moved is not None):
-                if axis is not None:
-                    inner[axis] = place
+            for place, source_axis in zip(places, moved or (), strict=moved is not None):
+                if source_axis is not None:
+                    inner[source_axis] = place
         else:
             inner = list(places)
             axes = (
