@@ -164,6 +164,13 @@ def _fills(match: Match) -> list[float | None]:
     return [float(fill) if isinstance(fill, int | float) else None for fill in fills]
 
 
+def _factors(match: Match) -> list[float]:
+    """What masks are multiplied by together with the scores."""
+    factors = match.facts["factors"]
+    assert isinstance(factors, tuple)
+    return [float(factor) for factor in factors if isinstance(factor, int | float)]
+
+
 def _mask_shape(match: Match, target: Target) -> Rejection | None:
     q, k, _ = _shapes(match)
     heads = match.facts["heads"]
@@ -273,13 +280,16 @@ def _joined(match: Match, build: Builder) -> str | None:
     flags: list[str] = []
     numbers: list[str] = []
     names = [name for name in match.values if name.startswith(("mask", "hide"))]
-    for name, fill in zip(names, _fills(match), strict=True):
+    for name, fill, times in zip(names, _fills(match), _factors(match), strict=True):
         value = match.values[name]
+        dtype = graph.type(value).dtype
         form = _mask_form(match, value)
         if form != graph.type(value).shape:
             value = build.value("reshape", [value], {"shape": form})
         if name.startswith("hide"):
             value = build.value("not", [value])
+        if dtype != "bool" and times != 1:
+            value = build.value("mul", [value, _number(build, times, dtype)])
         if fill is not None and math.isfinite(fill):
             dtype = graph.type(match.values["q"]).dtype
             kept, hidden = (_number(build, number, dtype) for number in (0.0, fill))
@@ -315,6 +325,7 @@ class _Walk:
         self.inner: list[Node] = [root]
         self.values: dict[str, str] = {}
         self.fills: list[Attr] = []
+        self.factors: list[float] = []
         self.scale = 1.0
         self.softcap: float | None = None
         self.heads: tuple[Dim, ...] | None = None
@@ -361,6 +372,7 @@ class _Walk:
                 "softcap": self.softcap,
                 "heads": self.heads,
                 "fills": tuple(self.fills),
+                "factors": tuple(self.factors),
             },
         )
 
@@ -448,66 +460,53 @@ class _Walk:
         return True
 
     def _modifiers(self, value: str) -> Node | None:
-        """From the masked scores to the product: masks, then a softcap, then the scale."""
+        """From the masked scores to the product: masks, then a softcap, then the scale.
+
+        Constant factors may stand anywhere: those outside a mask scale it too, and those outside
+        of tanh are the softcap, so that c*tanh(m*x) is a softcap of c on scores scaled by m*c.
+        """
         graph = self.graph
-        masks = 0
         while True:
             value = self._through(value, "cast", "reshape")
             node = graph.producer(value)
             if node is None:
                 return None
-            kind = "mask"
-            if node.op == "add":
-                score = next((each for each in node.inputs if self._leads_to_product(each)), None)
-                if score is None:
-                    return None
-                mask = node.inputs[0] if node.inputs[1] == score else node.inputs[1]
-                self.fills.append(-math.inf)
-            elif node.op == "where" and graph.constant(node.inputs[2]) is not None:
-                mask, score = node.inputs[0], node.inputs[1]
-                self.fills.append(graph.constant(node.inputs[2]))
-            elif node.op == "where" and graph.constant(node.inputs[1]) is not None:
-                mask, score = node.inputs[0], node.inputs[2]
-                self.fills.append(graph.constant(node.inputs[1]))
-                kind = "hide"
+            if node.op == "matmul":
+                return node
+            self.inner.append(node)
+            if (found := factor(graph, value)) is not None:
+                value, times = found
+                self.scale *= times
+            elif self.softcap is None and node.op == "tanh" and self.scale > 0:
+                value, self.softcap = node.inputs[0], self.scale
+            elif self.softcap is None and (score := self._unmasked(node)) is not None:
+                value = score
             else:
-                break
-            self.values[f"{kind}{masks}"] = mask
-            masks += 1
-            self.inner.append(node)
-            value = score
-        value = self._capped(value)
-        while (found := factor(graph, value)) is not None:
-            node = graph.producer(value)
-            assert node is not None
-            self.inner.append(node)
-            value, times = found
-            self.scale *= times
-            value = self._through(value, "cast", "reshape")
-        product = graph.producer(value)
-        return product if product is not None and product.op == "matmul" else None
+                return None
 
-    def _capped(self, value: str) -> str:
-        """The scores before c*tanh(m*x): a softcap of c on scores scaled by m*c."""
+    def _unmasked(self, node: Node) -> str | None:
+        """The scores before `node` masks them."""
         graph = self.graph
-        outer = graph.producer(value)
-        if (found := factor(graph, value)) is None or outer is None:
-            return value
-        cap = found[1]
-        tanh = graph.producer(self._before_casts(found[0]))
-        if tanh is None or tanh.op != "tanh" or cap <= 0:
-            return value
-        self.inner.append(outer)
-        self._through(found[0], "cast")
-        self.inner.append(tanh)
-        self.softcap = cap
-        self.scale *= cap
-        return self._through(tanh.inputs[0], "cast", "reshape")
+        if node.op == "add":
+            score = next((each for each in node.inputs if self._leads_to_product(each)), None)
+            if score is None:
+                return None
+            other = node.inputs[0] if node.inputs[1] == score else node.inputs[1]
+            return self._masked("mask", other, -math.inf, score)
+        if node.op != "where":
+            return None
+        condition, then, other = node.inputs
+        if (fill := graph.constant(other)) is not None:
+            return self._masked("mask", condition, fill, then)
+        if (fill := graph.constant(then)) is not None:
+            return self._masked("hide", condition, fill, other)
+        return None
 
-    def _before_casts(self, value: str) -> str:
-        while (node := self.graph.producer(value)) is not None and node.op == "cast":
-            value = node.inputs[0]
-        return value
+    def _masked(self, kind: str, mask: str, fill: Attr, score: str) -> str:
+        self.values[f"{kind}{len(self.fills)}"] = mask
+        self.fills.append(fill * self.scale if isinstance(fill, int | float) else None)
+        self.factors.append(self.scale)
+        return score
 
     def _leads_to_product(self, value: str) -> bool:
         """Whether `value` comes from a product by what may stand between it and the softmax."""
