@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
+import hashlib
 import mmap
+import os
 import shutil
 import struct
 import subprocess
@@ -134,26 +135,22 @@ def compiler() -> list[str]:
     return [found] if found else [sys.executable, "-m", "ziglang", "c++"]
 
 
-def compile_object(source: Path, target: Path, march: str, command: Sequence[str]) -> None:
+def compile_object(source: Path, march: str, command: Sequence[str], folder: Path) -> Path:
+    """The object of `source`, made anew only if what it is made of has changed."""
+    include = KERNELS / "include"
     # The two compilers spell the levels of x86-64 differently.
     name = march.replace("-", "_") if "ziglang" in command else march
-    include = KERNELS / "include"
-    subprocess.run(
-        [
-            *command,
-            *FLAGS,
-            "-I",
-            str(include),
-            f"-march={name}",
-            "-c",
-            str(source),
-            "-o",
-            str(target),
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    arguments = [*command, *FLAGS, "-I", str(include), f"-march={name}", "-c", str(source), "-o"]
+    state = hashlib.sha256(repr(arguments).encode())
+    for path in (source, *sorted(include.glob("*/*.h"))):
+        state.update(path.read_bytes())
+    target = folder / f"{source.parent.name}-{state.hexdigest()[:16]}.o"
+    if not target.exists():
+        made = target.with_suffix(f".{os.getpid()}")
+        done = subprocess.run([*arguments, str(made)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        made.rename(target)
+    return target
 
 
 def sources(*, matrices_only: bool = False) -> list[Path]:
@@ -166,21 +163,16 @@ def sources(*, matrices_only: bool = False) -> list[Path]:
     ]
 
 
-def build(march: str, folder: Path, *, matrices_only: bool = False) -> Path:
-    """The library for one `-march`, as one shared object."""
+def build(march: str, folder: Path, objects: Path, *, matrices_only: bool = False) -> Path:
+    """The library for one `-march`, as one shared object in `folder`."""
     command = compiler()
     chosen = sources(matrices_only=matrices_only)
-    objects = [folder / f"{source.parent.name}.o" for source in chosen]
     with ThreadPoolExecutor(2) as pool:
-        list(
-            pool.map(
-                lambda pair: compile_object(pair[0], pair[1], march, command),
-                zip(chosen, objects, strict=True),
-            )
-        )
+        made = pool.map(lambda path: compile_object(path, march, command, objects), chosen)
+        objects_made = [str(path) for path in made]
     path = folder / "module.so"
     subprocess.run(
-        [*command, "-shared", "-o", str(path), *map(str, objects), "-lpthread", "-lm"],
+        [*command, "-shared", "-o", str(path), *objects_made, "-lpthread", "-lm"],
         check=True,
     )
     return path
@@ -198,32 +190,34 @@ _modules: dict[str, Module] = {}
 
 
 def built_module(
-    march: str, features: set[str], factory: pytest.TempPathFactory, *, matrices_only: bool
+    march: str, features: set[str], request: pytest.FixtureRequest, *, matrices_only: bool
 ) -> Module:
     missing = features - host_features()
     if missing:
         pytest.skip(f"this CPU has no {', '.join(sorted(missing))}")
     if march not in _modules:
+        factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
         folder = factory.mktemp(march)
-        _modules[march] = Module(build(march, folder, matrices_only=matrices_only))
+        cache = getattr(request.config, "cache", None)
+        objects = cache.mkdir("cpu-kernels") if cache else folder
+        _modules[march] = Module(build(march, folder, objects, matrices_only=matrices_only))
     _modules[march].threads(2)
     return _modules[march]
 
 
 @pytest.fixture(params=list(LEVELS))
-def module(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Module:
+def module(request: pytest.FixtureRequest) -> Module:
     """The kernels built for one level of x86-64, on two threads."""
     march: str = request.param
-    return built_module(march, LEVELS[march], tmp_path_factory, matrices_only=False)
+    return built_module(march, LEVELS[march], request, matrices_only=False)
 
 
 @pytest.fixture(params=[*LEVELS, BF16_LEVEL])
-def matrices(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Module:
+def matrices(request: pytest.FixtureRequest) -> Module:
     """As `module`, and built with bf16 instructions; only kernels that multiply matrices."""
     march: str = request.param
     features = LEVELS.get(march, BF16_FEATURES)
-    only = march == BF16_LEVEL
-    return built_module(march, features, tmp_path_factory, matrices_only=only)
+    return built_module(march, features, request, matrices_only=march == BF16_LEVEL)
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> None:

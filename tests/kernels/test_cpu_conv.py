@@ -11,7 +11,9 @@ from fusec.ir.ops.linear_algebra import convolve
 __all__ = ["matrices"]
 
 # input spatial, channels, filters, groups, kernel, stride, padding, dilation
-CASES = [
+Sizes = tuple[int, ...]
+
+CASES: list[tuple[Sizes, int, int, int, Sizes, Sizes, Sizes, Sizes]] = [
     ((37,), 3, 5, 1, (4,), (1,), (2,), (1,)),
     ((12, 17), 4, 40, 2, (3, 2), (2, 1), (1, 1), (1, 2)),
     ((9, 40), 6, 6, 6, (3, 3), (1, 1), (1, 1), (1, 1)),
@@ -24,7 +26,9 @@ CASES = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_conv(matrices: Module, dtype: str, case: tuple) -> None:
+def test_conv(
+    matrices: Module, dtype: str, case: tuple[Sizes, int, int, int, Sizes, Sizes, Sizes, Sizes]
+) -> None:
     spatial, channels, filters, groups, kernel, stride, padding, dilation = case
     rng = np.random.default_rng(channels)
     # Channels last in memory.

@@ -56,12 +56,12 @@ def test_matmul_of_other_dtypes(matrices: Module, dtype: str, transposed: bool) 
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
+    return np.asarray(x / (1 + np.exp(-x)))
 
 
 def oai(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     gate, up = np.minimum(gate, 7.0), np.clip(up, -7.0, 7.0)
-    return gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+    return np.asarray(gate / (1 + np.exp(-1.702 * gate)) * (up + 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

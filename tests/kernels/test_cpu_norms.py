@@ -13,11 +13,11 @@ EPS = 1e-5
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def rms(x: np.ndarray, weight: np.ndarray | float) -> np.ndarray:
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + EPS) * weight
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + EPS) * weight)
 
 
 def weight_of(

@@ -237,13 +237,10 @@ CASES = (
 
 def draw(rng: np.random.Generator, operand: Operand, dtype: str) -> np.ndarray:
     """Values in storage form."""
-    if operand.high > operand.low:
-        numbers = rng.integers(operand.low, operand.high, operand.shape)
-    elif DTYPES[dtype].is_float:
-        numbers = rng.standard_normal(operand.shape)
-        return encode(numbers, dtype)
-    else:
-        numbers = rng.integers(-9, 9, operand.shape)
+    bounds = (operand.low, operand.high) if operand.high > operand.low else (-9, 9)
+    if DTYPES[dtype].is_float and operand.high <= operand.low:
+        return encode(rng.standard_normal(operand.shape), dtype)
+    numbers = rng.integers(*bounds, operand.shape)
     return encode(numbers, dtype) if DTYPES[dtype].is_float else numbers.astype(DTYPES[dtype].numpy)
 
 
@@ -332,12 +329,9 @@ def test_record(module: Module, case: Case, dtype: str) -> None:
         base = memory[storage.buffer]
         flat = base.reshape(-1).copy()
         flat[len(flat) - len(after[place]) :] = after[place]
-        steps = tuple(int(step) * base.itemsize for step in storage.strides)  # type: ignore[arg-type]
-        got = np.lib.stride_tricks.as_strided(
-            flat[evaluate(storage.offset, {}) :],
-            storage.shape,
-            steps,  # type: ignore[arg-type]
-        )
+        shape = [evaluate(size, {}) for size in storage.shape]
+        steps = [evaluate(step, {}) * base.itemsize for step in storage.strides]
+        got = np.lib.stride_tricks.as_strided(flat[evaluate(storage.offset, {}) :], shape, steps)
         compare(got, right, type, case.tolerance)
 
 

@@ -310,7 +310,10 @@ FUSEC_INLINE Vec tanh(Vec x) {
 }
 
 FUSEC_INLINE Vec erf(Vec x) {
-  // Rational approximation on [-4, 4] (the one of Eigen and XLA); beyond it erf is 1 in f32.
+  // Rational approximation (the one of Eigen and XLA). From 3.92 on erf rounds to 1, which must be
+  // exact: gelu multiplies 1 + erf(x) by x.
+  Mask large = less(set(3.92f), abs(x));
+  Vec one = copy_sign(set(1.0f), x);
   x = min(set(4.0f), max(set(-4.0f), x));
   Vec square = x * x;
   Vec p = set(-2.72614225801306e-10f);
@@ -325,7 +328,7 @@ FUSEC_INLINE Vec erf(Vec x) {
   q = fma(q, square, set(-1.68282697438203e-03f));
   q = fma(q, square, set(-7.37332916720468e-03f));
   q = fma(q, square, set(-1.42647390514189e-02f));
-  return x * p / q;
+  return select(large, one, x * p / q);
 }
 
 FUSEC_INLINE Vec gelu(Vec x) {
