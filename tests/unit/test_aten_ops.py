@@ -159,7 +159,7 @@ def views(x: Tensor, y: Tensor) -> object:
         *torch.tensor_split(z, 3, 2), *torch.tensor_split(z, (1, 4), 2), *z.unbind(1),
         x.expand(2, 3, 5), x[:, :1].expand(-1, 4), x[0].expand_as(x),
         torch.broadcast_to(x[0], (2, 5)), z.diagonal(), z.diagonal(1, 1, 2), z.diagonal(-1, 0, 2),
-        x.unfold(1, 3, 1), z.unfold(0, 2, 2), z.swapaxes(0, 1), torch.atleast_3d(x),
+        x.unfold(1, 3, 1), z.unfold(0, 2, 2), z.swapaxes(0, 1),
         x.view_as(x.clone()), x.as_strided((2, 3), (2, 1), 1), x.contiguous().view(torch.float32),
         torch.ops.aten.slice_copy.Tensor(x, 1, 1, 3), x.mH, x.adjoint(),
         *torch.hsplit(x[:, :4], 2),
