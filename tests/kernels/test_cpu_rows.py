@@ -55,7 +55,9 @@ def test_activations_over_their_range(module: Module, activation: str) -> None:
     out = module.call("fusec_gated_activation_f32", [x, up, blank((n,), "f32")], params)[-1]
     with np.errstate(over="ignore"):
         expected = REFERENCES[activation](x.astype(np.float64)).astype(np.float32)
-    error = np.abs(out[:-1] - expected[:-1]) / np.maximum(np.abs(expected[:-1]), 5e-2)
+    # 1 + erf and 1 + tanh cancel in the negative tail, as they do in torch.
+    floor = 0.5 if "gelu" in activation else 1e-2
+    error = np.abs(out[:-1] - expected[:-1]) / np.maximum(np.abs(expected[:-1]), floor)
     assert error.max() < 2e-6
     assert out[-1] == expected[-1] or np.isinf(out[-1])
     x[:] = np.nan
