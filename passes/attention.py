@@ -340,6 +340,9 @@ class _Walk:
             sliced = node
             value = self._through(self._enter(node), "cast", "reshape")
             node = graph.producer(value)
+        if node is not None and node.op == "where":
+            value = self._without_nan(node)
+            node = graph.producer(value)
         if node is None or node.op != "softmax":
             return None
         softmax = node
@@ -376,6 +379,18 @@ class _Walk:
             },
         )
 
+    def _without_nan(self, node: Node) -> str:
+        """The shares before those of a query without keys, NaN, were put to zero."""
+        graph = self.graph
+        condition, zero, shares = node.inputs
+        test = graph.producer(condition)
+        if test is None or test.op != "isnan" or test.inputs[0] != shares:
+            return node.output
+        if graph.constant(zero) != 0:
+            return node.output
+        self.inner += [node, test]
+        return self._through(shares, "cast")
+
     def _enter(self, node: Node) -> str:
         self.inner.append(node)
         return node.inputs[0]
@@ -392,7 +407,7 @@ class _Walk:
     def _operands(self, q: str, kt: str, v: str) -> None:
         """The operands, narrow again if all were widened for the products."""
         graph = self.graph
-        q = self._unscaled(q)
+        q, kt = self._unscaled(q), self._unscaled(kt)
         k, node = kt, graph.producer(kt)
         turned = node is not None and node.op == "transpose"
         if node is not None and turned:
@@ -400,7 +415,8 @@ class _Walk:
             k = node.inputs[0] if turned else kt
         narrow = [self._uncast(value) for value in (q, k, v)]
         if len({graph.type(value).dtype for value in narrow}) == 1:
-            q, k, v = self._unscaled(narrow[0]), narrow[1], narrow[2]
+            q, k, v = narrow
+        q, k = self._unscaled(q), self._unscaled(k)
         self.values |= {"q": q, "k": k, "v": v}
         if not turned:
             self.values["kt"] = k
@@ -416,7 +432,7 @@ class _Walk:
         return node.inputs[0]
 
     def _unscaled(self, value: str) -> str:
-        """An operand before it was multiplied by a constant, which joins the scale."""
+        """q or k before it was multiplied by a constant, which joins the scale."""
         while (found := factor(self.graph, value)) is not None:
             value, times = found
             self.scale *= times

@@ -108,7 +108,9 @@ def _fold(
     pieces = list(_pieces(graph, operands.mask))
     for piece in pieces:
         _sort(terms, piece, shape, operands, found)
-    if not found.causal and found.before != found.after:
+    if shape[2] == 1:  # no key comes after the last query
+        found.causal = found.causal or found.before is not None
+    elif not found.causal and found.before != found.after:
         for piece in found.limited:
             reason = f"`%{piece}` limits how far ahead a key is and how far back in different ways"
             found.stay[piece] = ("mask-not-analysed", reason)
@@ -201,7 +203,9 @@ def _sort(
         found.stay[piece] = ("mask-not-analysed", reason)
         return
     offset = shape[3] - shape[2]
-    atoms = [(atom, _placed(terms, atom, offset)) for atom in conjuncts(allowed)]
+    query = offset if shape[2] == 1 else QUERY + offset
+    distance = query - (0 if shape[3] == 1 else KEY)
+    atoms = [(atom, _placed(atom, distance)) for atom in conjuncts(allowed)]
     padding = [atom for atom, what in atoms if what is None and _of_keys(terms, atom, shape)]
     others = [atom for atom, what in atoms if what is None and atom not in padding]
     if others:
@@ -259,11 +263,10 @@ def _finite(term: Term | Number) -> bool:
     return isinstance(term, int | float) and -float("inf") < term <= MASKED
 
 
-def _placed(terms: Coordinates, atom: Predicate, offset: Dim) -> tuple[str, int] | None:
+def _placed(atom: Predicate, distance: Dim) -> tuple[str, int] | None:
     """`atom` as a limit on how far `before` or `after` the query a key may be, exclusive."""
     if not isinstance(atom, AtLeastZero):
         return None
-    distance = QUERY + offset - KEY
     if isinstance(reach := atom.what + distance, int):  # distance < reach + 1
         return ("before", reach + 1) if reach >= 0 else None
     if isinstance(reach := atom.what - distance, int):  # -distance < reach + 1

@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import TypeAlias, TypeGuard
 
 from fusec import symbolic
+from fusec.diagnostics import ParseError
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, TensorType, dim_attr, int_attr, ints_attr
 from fusec.symbolic import Dim, Expr, Range
@@ -152,7 +153,10 @@ class Coordinates:
             rule = _RULES.get(node.op)
             if rule is None or len(node.outputs) != 1:
                 continue
-            found = rule(self, node)
+            try:
+                found = rule(self, node)
+            except ParseError:  # an expression outgrew what sizes may be
+                continue
             if found is not None and _parts(found) <= MAX_PARTS:
                 self._terms[node.output] = found
 
