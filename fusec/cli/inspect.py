@@ -87,13 +87,24 @@ def _target(target: dict[str, Any]) -> str:
         f"target    {target['target']} ({target['arch']})",
         f"fused     {counts_text(counts['fired']) or 'nothing'}",
         f"refused   {counts_text(counts['refused']) or 'nothing'}",
-        f"launches  {target['launches']} of {len(target['kernels'])} kernels",
+        f"launches  {target['launches']}, of {len(target['kernels'])} kernels",
         f"residual  {len(residual) or 'nothing'}",
-        *(f"          {item['op']} at {item['node']}: {item['reason']}" for item in residual),
-        f"memory    {size_text(memory['weights_bytes'])} of weights, at most "
-        f"{size_text(memory['arena_bytes'])} of scratch",
+        *(f"          {line}" for line in _residual(residual)),
+        f"memory    {size_text(memory['weights_bytes'])} of weights, "
+        f"{size_text(memory['arena_bytes'])} of intermediate values",
     ]
     return "\n".join(lines)
+
+
+def _residual(residual: list[dict[str, Any]]) -> list[str]:
+    """One line for each operation and reason, with the first node."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for item in residual:
+        groups.setdefault((item["op"], item["reason"]), []).append(item["node"])
+    return [
+        f"{len(nodes)} x {op}, first at {nodes[0]}: {reason}"
+        for (op, reason), nodes in groups.items()
+    ]
 
 
 def _kernels(target: dict[str, Any]) -> str:

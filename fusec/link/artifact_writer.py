@@ -110,7 +110,7 @@ class TargetContents:
         launches: of one run.
         residual: nodes left to onnxruntime.
         weights_bytes: that a run of this target reads.
-        arena_bytes: for the largest shape.
+        arena_bytes: for the largest sizes; one without bound counts as its smallest.
     """
 
     target: str

@@ -126,7 +126,7 @@ class _Lowering:
             self._allocate(value)
         chosen = choose(self.graph, node, self.target)
         if isinstance(chosen, NoKernel):
-            reason = "; ".join(chosen.reasons) or f"no kernel computes `{node.op}` on a GPU yet"
+            reason = "; ".join(chosen.reasons) or "no kernel computes it on a GPU yet"
             self._leave(node, reason)
             return
         inputs, outputs = (

@@ -26,7 +26,7 @@ from fusec.lower.fusion import (
     generated_reason,
     group_nodes,
 )
-from fusec.lower.memory_plan import Lifetime, MemoryPlan, plan_memory
+from fusec.lower.memory_plan import THREADS, Lifetime, MemoryPlan, plan_memory
 from fusec.lower.regions import BuiltRegion, copy_region, fill_region, free_region, group_region
 from fusec.lower.storage import VIEWS, dense, ordered, viewed
 from fusec.symbolic import Dim
@@ -149,8 +149,10 @@ class Lowered:
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes of the arena for the largest shapes."""
-        return self.plan.bytes_at_most
+        """Bytes of the arena for the largest sizes; one without bound counts as its smallest."""
+        ranges = self.graph.symbols.items()
+        sizes = {name: least if most is None else most for name, (least, most) in ranges}
+        return self.plan.bytes_at({**sizes, "threads": THREADS})
 
     def generated_source(self) -> str:
         """The source file of the generated functions."""

@@ -37,12 +37,15 @@ class MemoryPlan:
     Attributes:
         slot_of: the slot of each buffer.
         slots: the different sizes each slot must hold.
-        bytes_at_most: of all slots, for the largest sizes of the symbols.
     """
 
     slot_of: Mapping[int, int]
     slots: tuple[tuple[Dim, ...], ...]
-    bytes_at_most: int
+
+    def bytes_at(self, sizes: Mapping[str, int]) -> int:
+        """Bytes of all slots for these values of the symbols and of `threads`."""
+        slots = (max(symbolic.evaluate(size, sizes) for size in slot) for slot in self.slots)
+        return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in slots)
 
 
 @dataclass(slots=True)
@@ -81,8 +84,7 @@ def plan_memory(lifetimes: Sequence[Lifetime], ranges: Mapping[str, Range]) -> M
         slot.free_after = life.last
         busy.append(slot)
         slot_of[life.buffer] = slot.number
-    total = sum(-(-slot.judged // ALIGNMENT) * ALIGNMENT for slot in slots)
-    return MemoryPlan(slot_of, tuple(tuple(_needed(slot.sizes)) for slot in slots), total)
+    return MemoryPlan(slot_of, tuple(tuple(_needed(slot.sizes)) for slot in slots))
 
 
 def largest_sizes(ranges: Mapping[str, Range]) -> dict[str, int]:
