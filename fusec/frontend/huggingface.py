@@ -30,6 +30,20 @@ if TYPE_CHECKING:
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 """What `--dtype` takes, with torch's names."""
 
+BUILD_FAILURES = (
+    OSError,
+    ImportError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    ZeroDivisionError,
+    IndexError,
+)
+"""What a configuration that does not fit makes transformers raise."""
+
 POSITION_LIMITS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
 """Where a configuration says how long a sequence may be."""
 
@@ -129,6 +143,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load_config(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -146,7 +161,7 @@ def _load_config(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) 
         return AutoConfig.from_pretrained(
             str(folder), trust_remote_code=trust_remote_code and not known, local_files_only=True
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except (StrictDataclassError, *BUILD_FAILURES) as error:
         message = f"transformers does not accept the configuration: {_first_line(error)}"
         raise InputError(message, at=str(folder / "config.json")) from error
 

@@ -95,19 +95,35 @@ def export_module(module: nn.Module, call: Call) -> Exported:
     notes: list[str] = []
     if not dynamic:
         return Exported(_export(module, call, {}, deferred=False), {})
-    refusal = ""
-    for deferred in (False, True):
-        named = {name: _named(name, call.specs[name]) for name in dynamic}
-        try:
-            program = _export(module, call, named, deferred=deferred)
-        except _DimsRefusedError as error:
-            refusal = refusal or str(error)
-            continue
-        return Exported(program, _symbol_names(program, call), tuple(notes))
-    automatic = {name: torch.export.Dim.AUTO for name in dynamic}
-    program = _export(module, call, automatic, deferred=False)
-    notes.append(f"`torch.export` refused the named sizes: {_short(refusal)}")
-    return Exported(program, _symbol_names(program, call), tuple(notes))
+    automatic: set[str] = set()
+    while True:
+        named = {
+            name: torch.export.Dim.AUTO if name in automatic else _named(name, call.specs[name])
+            for name in dynamic
+        }
+        refusals: list[str] = []
+        for deferred in (False, True):
+            try:
+                program = _export(module, call, named, deferred=deferred)
+            except _DimsRefusedError as error:
+                refusals.append(str(error))
+                continue
+            return Exported(program, _symbol_names(program, call), tuple(notes))
+        refused = (_names_in(refusals[0], dynamic) or set(dynamic)) - automatic
+        if not refused:
+            message = f"`torch.export` refuses the dynamic sizes: {_short(refusals[0])}"
+            raise InputError(message, hint="give them one value each, such as `batch=1`")
+        listed = ", ".join(f"`{name}`" for name in sorted(refused))
+        notes.append(f"`torch.export` does not keep {listed} in its range: {_short(refusals[0])}")
+        automatic |= refused
+
+
+def _names_in(refusal: str, names: Sequence[str]) -> set[str]:
+    """The sizes that a refusal of `torch.export` is about."""
+    listed = re.findall(r"Constraints violated \(([^)]*)\)", refusal)
+    said = {name.strip() for entry in listed for name in entry.split(",")}
+    said |= set(re.findall(r"You marked (\w+) as dynamic", refusal))
+    return said & set(names)
 
 
 class _DimsRefusedError(Exception):
@@ -391,7 +407,7 @@ def module_call(
     else:
         listed = _listed_shapes(module, dynamic_shapes, len(args), list(kwargs))
         shapes = tuple(_axis_names(entry, specs) for entry in listed)
-    sizes = _sizes_at(args, kwargs, shapes)
+    sizes = sizes_at(args, kwargs, shapes)
     for name in specs:
         if name not in sizes:
             hint = '`dynamic_shapes={"x": {0: "' + name + '"}}` says which axis that is'
@@ -483,7 +499,7 @@ def _axis_name(held: Any, specs: dict[str, DimSpec]) -> str | None:
     return name
 
 
-def _sizes_at(
+def sizes_at(
     args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Sequence[Any]
 ) -> dict[str, int]:
     """The size that each name has in the example inputs."""

@@ -260,13 +260,15 @@ def _from_pickle(path: Path, kind: Kind, options: Options) -> Source:
     import_torch()
     import torch
 
-    from fusec.frontend.live import EXPORT_FAILURES
+    from fusec.frontend.live import EXPORT_FAILURES, quiet
 
     try:
-        if kind is Kind.TORCHSCRIPT:
-            held: Any = _from_torchscript(torch.jit.load(str(path), map_location="cpu"), options)
-        else:
-            held = torch.load(str(path), map_location="cpu", weights_only=False)
+        with quiet():
+            if kind is Kind.TORCHSCRIPT:
+                script = torch.jit.load(str(path), map_location="cpu")
+                held: Any = _from_torchscript(script, options)
+            else:
+                held = torch.load(str(path), map_location="cpu", weights_only=False)
     except (*EXPORT_FAILURES, EOFError, OSError, pickle.UnpicklingError) as error:
         hint = "the code of the model has to be importable"
         if kind is not Kind.PICKLED_MODULE:
@@ -287,15 +289,12 @@ def _from_torchscript(script: Any, options: Options) -> Any:
     import torch
     from torch._export.converter import TS2EPConverter
 
-    from fusec.frontend.live import quiet
-
     given = options.example_inputs
     if given is None:
         raise UsageError("a TorchScript module needs example inputs", hint=HOW_TO_EXPORT)
     named = given if isinstance(given, Mapping) else {}
     args = () if named else ((given,) if isinstance(given, torch.Tensor) else tuple(given))
-    with quiet():
-        return TS2EPConverter(script, args, dict(named)).convert()
+    return TS2EPConverter(script, args, dict(named)).convert()
 
 
 def _from_object(held: Any, name: str, options: Options) -> Source:
@@ -404,9 +403,21 @@ def _promised_graph(
                 f"`torch.export` fixed the size `{key}`, which was asked for in {specs[key]}",
                 hint=f"ask for one value, `{key}=N`",
             )
-    more = [f"`torch.export` fixed the size `{key}`; it is not dynamic" for key in lost]
+    sizes = _fixed_sizes(call, lost)
+    more = [
+        f"`torch.export` fixed the size `{key}` at {size}; ask for another with `{key}=N`"
+        for key, size in sizes.items()
+    ]
     graph, notes = _graph(promised, name, None)
     return graph, (*exported.notes, *more, *notes)
+
+
+def _fixed_sizes(call: Call, names: Sequence[str]) -> dict[str, int]:
+    """The sizes of the example inputs that have these names."""
+    from fusec.frontend.live import sizes_at
+
+    sizes = sizes_at(call.args, call.kwargs, call.shapes)
+    return {name: sizes[name] for name in names}
 
 
 def _graph(

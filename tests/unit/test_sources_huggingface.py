@@ -1,0 +1,267 @@
+"""Model folders: built on meta, weights by transformers' own rules, numbers as eager PyTorch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sample_models import NAMES, build, reference
+
+from fusec.diagnostics import InputError, UsageError
+from fusec.dtypes import DTYPES
+from fusec.frontend import load_source
+from fusec.frontend.huggingface import computed_buffers, prepare_folder
+from fusec.frontend.tensors import tensor_of
+from fusec.ir.interpret import interpret
+
+TINY: dict[str, Any] = {"num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_progress() -> Iterator[None]:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("llama", tmp_path_factory.mktemp("models") / "llama", **TINY)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("qwen3_moe", tmp_path_factory.mktemp("models") / "qwen3_moe", **TINY)
+
+
+def _copy(folder: Path, to: Path, **changes: object) -> Path:
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    config.update(changes)
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+def _prepare(folder: Path, dtype: str | None = None) -> Any:
+    return prepare_folder(
+        folder, dims=None, dtype=dtype, attention_mask=False, trust_remote_code=False
+    )
+
+
+def _check_weights(folder: Path, dtype: str = "float32", option: str | None = None) -> None:
+    """Every parameter and buffer has the very bits that `from_pretrained` gives it."""
+    prepared = _prepare(folder, option)
+    expected = reference(folder, dtype)
+    for name, tensor in expected.state_dict().items():
+        weight = prepared.checkpoint[name]
+        found = tensor_of(weight.load(), weight.type.dtype)
+        assert found.dtype == tensor.dtype, name
+        assert torch.equal(found, tensor), name
+    held = dict(expected.named_buffers())
+    names = [name for name in held if name not in prepared.checkpoint]
+    for name, value in computed_buffers(prepared.model, names).items():
+        assert value.dtype == held[name].dtype
+        assert torch.equal(value, held[name]), name
+
+
+def _check_numbers(folder: Path, mask: bool, shapes: tuple[tuple[int, int], ...]) -> None:
+    """The graph in exact arithmetic against eager float64."""
+    source = load_source(folder, attention_mask=mask)
+    assert not [node.op for node in source.graph.nodes() if "." in node.op]
+    model = reference(folder).double()
+    for batch, length in shapes:
+        given = _given(model, batch, length, mask)
+        with torch.no_grad():
+            expected = model(**given)
+        single = {name: _narrow(value) for name, value in given.items()}
+        for name, found in interpret(source.graph, single).items():
+            wanted = getattr(expected, name).numpy()
+            error = np.abs(found - wanted).max() / np.abs(wanted).max()
+            assert error < 1e-5, f"{name} at {batch}x{length}: {error:.1e}"
+
+
+def _given(model: Any, batch: int, length: int, mask: bool) -> dict[str, torch.Tensor]:
+    torch.manual_seed(batch * 1000 + length)
+    if model.main_input_name == "pixel_values":
+        size = model.config.image_size
+        return {"pixel_values": torch.randn(batch, 3, size, size).double()}
+    given = {"input_ids": torch.randint(3, model.config.vocab_size, (batch, length))}
+    if mask:
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+        given["attention_mask"][0, : length // 3] = 0
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    return given
+
+
+def _narrow(value: torch.Tensor) -> Any:
+    return value.float().numpy() if value.is_floating_point() else value.numpy()
+
+
+def test_llama_with_a_mask(llama: Path) -> None:
+    source = load_source(llama, attention_mask=True)
+    assert source.kind == "huggingface" and source.name == "llama"
+    assert source.tokenizer_path == llama / "tokenizer.json"
+    graph = source.graph
+    assert graph.inputs == ["input_ids", "attention_mask"]
+    assert {str(graph.type(value)) for value in graph.inputs} == {"i64[batch, seq]"}
+    assert graph.output_names == ["logits"]
+    assert str(graph.type(graph.outputs[0])) == "f32[batch, seq, 311]"
+    assert graph.symbols == {"batch": (1, None), "seq": (1, 512)}
+    _check_numbers(llama, True, ((1, 1), (2, 9)))
+
+
+def test_sites_are_module_paths(llama: Path) -> None:
+    paths = {node.origin.path for node in load_source(llama).graph.nodes()}
+    assert "model.layers.1.self_attn" in paths
+
+
+def test_weights_are_those_of_transformers(llama: Path) -> None:
+    _check_weights(llama)
+
+
+def test_experts_are_stacked_as_transformers_stacks_them(mixture: Path) -> None:
+    stored = load_file(mixture / "model.safetensors")
+    assert any(".experts.3.gate_proj." in name for name in stored)  # one tensor an expert
+    _check_weights(mixture)
+    names = _prepare(mixture).checkpoint
+    assert names["model.layers.1.mlp.experts.gate_up_proj"].shape == (8, 80, 96)
+
+
+def test_the_dtype_asked_for(mixture: Path, tmp_path: Path) -> None:
+    _check_weights(mixture, "bfloat16", "bf16")
+    halves = build("llama", tmp_path / "llama", "bfloat16", **TINY)
+    _check_weights(halves, "bfloat16")
+    graph = load_source(halves, dims={"seq": 16}).graph
+    assert str(graph.type(graph.outputs[0])) == "bf16[batch, 16, 311]"
+
+
+def test_shards_with_an_index(llama: Path, tmp_path: Path) -> None:
+    folder = _copy(llama, tmp_path / "sharded")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, held in parts.items():
+        save_file({name: tensors[name] for name in held}, folder / file)
+    places = {name: file for file, held in parts.items() for name in held}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    found = _prepare(folder).checkpoint
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor_of(found[name].load(), "f32"), tensor)
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(InputError, match=r"names `b\.safetensors`, which is missing"):
+        _prepare(folder)
+    index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
+    with pytest.raises(InputError, match="outside the folder"):
+        _prepare(folder)
+
+
+def test_tied_weights_are_one(tmp_path: Path) -> None:
+    folder = build("qwen3", tmp_path / "qwen3", **TINY)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    weights = _prepare(folder).checkpoint
+    assert weights["lm_head.weight"].identity == weights["model.embed_tokens.weight"].identity
+
+
+def test_a_folder_without_weights(llama: Path, tmp_path: Path) -> None:
+    folder = _copy(llama, tmp_path / "bare", quantization_config={"quant_method": "fp8"})
+    (folder / "model.safetensors").unlink()
+    source = load_source(folder, dims={"batch": 2, "seq": 8})
+    assert any("no safetensors files" in note for note in source.notes)
+    assert any("quantization_config" in note for note in source.notes)
+    weights = {weight.name: weight for weight in source.graph.parameters.values()}
+    assert weights["model.embed_tokens.weight"].read is None
+    with pytest.raises(InputError, match="no values for `model"):
+        weights["model.embed_tokens.weight"].load()
+
+
+def test_missing_and_wrong_weights_are_named(llama: Path, tmp_path: Path) -> None:
+    folder = _copy(llama, tmp_path / "wrong")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match="lack 1 of") as caught:
+        _prepare(folder)
+    assert caught.value.detail == ("`model.layers.1.mlp.up_proj.weight`",)
+    tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 3)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match="1 weights have shapes") as caught:
+        _prepare(folder)
+    assert "`model.layers.1.mlp.up_proj.weight` is [3, 3], not [160, 96]" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not sound JSON"),
+        ("[]", "not a JSON object"),
+        ('{"model_type": "no_such"}', "does not know the model type `no_such`"),
+        ("{}", "does not know the model type"),
+        (
+            '{"model_type": "x", "auto_map": {"AutoConfig": "configuration_x.X"}}',
+            "needs Python code that comes with the folder",
+        ),
+        ('{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}', "takes"),
+        (
+            '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": "x"}',
+            "does not accept the configuration",
+        ),
+    ],
+)
+def test_configurations_that_cannot_be_built(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_source(tmp_path)
+    if "auto_map" in text:
+        assert "--trust-remote-code" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("cut", [4, 100, -1])
+def test_a_damaged_safetensors_file(cut: int, llama: Path, tmp_path: Path) -> None:
+    folder = _copy(llama, tmp_path / "cut")
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:cut])
+    with pytest.raises(InputError, match=r"safetensors|fit"):
+        _prepare(folder)
+
+
+def test_sizes_are_those_asked_for(llama: Path) -> None:
+    graph = load_source(llama, dims={"batch": 4, "seq": "1:32:64"}).graph
+    assert str(graph.type("input_ids")) == "i64[4, seq]"
+    assert graph.symbols == {"seq": (1, 64)}
+    with pytest.raises(UsageError, match="no dynamic size called `time`"):
+        load_source(llama, dims={"time": 4})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_of_each_model(name: str, tmp_path: Path) -> None:
+    _check_weights(build(name, tmp_path / name))
+    _check_weights(build(name, tmp_path / "bf16", "bfloat16"), "bfloat16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_of_each_model(name: str, mask: bool, tmp_path: Path) -> None:
+    if name == "vit" and mask:
+        with pytest.raises(UsageError, match="takes no attention mask"):
+            load_source(build(name, tmp_path / name), attention_mask=True)
+        return
+    _check_numbers(build(name, tmp_path / name), mask, ((1, 1), (2, 5), (1, 130)))
+
+
+def test_weight_types_are_storable(llama: Path) -> None:
+    for weight in _prepare(llama).checkpoint.values():
+        assert weight.load().dtype == DTYPES[weight.type.dtype].numpy

@@ -1,0 +1,215 @@
+"""Live modules, exported programs and factories."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.export import Dim
+
+from fusec.diagnostics import InputError, UsageError
+from fusec.frontend import load_source
+from fusec.ir.graph import Graph
+from fusec.ir.interpret import interpret
+
+
+class Net(torch.nn.Module):
+    """Two layers with dropout, and a mask as long as the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(6, 9)
+        self.b = torch.nn.Linear(9, 4)
+        self.drop = torch.nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.drop(torch.relu(self.a(x)))
+        return {"y": self.b(hidden) * mask.unsqueeze(-1), "n": mask.sum()}
+
+
+class Capped(torch.nn.Module):
+    """Refuses more than 20 rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] <= 20 else x * 3
+
+
+@pytest.fixture
+def inputs() -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(4, 5, 6), "mask": torch.ones(4, 5)}
+
+
+def _types(graph: Graph) -> list[str]:
+    return [str(graph.type(value)) for value in graph.inputs]
+
+
+def test_sizes_are_static_unless_named(inputs: dict[str, torch.Tensor]) -> None:
+    source = load_source(Net(), example_inputs=inputs)
+    assert source.kind == "module"
+    assert _types(source.graph) == ["f32[4, 5, 6]", "f32[4, 5]"]
+
+
+def test_named_sizes_are_shared_and_the_numbers_are_eager(
+    inputs: dict[str, torch.Tensor],
+) -> None:
+    net = Net()
+    source = load_source(net, example_inputs=inputs, dims={"batch": (1, 64), "seq": "1:8:"})
+    assert net.training and net.drop.training  # as it was
+    assert _types(source.graph) == ["f32[batch, seq, 6]", "f32[batch, seq]"]
+    assert source.graph.symbols == {"batch": (1, 64), "seq": (1, None)}
+    assert source.graph.output_names == ["y", "n"]
+    x, mask = torch.randn(2, 7, 6), (torch.rand(2, 7) > 0.5).float()
+    with torch.no_grad():
+        expected = net.eval()(x, mask)
+    found = interpret(source.graph, {"x": x.numpy(), "mask": mask.numpy()})
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_examples_of_size_one_are_repeated() -> None:
+    given = {"x": torch.randn(1, 5, 6), "mask": torch.ones(1, 5)}
+    graph = load_source(Net(), example_inputs=given, dims={"batch": "1:64"}).graph
+    assert graph.symbols == {"batch": (1, 64)}
+    assert _types(graph) == ["f32[batch, 5, 6]", "f32[batch, 5]"]
+
+
+def test_dynamic_shapes_name_axes() -> None:
+    shapes = {"x": {0: "rows", 1: Dim("cols", min=2, max=9)}, "mask": ("rows", "cols")}
+    given = (torch.randn(3, 4, 6), torch.ones(3, 4))
+    source = load_source(Net(), example_inputs=given, dynamic_shapes=shapes, dims={"rows": (1, 50)})
+    assert _types(source.graph) == ["f32[rows, cols, 6]", "f32[rows, cols]"]
+    assert source.graph.symbols == {"rows": (1, 50), "cols": (2, 9)}
+
+
+def test_the_dtype_is_changed_in_a_copy(inputs: dict[str, torch.Tensor]) -> None:
+    net = Net()
+    halves = {name: value.bfloat16() for name, value in inputs.items()}
+    graph = load_source(net, example_inputs=halves, dtype="bf16").graph
+    assert _types(graph)[0].startswith("bf16")
+    assert net.a.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "needs example inputs"),
+        ({"example_inputs": torch.ones(2, 3, 6), "attention_mask": True}, "attention-mask"),
+        ({"example_inputs": (torch.ones(2, 3, 6), torch.ones(2, 3)), "dims": {"z": 2}}, "`z`"),
+        (
+            {
+                "example_inputs": (torch.ones(2, 3, 6), torch.ones(2, 3)),
+                "dynamic_shapes": {"nope": {0: "a"}},
+            },
+            "`nope`",
+        ),
+        (
+            {
+                "example_inputs": (torch.ones(2, 3, 6), torch.ones(4, 3)),
+                "dynamic_shapes": ({0: "a"}, {0: "a"}),
+            },
+            "`a` is 2 in one example input and 4 in another",
+        ),
+    ],
+)
+def test_wrong_use_is_said(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_source(Net(), **options)
+
+
+def test_a_size_that_export_cuts_is_narrowed_and_reported() -> None:
+    options: dict[str, Any] = {
+        "example_inputs": torch.randn(10, 3),
+        "dynamic_shapes": ({0: "rows"},),
+    }
+    source = load_source(Capped(), **options)
+    assert source.graph.symbols["rows"][1] == 20
+    assert any("does not keep `rows`" in note for note in source.notes)
+
+
+def test_a_size_that_was_asked_for_is_not_cut() -> None:
+    with pytest.raises(InputError, match=r"`rows` is asked for in 1\.\.50, but .* \d\.\.20"):
+        load_source(
+            Capped(),
+            example_inputs=torch.randn(10, 3),
+            dynamic_shapes=({0: "rows"},),
+            dims={"rows": (1, 50)},
+        )
+    with pytest.raises(InputError, match="fixed the size `rows`"):
+        load_source(
+            Fixed(),
+            example_inputs=torch.randn(4, 3),
+            dynamic_shapes=({0: "rows"},),
+            dims={"rows": (1, 50)},
+        )
+
+
+class Fixed(torch.nn.Module):
+    """Turns a size into a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(4, 3) + int(x.shape[0])
+
+
+def test_a_program_with_automatic_sizes_is_read_with_its_guards() -> None:
+    program = torch.export.export(Capped(), (torch.randn(10, 3),), dynamic_shapes=({0: Dim.AUTO},))
+    source = load_source(program)
+    assert source.graph.symbols["batch"][1] == 20
+    with pytest.raises(InputError, match="is asked for"):
+        load_source(program, dims={"batch": (2, 30)})
+
+
+def test_unknown_operations_are_taken_apart() -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.huber_loss(x, x * 2)
+
+    graph = load_source(Odd(), example_inputs=torch.randn(3, 4)).graph
+    assert not [node.op for node in graph.nodes() if node.op.startswith("aten.")]
+
+
+# --- factories ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def factories() -> Iterator[types.ModuleType]:
+    module: Any = types.ModuleType("fusec_test_factories")
+    pair = (torch.randn(4, 5, 6), torch.ones(4, 5))
+    module.plain = Net
+    module.with_inputs = lambda: (Net(), pair)
+    module.with_shapes = lambda: (Net(), pair, ({0: "rows"}, {0: "rows"}))
+    module.program = lambda: torch.export.export(Net().eval(), pair)
+    module.number = 3
+    module.made = Net()
+    sys.modules[module.__name__] = module
+    yield module
+    del sys.modules[module.__name__]
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("with_inputs", "f32[4, 5, 6]"),
+        ("with_shapes", "f32[rows, 5, 6]"),
+        ("program", "f32[4, 5, 6]"),
+    ],
+)
+def test_factories(name: str, first: str, factories: types.ModuleType) -> None:
+    source = load_source(f"{factories.__name__}:{name}")
+    assert source.name == f"{factories.__name__}:{name}"
+    assert _types(source.graph)[0] == first
+
+
+def test_factories_that_make_no_model(factories: types.ModuleType) -> None:
+    with pytest.raises(InputError, match="gives a `int`, not a model"):
+        load_source(f"{factories.__name__}:number")
+    with pytest.raises(InputError, match="has no `absent`"):
+        load_source(f"{factories.__name__}:absent")
+    with pytest.raises(InputError, match="cannot import `fusec_no_such_module`"):
+        load_source("fusec_no_such_module:make")
+    with pytest.raises(UsageError, match="needs example inputs"):
+        load_source(f"{factories.__name__}:plain")
