@@ -93,14 +93,18 @@ def leads_to_mixer(graph: Graph, linear: Node) -> bool:
                 if user.op in MIXERS:
                     return True
                 left = more - (user.op == "linear")
-                if user.name not in seen and left >= 0 and _carries(user, linear):
+                if user.name not in seen and left >= 0 and _carries(graph, user, linear):
                     seen.add(user.name)
                     waiting.append((user, left))
     return False
 
 
-def _carries(user: Node, linear: Node) -> bool:
+def _carries(graph: Graph, user: Node, linear: Node) -> bool:
     if user.op in _CARRIERS or user.op == "linear":
         return True
-    inside = parent(user) == parent(linear) or user.origin.path == parent(linear)
-    return inside and user.op in OPS and OPS[user.op].elementwise
+    if user.op not in OPS or not OPS[user.op].elementwise:
+        return False
+    computed = [value for value in user.inputs if graph.producer(value) is not None]
+    if user.op == "add" and len({graph.type(value) for value in computed}) < len(computed):
+        return False
+    return parent(user) == parent(linear) or user.origin.path == parent(linear)

@@ -13,13 +13,34 @@ MAX_PIECES = 64
 
 
 def reshape(build: Rewriter, node: Node) -> str | None:
-    """A reshape to the same shape goes, and of two in a row the first one."""
+    """A reshape to the same shape goes, and of two in a row the first one.
+
+    Element i of every group of g neighbours, by way of [..., n, g], is a slice with the step g.
+    """
     (x,) = node.inputs
     if build.type(x) == build.type(node.output):
         return x
     if (inner := build.producer(x, "reshape")) is not None:
         return build.reshaped(inner.inputs[0], build.type(node.output).shape)
+    if (picked := build.producer(x, "slice")) is not None:
+        return _one_of_each_group(build, node, picked)
     return None
+
+
+def _one_of_each_group(build: Rewriter, node: Node, picked: Node) -> str | None:
+    grouped = build.producer(picked.inputs[0], "reshape")
+    if grouped is None:
+        return None
+    (rows,) = grouped.inputs
+    shape, columns = build.type(grouped.output).shape, build.type(rows).shape[-1:]
+    axis, start, stop, _ = _window(picked)
+    if axis != len(shape) - 1 or stop != start + 1 or build.type(node.output).shape != shape[:-1]:
+        return None
+    if not isinstance(shape[-1], int) or build.type(rows).shape[:-1] != shape[:-2]:
+        return None
+    end = columns[0] - shape[-1] + start + 1
+    window = {"axis": axis - 1, "start": start, "stop": end, "step": shape[-1]}
+    return build.value("slice", [rows], window)
 
 
 def transpose(build: Rewriter, node: Node) -> str | None:
