@@ -159,6 +159,12 @@ class _Reader:
         self.substitutions: dict[str, Dim] = {}
         self.limits: dict[str, int] = {}
         self.declared: dict[str, None] = {}
+        counts = _reads(model.graph)
+        returned = {info.name for info in model.graph.output}
+        self.read = frozenset(counts)
+        self.single_use = frozenset(
+            name for name, count in counts.items() if count == 1 and name not in returned
+        )
         self.versions = {entry.domain: int(entry.version) for entry in model.opset_import}
         self.versions.setdefault("", self.versions.get("ai.onnx", OPSETS[-1]))
         self.weights = self._weights()
@@ -186,7 +192,7 @@ class _Reader:
         """The whole translation."""
         graph = Graph()
         ctx = Context(graph, {name: spec.range for name, spec in self.specs.items()})
-        ctx.single_use = _single_uses(self.model.graph)
+        ctx.single_use = self.single_use
         scope: MutableMapping[str, Value] = {}
         try:
             self._inputs(ctx, scope)
@@ -298,6 +304,8 @@ class _Reader:
     ) -> None:
         declared = {info.name: info for info in (*graph.value_info, *graph.output)}
         for node in graph.node:
+            if not any(name in self.read for name in node.output):
+                continue
             ctx.origin = _origin(node)
             try:
                 results = self._node(ctx, node, scope, declared, depth)
@@ -310,7 +318,7 @@ class _Reader:
                 error.at = error.at or self._where(ctx, node)
                 raise
             for name, value in zip(node.output, results, strict=False):
-                if not name:
+                if not name or (value is None and name not in self.read):
                     continue
                 if name in scope:
                     message = f"the value `{name}` is defined twice"
@@ -347,7 +355,7 @@ class _Reader:
             self.versions[domain],
             tuple(operands),
             {entry.name: _attribute(entry) for entry in node.attribute},
-            tuple(node.output),
+            tuple(name if name in self.read else "" for name in node.output),
             node,
         )
         if (domain, call.op) == ("", "Constant"):
@@ -484,14 +492,16 @@ def _captured(node: Any, depth: int = 0) -> list[str]:
     return found
 
 
-def _single_uses(graph: Any) -> frozenset[str]:
-    counts: Counter[str] = Counter()
+def _reads(graph: Any, depth: int = 0) -> Counter[str]:
+    """How often each name is read, in subgraphs too, or returned."""
+    if depth > MAX_DEPTH:
+        raise InputError(f"subgraphs nest deeper than {MAX_DEPTH}")
+    counts: Counter[str] = Counter(info.name for info in graph.output)
     for node in graph.node:
         counts.update(node.input)
-        counts.update(_captured(node))
-    counts.update(info.name for info in graph.output)
-    returned = {info.name for info in graph.output}
-    return frozenset(name for name, count in counts.items() if count == 1 and name not in returned)
+        for inner in _subgraphs(node):
+            counts.update(_reads(inner, depth + 1))
+    return counts
 
 
 def _weight_names(graph: Any) -> dict[str, str]:

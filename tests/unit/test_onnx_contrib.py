@@ -105,6 +105,21 @@ def test_simplified_layer_norm(tmp_path: Path) -> None:
     assert node.attrs["eps"] == 1e-6
 
 
+def test_results_that_nobody_reads_do_not_matter(tmp_path: Path) -> None:
+    """The exporter of transformers names the mean and the deviation, and reads neither."""
+    node = helper.make_node(
+        "SkipSimplifiedLayerNormalization",
+        ["x", "skip", "w"],
+        ["y", "mean", "deviation", "sum"],
+        domain=MICROSOFT,
+        epsilon=1e-6,
+    )
+    inputs = {"x": X, "skip": random(*X.shape, seed=1)}
+    model = model_of([node], inputs, ["y", "sum"], constants={"w": random(HIDDEN)})
+    graph = imported(model, tmp_path)
+    assert [held.op for held in graph.nodes()] == ["add", "rms_norm"]
+
+
 def test_embed_layer_norm(tmp_path: Path) -> None:
     operands = {
         "ids": integers(0, 11, BATCH, LENGTH, dtype=np.int32),

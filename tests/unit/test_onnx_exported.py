@@ -53,10 +53,10 @@ class Logits(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Any, attention_mask: Any = None) -> Any:
+    def forward(self, x: Any) -> Any:
         if x.is_floating_point():
             return self.model(pixel_values=x).last_hidden_state
-        result = self.model(input_ids=x, attention_mask=attention_mask)
+        result = self.model(input_ids=x)
         return result.logits if hasattr(result, "logits") else result.last_hidden_state
 
 
@@ -115,7 +115,7 @@ def _export(case: Export, folder: Path) -> tuple[Any, Path]:
             dynamo=True,
             opset_version=case.opset,
             optimize=case.optimize,
-            dynamic_shapes=({"x": dims, "attention_mask": None} if case.dynamic else None),
+            dynamic_shapes=({"x": dims} if case.dynamic else None),
             verbose=False,
         )
         assert program is not None
@@ -167,7 +167,6 @@ def test_llama(tmp_path: Path) -> None:
         Export("llama", 18, dynamic=False),
         Export("llama", 20, dynamic=False),
         Export("llama", 25),
-        Export("llama", 17, legacy=True),
         Export("qwen3_moe", 20),
         Export("qwen3_moe", 18, optimize=False),
         Export("qwen3_moe", 23, dynamic=False),

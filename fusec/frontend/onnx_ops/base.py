@@ -188,6 +188,7 @@ class Context:
         given: ranges of symbols that the caller asked for.
         origin: where the nodes being added come from.
         single_use: names of ONNX values that are read once and not returned.
+        data_sizes: symbols for sizes that depend on data.
     """
 
     def __init__(self, graph: Graph, given: Mapping[str, Range]) -> None:
@@ -195,6 +196,7 @@ class Context:
         self.given = dict(given)
         self.origin = Origin()
         self.single_use: frozenset[str] = frozenset()
+        self.data_sizes: set[str] = set()
         self._constants: dict[tuple[str, tuple[Dim, ...], str], str] = {}
         self._parameters: dict[tuple[str, str], str] = {}
         self._transposed: dict[str, tuple[Weight, tuple[int, ...]]] = {}
@@ -477,6 +479,7 @@ class Context:
             number += 1
             name = f"{base}_{number}"
         self.graph.symbols[name] = self.given.get(name, (least, None))
+        self.data_sizes.add(name)
         return symbolic.symbol(name)
 
     def agree(self, *shapes: tuple[Dim, ...]) -> None:
@@ -512,6 +515,10 @@ class Context:
                 raise Restart({name: other})
         self._lift_bound(a, b)
         self._solve(a - b)
+        made = sorted(self.data_sizes & (symbolic.symbols_of(a) | symbolic.symbols_of(b)))
+        if made:
+            hint = "write the model so that sizes follow from those of its inputs"
+            raise UnsupportedError(f"the size `{made[0]}` depends on data", hint=hint)
         hint = "the model was exported for other sizes, or is damaged"
         raise InputError(f"sizes `{a}` and `{b}` have to be equal, and are not", hint=hint)
 
