@@ -6,11 +6,11 @@ Fuses, over q [B, H, S, D], k [B, H or 1, T, D] and v [B, H or 1, T, Dv],
 
 where any part but the softmax may be absent: the scale is a constant factor or divisor, the
 softcap is c*tanh(x/c), which may share its factor with the scale, a mask is added, or chosen by
-`where` with a number that swallows any score; casts to a wider type and the subtraction of the row
-maximum in between change nothing.  A column of sinks joined to the scores, whose share is sliced
-off after the softmax, becomes the operand `sinks`.  Heads folded into the batch, [B*H, S, D], are
-seen through.  A query whose keys are all hidden by minus infinity gives zeros, where the model's
-own softmax has no number to give.
+`where` with a number that swallows any score; casts to a wider type, lifting the scores to the
+lowest number and subtracting the row maximum change nothing.  A column of sinks joined to the
+scores, whose share is sliced off after the softmax, becomes the operand `sinks`.  Heads folded
+into the batch, [B*H, S, D], are seen through.  A query whose keys are all hidden by minus infinity
+gives zeros, where the model's own softmax has no number to give.
 
 Leaves it alone when
   axis              the softmax does not run over the keys
@@ -40,6 +40,9 @@ from fusec.target import Target
 
 MASKED = -1e4
 """A number this low, added to a score, leaves no share for its key."""
+
+MASK_NAMES = ("add", "mask", "hide")
+"""How values of a match that are masks begin: added numbers, flags that keep, flags that hide."""
 
 FILLED = {"f16": -6e4, "bf16": -1e9, "f32": -1e9, "f64": -1e18}
 """Numbers this low swallow what is added to them in each dtype: adding is as good as choosing."""
@@ -164,11 +167,11 @@ def _fills(match: Match) -> list[float | None]:
     return [float(fill) if isinstance(fill, int | float) else None for fill in fills]
 
 
-def _factors(match: Match) -> list[float]:
-    """What masks are multiplied by together with the scores."""
-    factors = match.facts["factors"]
-    assert isinstance(factors, tuple)
-    return [float(factor) for factor in factors if isinstance(factor, int | float)]
+def _numbers(match: Match, name: str) -> list[float]:
+    """For each mask: the `factors` it is multiplied by, or the `floors` that lift the scores."""
+    held = match.facts[name]
+    assert isinstance(held, tuple)
+    return [float(number) for number in held if isinstance(number, int | float)]
 
 
 def _mask_shape(match: Match, target: Target) -> Rejection | None:
@@ -203,7 +206,7 @@ def _sinks_shape(match: Match, target: Target) -> Rejection | None:
 
 
 def _masks(match: Match) -> list[str]:
-    return [value for name, value in match.values.items() if name.startswith(("mask", "hide"))]
+    return [value for name, value in match.values.items() if name.startswith(MASK_NAMES)]
 
 
 class Attention(FusionPass):
@@ -236,7 +239,9 @@ class Attention(FusionPass):
         """One `attention`; k is transposed back, and heads are given their axis."""
         graph, values = match.graph, match.values
         q, k, v = values["q"], values["k"], values["v"]
-        if "kt" in values:
+        if "base" in values:
+            k = _regrouped(build, values["base"], graph.type(values["kt"]).shape)
+        elif "kt" in values:
             k = build.value("transpose", [values["kt"]], {"perm": _swapped(graph, k)})
         heads = match.facts["heads"]
         if heads is not None:
@@ -268,6 +273,14 @@ def as_type(build: Builder, value: str, wanted: TensorType) -> str:
     return value
 
 
+def _regrouped(build: Builder, base: str, kt: tuple[Dim, ...]) -> str:
+    """`base` [..., T, D], its leading axes those of `kt` [..., D, T]."""
+    node = build.graph.producer(base)
+    if node is not None and node.op == "reshape":
+        base = node.inputs[0]
+    return build.value("reshape", [base], {"shape": (*kt[:-2], kt[-1], kt[-2])})
+
+
 def _swapped(graph: Graph, value: str) -> tuple[int, ...]:
     """The permutation that exchanges the last two axes of `value`."""
     rank = graph.type(value).rank
@@ -279,8 +292,11 @@ def _joined(match: Match, build: Builder) -> str | None:
     graph = match.graph
     flags: list[str] = []
     numbers: list[str] = []
-    names = [name for name in match.values if name.startswith(("mask", "hide"))]
-    for name, fill, times in zip(names, _fills(match), _factors(match), strict=True):
+    names = [name for name in match.values if name.startswith(MASK_NAMES)]
+    facts = zip(
+        names, _fills(match), _numbers(match, "factors"), _numbers(match, "floors"), strict=True
+    )
+    for name, fill, times, floor in facts:
         value = match.values[name]
         dtype = graph.type(value).dtype
         form = _mask_form(match, value)
@@ -290,6 +306,8 @@ def _joined(match: Match, build: Builder) -> str | None:
             value = build.value("not", [value])
         if dtype != "bool" and times != 1:
             value = build.value("mul", [value, _number(build, times, dtype)])
+        if dtype != "bool" and math.isfinite(floor):
+            value = build.value("maximum", [value, _number(build, floor, dtype)])
         if fill is not None and math.isfinite(fill):
             dtype = graph.type(match.values["q"]).dtype
             kept, hidden = (_number(build, number, dtype) for number in (0.0, fill))
@@ -326,6 +344,8 @@ class _Walk:
         self.values: dict[str, str] = {}
         self.fills: list[Attr] = []
         self.factors: list[float] = []
+        self.floors: list[float] = []
+        self.floor = -math.inf
         self.scale = 1.0
         self.softcap: float | None = None
         self.heads: tuple[Dim, ...] | None = None
@@ -376,6 +396,7 @@ class _Walk:
                 "heads": self.heads,
                 "fills": tuple(self.fills),
                 "factors": tuple(self.factors),
+                "floors": tuple(self.floors),
             },
         )
 
@@ -420,6 +441,23 @@ class _Walk:
         self.values |= {"q": q, "k": k, "v": v}
         if not turned:
             self.values["kt"] = k
+            if (base := self._behind_leading_axes(k)) is not None:
+                self.values["base"] = base
+
+    def _behind_leading_axes(self, kt: str) -> str | None:
+        """What is transposed, and then has its leading axes regrouped, to `kt`."""
+        graph = self.graph
+        node = graph.producer(kt)
+        if node is None or node.op != "reshape":
+            return None
+        inner = graph.producer(node.inputs[0])
+        if graph.type(node.inputs[0]).shape[-2:] != graph.type(kt).shape[-2:]:
+            return None
+        if inner is None or inner.op != "transpose":
+            return None
+        if ints_attr(inner.attrs, "perm") != _swapped(graph, inner.output):
+            return None
+        return inner.inputs[0]
 
     def _uncast(self, value: str) -> str:
         """An operand before it was widened for the product."""
@@ -495,6 +533,8 @@ class _Walk:
                 self.scale *= times
             elif self.softcap is None and node.op == "tanh" and self.scale > 0:
                 value, self.softcap = node.inputs[0], self.scale
+            elif self.softcap is None and (score := self._unclamped(node)) is not None:
+                value = score
             elif self.softcap is None and (score := self._unmasked(node)) is not None:
                 value = score
             else:
@@ -508,7 +548,7 @@ class _Walk:
             if score is None:
                 return None
             other = node.inputs[0] if node.inputs[1] == score else node.inputs[1]
-            return self._masked("mask", other, -math.inf, score)
+            return self._masked("add", other, -math.inf, score)
         if node.op != "where":
             return None
         condition, then, other = node.inputs
@@ -520,9 +560,31 @@ class _Walk:
 
     def _masked(self, kind: str, mask: str, fill: Attr, score: str) -> str:
         self.values[f"{kind}{len(self.fills)}"] = mask
-        self.fills.append(fill * self.scale if isinstance(fill, int | float) else None)
+        number = float(fill) if isinstance(fill, int | float) else None
+        added = kind == "add"
+        self.fills.append(number if added or number is None else self._lifted(number))
         self.factors.append(self.scale)
+        self.floors.append(self.floor)
         return score
+
+    def _lifted(self, fill: float) -> float:
+        return max(fill * self.scale, self.floor)
+
+    def _unclamped(self, node: Node) -> str | None:
+        """The scores before those that no share could come of were lifted to a lowest number."""
+        graph = self.graph
+        least = FILLED.get(graph.type(node.output).dtype, -math.inf)
+        sides = [(node.inputs[0], node.attrs.get("min"))]
+        if node.op == "maximum":
+            left, right = node.inputs
+            sides = [(left, graph.constant(right)), (right, graph.constant(left))]
+        elif node.op != "clamp" or node.attrs.get("max") is not None:
+            return None
+        for score, low in sides:
+            if isinstance(low, int | float) and low <= least and self.scale > 0:
+                self.floor = max(self.floor, low * self.scale)
+                return score
+        return None
 
     def _leads_to_product(self, value: str) -> bool:
         """Whether `value` comes from a product by what may stand between it and the softmax."""
@@ -535,9 +597,11 @@ class _Walk:
                 return True
             if node.op == "add":
                 return any(self._leads_to_product(each) for each in node.inputs)
-            if node.op == "where":
+            if node.op == "maximum":
+                value = node.inputs[1 if graph.constant(node.inputs[0]) is not None else 0]
+            elif node.op == "where":
                 value = node.inputs[2 if graph.constant(node.inputs[1]) is not None else 1]
-            elif node.op in ("cast", "reshape", "tanh"):
+            elif node.op in ("cast", "reshape", "tanh", "clamp"):
                 value = node.inputs[0]
             elif (found := factor(graph, value)) is not None:
                 value = found[0]
