@@ -273,7 +273,7 @@ def test_every_buffer_is_written_before_it_is_read() -> None:
         assert set(step_buffers(step)) - step.written <= ready
         ready |= step.written
     assert {storage.buffer for storage in lowered.outputs} <= ready
-    assert lowered.plan.bytes_at_most <= 2 * 4 * 8 * 8192 * 16
+    assert lowered.arena_bytes <= 2 * 4 * 8 * 8192 * 16
 
 
 @pytest.mark.usefixtures("only_generated")

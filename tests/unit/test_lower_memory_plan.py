@@ -66,7 +66,7 @@ def test_a_chain_needs_two_slots() -> None:
     lives = [Lifetime(number, size, number, number + 1) for number in range(10)]
     plan = plan_memory(lives, RANGES)
     assert plan.slots == ((size,), (size,))
-    assert plan.bytes_at_most == 2 * 4 * 8 * 128
+    assert plan.bytes_at({"batch": 8, "seq": 128}) == 2 * 4 * 8 * 128
 
 
 def test_equal_sizes_are_reused_before_larger_ones() -> None:

@@ -1,0 +1,292 @@
+"""Commands as people and scripts meet them: exit codes, what is printed where, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fusec.cli import main
+
+
+class Block(nn.Module):
+    """A residual join, a norm and a gated activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(48) * 0.1 + 1)
+        self.gate = nn.Linear(48, 64, bias=False)
+        self.up = nn.Linear(48, 64, bias=False)
+        self.down = nn.Linear(64, 48, bias=False)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> dict[str, torch.Tensor]:
+        total = x + residual
+        scale = torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-6)
+        normed = self.weight * (total * scale)
+        hidden = nn.functional.silu(self.gate(normed)) * self.up(normed)
+        return {"y": self.down(hidden) + total}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Fusec:
+    """Runs commands in this process."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self.capture = capture
+
+    def __call__(self, *arguments: object) -> Result:
+        self.capture.readouterr()
+        code = 0
+        try:
+            main(tuple(map(str, arguments)))
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        captured = self.capture.readouterr()
+        return Result(code, captured.out, captured.err)
+
+
+@pytest.fixture
+def fusec(capsys: pytest.CaptureFixture[str]) -> Fusec:
+    return Fusec(capsys)
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The block, exported with a dynamic size; archives forget its name, and it becomes `batch`."""
+    rows = torch.export.Dim("rows", min=1, max=64)
+    inputs = (torch.randn(3, 48), torch.randn(3, 48))
+    program = torch.export.export(Block().eval(), inputs, dynamic_shapes=({0: rows}, {0: rows}))
+    path = tmp_path_factory.mktemp("archive") / "block.pt2"
+    torch.export.save(program, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def artifact(archive: Path) -> Path:
+    from fusec.api import compile
+
+    return compile(archive, archive.with_suffix(".fusec"), target="cpu").path
+
+
+@pytest.fixture(scope="session")
+def rows(archive: Path) -> Path:
+    rng = np.random.default_rng(0)
+    path = archive.with_name("rows.npz")
+    x, residual = rng.standard_normal((2, 5, 48)).astype(np.float32)
+    np.savez(path, x=x, residual=residual)
+    return path
+
+
+def test_compile_reports_on_stderr_and_writes(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
+    output = tmp_path / "block.fusec"
+    done = fusec("compile", archive, "--target", "cpu", "-o", output)
+    assert (done.code, done.out) == (0, "")
+    assert output.exists()
+    words = [line.split()[0] for line in done.err.splitlines() if not line.startswith(" ")]
+    assert words == ["export", "rewrite", "link", "wrote"]
+    assert "add_rms_norm 1" in done.err
+    assert "nothing residual" in done.err
+
+
+def test_compile_json_is_what_inspect_prints(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
+    output = tmp_path / "block.fusec"
+    made = fusec("compile", archive, "--target", "cpu", "-o", output, "--json")
+    assert made.json == fusec("inspect", output, "--json").json
+    assert made.err == ""
+
+
+def test_inspect_json(fusec: Fusec, artifact: Path) -> None:
+    document = fusec("inspect", artifact, "--json").json
+    assert document["schema"] == "fusec.inspect/1"
+    assert document["source"]["kind"] == "export"
+    assert document["inputs"] == [
+        {"name": "x", "dtype": "f32", "shape": ["batch", 48]},
+        {"name": "residual", "dtype": "f32", "shape": ["batch", 48]},
+    ]
+    assert document["outputs"] == [{"name": "y", "dtype": "f32", "shape": ["batch", 48]}]
+    assert document["weights"]["count"] > 0
+    (target,) = document["targets"]
+    assert target["target"] == "cpu"
+    assert target["residual"] == []
+    assert target["launches"] > 0
+    for kernel in target["kernels"]:
+        assert {"name", "op", "provider", "symbol", "sha256", "bytes", "resources"} <= set(kernel)
+    fired = {row["fusion"] for row in target["decisions"] if row["status"] == "fired"}
+    assert {"add_rms_norm", "silu_mul", "merge_gate_up"} <= fired
+
+
+def test_inspect_for_people(fusec: Fusec, artifact: Path) -> None:
+    shown = fusec("inspect", artifact, "--kernels", "--decisions").out
+    assert "x: f32[batch, 48]" in shown
+    assert "residual  nothing" in shown
+    assert "linear.cpp" in shown
+    assert "add_rms_norm: 1 of 1 fired" in shown
+    assert fusec("inspect", artifact, "--graph").out.startswith("graph @")
+
+
+def test_run_agrees_with_pytorch(fusec: Fusec, artifact: Path, rows: Path, tmp_path: Path) -> None:
+    output = tmp_path / "y.npz"
+    done = fusec("run", artifact, "--input", rows, "--output", output, "--batch-size", 2, "--json")
+    assert done.code == 0
+    assert (done.json["records"], done.json["failed"]) == (5, 0)
+    given = {name: torch.from_numpy(values) for name, values in np.load(rows).items()}
+    with torch.no_grad():
+        wanted = Block().eval()(**given)["y"].numpy()
+    np.testing.assert_allclose(np.load(output)["y"], wanted, rtol=0, atol=1e-5)
+
+
+def test_a_bad_record_is_named_and_the_rest_is_done(
+    fusec: Fusec, artifact: Path, tmp_path: Path
+) -> None:
+    good = json.dumps({"x": [0.5] * 48, "residual": [0.0] * 48})
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text(f'{good}\n{{"x": [1]}}\nnot json\n{good}\n')
+    output = tmp_path / "y.jsonl"
+    done = fusec("run", artifact, "--input", lines, "--output", output)
+    assert done.code == 1
+    assert "rows.jsonl:2" in done.err
+    assert "rows.jsonl:3" in done.err
+    assert "2 of 4 records are at fault" in done.err
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(written) == 4
+    assert len(written[0]["y"]) == 48
+    assert written[0]["y"] == written[3]["y"]
+
+
+def test_explain(fusec: Fusec, artifact: Path, archive: Path) -> None:
+    assert "add_rms_norm: 1 of 1 fired" in fusec("explain", artifact).out
+    one = fusec("explain", archive, "--target", "gfx950", "--fusion", "silu_mul", "--json").json
+    assert one["schema"] == "fusec.explain/1"
+    rows = one["targets"]["gfx950"]["decisions"]
+    assert [(row["fusion"], row["status"]) for row in rows] == [("silu_mul", "fired")]
+    refused = fusec("explain", archive)
+    assert refused.code == 2
+    assert "needs a target" in refused.err
+
+
+@pytest.mark.parametrize("subject", ["targets", "passes", "kernels"])
+def test_list(fusec: Fusec, subject: str) -> None:
+    assert fusec("list", subject).code == 0
+    document = fusec("list", subject, "--json").json
+    assert document["schema"] == "fusec.list/1"
+    assert len(document[subject]) > 3
+
+
+def test_doctor(fusec: Fusec) -> None:
+    assert "C++ compiler" in fusec("doctor").out
+    findings = fusec("doctor", "--json").json["findings"]
+    assert {"python", "torch", "triton", "libamdhip64"} <= {row["what"] for row in findings}
+
+
+def test_dump_ir_holds_what_changed(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    output = tmp_path / "block.fusec"
+    fusec("compile", archive, "--target", "cpu", "-o", output, "--dump-ir", dump)
+    names = sorted(path.name for path in dump.iterdir())
+    assert names[0] == "00-import.fir"
+    assert any(name.endswith("-add_rms_norm.fir") for name in names)
+    assert not any(name.endswith("-moe.fir") for name in names)
+
+
+def test_a_gpu_target_lists_what_is_not_lowered(
+    fusec: Fusec, archive: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "block.fusec"
+    refused = fusec("compile", archive, "--target", "gfx950", "--target", "mi300x", "-o", output)
+    assert refused.code == 1
+    assert "are not lowered for `gfx950` yet" in refused.err
+    assert "x linear" in refused.err
+    assert "--allow-host-fallback" in refused.err
+    assert not output.exists()
+    targets = ("--target", "gfx950", "--target", "mi300x")
+    allowed = fusec("compile", archive, *targets, "--allow-host-fallback", "-o", output, "--json")
+    assert allowed.code == 0
+    for target in allowed.json["targets"]:
+        assert target["target"] in ("gfx950", "gfx942")
+        assert {kernel["op"] for kernel in target["kernels"]} == {"add_rms_norm", "silu_mul"}
+        assert all(kernel["provider"] == "triton" for kernel in target["kernels"])
+        assert {item["op"] for item in target["residual"]} >= {"linear"}
+    no_code = fusec("run", output, "--input", "x.npz")
+    assert no_code.code == 5
+
+
+CASES: list[tuple[tuple[str, ...], int, str]] = [
+    (("compile", "ARCHIVE"), 2, "--target"),
+    (("compile", "ARCHIVE", "--target", "gfx999"), 2, "unknown target `gfx999`"),
+    (("compile", "nowhere.pt2", "--target", "cpu"), 1, "nowhere.pt2"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--dim", "rows"), 2, "not a range"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--dim", "columns=4"), 2, "columns"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--disable", "magic"), 2, "unknown pass `magic`"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--require", "magic"), 2, "unknown fusion `magic`"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--require", "moe>=2"), 3, "moe>=2"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--dtype", "bf16"), 2, "--dtype"),
+    (("inspect", "nowhere.fusec"), 1, "nowhere.fusec"),
+    (("inspect", "ARCHIVE"), 5, "not"),
+    (("run", "ARTIFACT", "--input", "nowhere.npz"), 1, "nowhere.npz"),
+    (("run", "ARTIFACT", "--input", "ROWS", "--device", "tpu"), 2, "unknown device `tpu`"),
+    (("run", "ARTIFACT", "--input", "ROWS", "--device", "hip:0"), 5, "holds no code"),
+    (("run", "ARTIFACT", "--input", "ROWS", "--json"), 2, "--output"),
+    (("run", "ARTIFACT"), 2, "--input"),
+    (("list", "nothing"), 2, "nothing"),
+    (("magic",), 2, "magic"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), CASES)
+def test_what_goes_wrong_is_said(
+    arguments: tuple[str, ...],
+    code: int,
+    said: str,
+    fusec: Fusec,
+    archive: Path,
+    artifact: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    real = {"ARCHIVE": archive, "ARTIFACT": artifact, "ROWS": rows}
+    done = fusec(*(real.get(argument, argument) for argument in arguments))
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_is_called_one(fusec: Fusec, monkeypatch: pytest.MonkeyPatch, artifact: Path) -> None:
+    def broken(_: object) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr("fusec.cli.inspect.inspect_document", broken)
+    done = fusec("inspect", artifact)
+    assert done.code == 70
+    assert "a bug in fusec: KeyError" in done.err
+    with pytest.raises(KeyError):
+        main(("inspect", str(artifact), "--debug"))
+
+
+def test_module_and_version() -> None:
+    command = [sys.executable, "-m", "fusec", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("fusec ")
