@@ -349,6 +349,41 @@ def test_matmul_of_8_bits(tmp_path: Path) -> None:
     assert_same(graph, inputs, [inputs["x"] @ weight.T], 1e-5)
 
 
+@pytest.mark.parametrize("normalised", [0, 1])
+@pytest.mark.parametrize("gated", [False, True])
+def test_experts(normalised: int, gated: bool, tmp_path: Path) -> None:
+    """onnxruntime has them for GPUs alone, so the reference is written out here."""
+    experts, inner, count = 5, 7, 2
+    x, logits = random(BATCH, LENGTH, 6), random(BATCH * LENGTH, experts)
+    weights = {"a": random(experts, inner, 6), "b": random(experts, 6, inner)}
+    weights |= {"c": random(experts, inner, 6, seed=1)} if gated else {}
+    node = helper.make_node(
+        "MoE",
+        ["x", "r", "a", "", "b", "", *(("c",) if gated else ())],
+        ["y"],
+        domain=MICROSOFT,
+        k=count,
+        activation_type="silu",
+        normalize_routing_weights=normalised,
+    )
+    inputs = {"x": x, "r": logits}
+    graph = imported(model_of([node], inputs, ["y"], constants=weights), tmp_path)
+    assert not opaque(graph)
+    shares = np.exp(logits.astype(np.float64))
+    shares /= shares.sum(axis=1, keepdims=True)
+    wanted = np.zeros((BATCH * LENGTH, 6))
+    for token, row in enumerate(x.reshape(-1, 6).astype(np.float64)):
+        best = np.argsort(-shares[token])[:count]
+        total = shares[token][best].sum() if normalised else 1.0
+        for expert in best:
+            hidden = weights["a"][expert] @ row
+            hidden = hidden / (1 + np.exp(-hidden))
+            if gated:
+                hidden = hidden * (weights["c"][expert] @ row)
+            wanted[token] += shares[token][expert] / total * (weights["b"][expert] @ hidden)
+    assert_same(graph, inputs, [wanted.reshape(x.shape)], 1e-6)
+
+
 # --- opset 23 and later, against onnx's reference -------------------------------------------
 
 
