@@ -293,7 +293,7 @@ class _Rule:
             found = [
                 _Meaning(eps, pair)
                 for eps in ((None,) if form.flag is False else (None, *EPSILONS))
-                if _close(output, _reference(*inputs.values(), scale, eps, torch.float64))
+                if _close(output, _expected(inputs, scale, eps))
             ]
             if agreed is None and found:
                 agreed = found[0]
@@ -345,6 +345,11 @@ def _inputs(form: _Form, length: int, seed: int) -> dict[str, torch.Tensor]:
         "g": -nn.functional.softplus(normal(*gate)) * 0.3,
         "beta": torch.sigmoid(normal(batch, length, heads)),
     }
+
+
+def _expected(inputs: Mapping[str, torch.Tensor], scale: float, eps: float | None) -> torch.Tensor:
+    q, k, v, g, beta = inputs.values()
+    return _reference(q, k, v.double(), g, beta, scale, eps, torch.float64)
 
 
 def _close(output: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ import ast
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,9 @@ MAX_DEPTH = 100
 CEILING = 1 << 31
 """Stands for no bound."""
 
-Values: TypeAlias = "NDArray[np.int64] | int"
-Truth: TypeAlias = "NDArray[np.bool_] | bool"
+Values: TypeAlias = Any
+"""An integer or a flag, or an array of them."""
+
 Shapes: TypeAlias = Mapping[str, tuple[Dim, ...]]
 """Sizes of the inputs, by the text that guards use for an input: `L['x']`, `L['args'][0]`."""
 
@@ -149,7 +150,7 @@ def _corners(names: Sequence[str], state: _State) -> list[dict[str, int]]:
 def _limit(
     name: str,
     point: Mapping[str, int],
-    holds: Callable[[Mapping[str, Values]], Truth],
+    holds: Callable[[Mapping[str, Values]], Values],
     text: str,
     state: _State,
 ) -> None:
@@ -207,14 +208,14 @@ def _edge(
 
 # --- the grammar ----------------------------------------------------------------------------
 
-_Compiled: TypeAlias = Callable[[Mapping[str, Values]], "Values | Truth"]
+_Compiled: TypeAlias = Callable[[Mapping[str, Values]], Values]
 
 _BINARY: Mapping[type[ast.operator], Callable[[Values, Values], Values]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
 }
-_COMPARE: Mapping[type[ast.cmpop], Callable[[Values, Values], Truth]] = {
+_COMPARE: Mapping[type[ast.cmpop], Callable[[Values, Values], Values]] = {
     ast.Eq: lambda a, b: a == b,
     ast.NotEq: lambda a, b: a != b,
     ast.Lt: lambda a, b: a < b,
@@ -234,7 +235,7 @@ _RELATIONS: Mapping[str, type[ast.cmpop]] = {
 
 def _compile(
     test: ast.expr, shapes: Shapes
-) -> tuple[Callable[[Mapping[str, Values]], Truth], set[str]]:
+) -> tuple[Callable[[Mapping[str, Values]], Values], set[str]]:
     used: set[str] = set()
     compiled = _expression(test, shapes, used, 0)
     return compiled, used
@@ -301,7 +302,7 @@ def _comparison(parts: Sequence[_Compiled], operators: Sequence[type[ast.cmpop]]
     if any(operator not in _COMPARE for operator in operators):
         raise _UnreadError
 
-    def compare(values: Mapping[str, Values]) -> Truth:
+    def compare(values: Mapping[str, Values]) -> Values:
         held = [part(values) for part in parts]
         truths = [
             _COMPARE[operator](left, right)
@@ -324,11 +325,11 @@ def _function(name: str, arguments: Sequence[_Compiled]) -> _Compiled:
     raise _UnreadError
 
 
-def _joined(join: Callable[..., object], parts: Sequence[object]) -> Truth:
+def _joined(join: Callable[..., object], parts: Sequence[object]) -> Values:
     result = parts[0]
     for part in parts[1:]:
         result = join(result, part)
-    return result  # type: ignore[return-value]
+    return result
 
 
 def _size(node: ast.expr, shapes: Shapes) -> Dim:
@@ -358,12 +359,12 @@ def _value(dim: Dim, values: Mapping[str, Values]) -> Values:
     names = symbolic.symbols_of(dim)
     if len(dim.terms) == 1 and len(names) == 1 and str(dim) in names:
         return values[str(dim)]
-    (varying,) = [name for name in names if isinstance(values[name], np.ndarray)] or [None]
+    varying = next((name for name in names if isinstance(values[name], np.ndarray)), None)
     fixed = {name: int(values[name]) for name in names if name != varying}
     if varying is None:
         return symbolic.evaluate(dim, fixed)
     return np.array(
-        [symbolic.evaluate(dim, {**fixed, varying: int(size)}) for size in values[varying]],  # type: ignore[union-attr]
+        [symbolic.evaluate(dim, {**fixed, varying: int(size)}) for size in values[varying]],
         dtype=np.int64,
     )
 

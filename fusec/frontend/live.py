@@ -359,14 +359,15 @@ def decomposed(
     program: torch.export.ExportedProgram, targets: Iterable[str]
 ) -> torch.export.ExportedProgram | None:
     """The program with the operations `targets` taken apart; `None` if PyTorch can take none."""
-    table = torch.export.default_decompositions()
+    table: Mapping[Any, Any] = dict(torch.export.default_decompositions())
     wanted = set(targets)
     chosen = {op: rule for op, rule in table.items() if str(op) in wanted}
     if not chosen:
         return None
     try:
         with quiet():
-            return program.run_decompositions(chosen)
+            taken: torch.export.ExportedProgram = program.run_decompositions(chosen)
+            return taken
     except EXPORT_FAILURES:
         return None
 

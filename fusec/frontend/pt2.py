@@ -9,7 +9,6 @@ mapped where they lie.  Source: torch/_export/serde/schema.py, version 8.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -278,7 +277,7 @@ class _Reader:
         kind = TensorType(dtype, shape)
         lies = digest("pt2", str(self.path.absolute()), str(begin), str(offset), str(strides))
         identity = digest(lies, str(kind))
-        if size == 0 and math.prod(shape):
+        if size == 0 and 0 not in shape:
             note = "the archive has no values for its weights, only names and shapes"
             if note not in self.notes:
                 self.notes.append(note)

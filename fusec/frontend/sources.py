@@ -265,7 +265,7 @@ def _from_pickle(path: Path, kind: Kind, options: Options) -> Source:
     try:
         with quiet():
             if kind is Kind.TORCHSCRIPT:
-                script = torch.jit.load(str(path), map_location="cpu")
+                script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
                 held: Any = _from_torchscript(script, options)
             else:
                 held = torch.load(str(path), map_location="cpu", weights_only=False)

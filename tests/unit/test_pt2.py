@@ -27,6 +27,9 @@ from fusec.ir.interpret import interpret
 class Many(torch.nn.Module):
     """Weights of many dtypes and layouts; inputs and outputs in containers."""
 
+    flags: torch.Tensor
+    scalar: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = torch.nn.Linear(6, 5)

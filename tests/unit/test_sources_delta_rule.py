@@ -77,7 +77,8 @@ class Layer(torch.nn.Module):
         rule = getattr(self, "chunk_rule", None)
         made = rule(q, k, v, g, beta, **self.options) if rule else loop(q, k, v, g, beta)
         output = made[0] if isinstance(made, tuple) else made
-        return x + output.flatten(2)
+        result: torch.Tensor = x + output.flatten(2)
+        return result
 
 
 def _load(layer: torch.nn.Module) -> Any:

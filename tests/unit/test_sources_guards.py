@@ -12,7 +12,11 @@ from fusec.frontend.live import sample_sizes
 from fusec.symbolic import Range
 
 S, T = symbolic.symbol("s0"), symbolic.symbol("s1")
-SHAPES = {"L['x']": (S, 8), "L['y']": (T, S), "L['args'][0]": (S + 1,)}
+SHAPES: dict[str, tuple[symbolic.Dim, ...]] = {
+    "L['x']": (S, 8),
+    "L['y']": (T, S),
+    "L['args'][0]": (S + 1,),
+}
 
 
 def _read(

@@ -95,7 +95,10 @@ def _zip(*names: str) -> Callable[[Path], None]:
 
 
 def _bytes(data: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(data) and None
+    def write(path: Path) -> None:
+        path.write_bytes(data)
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,8 @@ def test_torchscript_is_refused_and_converted_when_trusted(tmp_path: Path) -> No
     path = tmp_path / "model.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(Net().eval(), torch.ones(2, 4)), str(path))
+        script: Any = torch.jit.trace(Net().eval(), torch.ones(2, 4))  # type: ignore[no-untyped-call]
+        script.save(str(path))
     with pytest.raises(InputError, match="TorchScript"):
         load_source(path)
     source = load_source(path, trust_pickle=True, example_inputs=torch.ones(2, 4))
