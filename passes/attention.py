@@ -28,70 +28,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fusec.ir import Attrs, Graph, Node
-from fusec.ir.types import Attr, TensorType, bool_attr, int_attr, ints_attr
+from fusec.ir import Graph, Node
+from fusec.ir.types import Attr, dims_attr, int_attr
+from fusec.passes.attention_operands import AttentionOperands, as_type, swapped
+from fusec.passes.attention_walk import FILLED, AttentionWalk
 from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim
 from fusec.target import Target
 
-MASKED = -1e4
-"""A number this low, added to a score, leaves no share for its key."""
-
 MASK_NAMES = ("add", "mask", "hide")
 """How values of a match that are masks begin: added numbers, flags that keep, flags that hide."""
-
-FILLED = {"f16": -6e4, "bf16": -1e9, "f32": -1e9, "f64": -1e18}
-"""Numbers this low swallow what is added to them in each dtype: adding is as good as choosing."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionOperands:
-    """The operands of an `attention` by name; `flags` are its other attributes."""
-
-    q: str
-    k: str
-    v: str
-    mask: str | None
-    sinks: str | None
-    key_padding: str | None
-    flags: Mapping[str, Attr]
-
-    @classmethod
-    def of(cls, node: Node) -> AttentionOperands:
-        """The operands of `node`."""
-        q, k, v, *rest = node.inputs
-        names = ("has_mask", "has_sinks", "has_key_padding")
-        given = (rest.pop(0) if bool_attr(node.attrs, name) else None for name in names)
-        mask, sinks, key_padding = given
-        flags = {key: value for key, value in node.attrs.items() if key not in names}
-        return cls(q, k, v, mask, sinks, key_padding, flags)
-
-    def changed(self, **flags: Attr) -> AttentionOperands:
-        """The same operands with other attributes."""
-        return replace(self, flags={**self.flags, **flags})
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Values in operand order."""
-        optional = (self.mask, self.sinks, self.key_padding)
-        return (self.q, self.k, self.v, *(value for value in optional if value is not None))
-
-    @property
-    def attrs(self) -> Attrs:
-        """All attributes."""
-        return {
-            "causal": False,
-            "window": None,
-            "softcap": None,
-            **self.flags,
-            "has_mask": self.mask is not None,
-            "has_sinks": self.sinks is not None,
-            "has_key_padding": self.key_padding is not None,
-        }
 
 
 def _scores(match: Match, target: Target) -> Rejection | None:
@@ -190,8 +139,11 @@ def _mask_shape(match: Match, target: Target) -> Rejection | None:
 def _mask_form(match: Match, value: str) -> tuple[Attr, ...]:
     """The shape of a mask over scores [B, H, S, T], its heads taken out of the batch if there."""
     shape, heads = match.graph.type(value).shape, match.facts["heads"]
-    if isinstance(heads, tuple) and len(shape) == 3 and shape[0] != 1:
-        return (*heads, *shape[1:])
+    if heads is None or len(shape) != 3:
+        return shape
+    batch, count = dims_attr(match.facts, "heads")
+    if shape[0] == batch * count:
+        return (batch, count, *shape[1:])
     return shape
 
 
@@ -199,7 +151,8 @@ def _sinks_shape(match: Match, target: Target) -> Rejection | None:
     if "sinks" not in match.values:
         return None
     graph, value = match.graph, match.values["sinks"]
-    heads = graph.type(match.values["q"]).shape[1]
+    folded = match.facts["heads"]
+    heads = folded[1] if isinstance(folded, tuple) else graph.type(match.values["q"]).shape[1]
     if graph.type(value).shape in ((heads,), (1, heads, 1, 1), (heads, 1, 1)):
         return None
     return Rejection("sinks-shape", f"`%{value}` is not one number a head", value)
@@ -233,7 +186,7 @@ class Attention(FusionPass):
 
     def find(self, graph: Graph, node: Node) -> Match | None:
         """Walk from the product with v up to the product with k."""
-        return _Walk(graph, node).match()
+        return AttentionWalk(graph, node).match()
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """One `attention`; k is transposed back, and heads are given their axis."""
@@ -242,7 +195,7 @@ class Attention(FusionPass):
         if "base" in values:
             k = _regrouped(build, values["base"], graph.type(values["kt"]).shape)
         elif "kt" in values:
-            k = build.value("transpose", [values["kt"]], {"perm": _swapped(graph, k)})
+            k = build.value("transpose", [values["kt"]], {"perm": swapped(graph, k)})
         heads = match.facts["heads"]
         if heads is not None:
             assert isinstance(heads, tuple)
@@ -261,30 +214,12 @@ class Attention(FusionPass):
         return {match.root.output: as_type(build, result, graph.type(match.root.output))}
 
 
-def as_type(build: Builder, value: str, wanted: TensorType) -> str:
-    """`value` cast and reshaped to `wanted`; decisions go on naming what `build` added before."""
-    graph, root = build.graph, build.root
-    if graph.type(value).dtype != wanted.dtype:
-        attrs: Attrs = {"dtype": wanted.dtype}
-        value = graph.add("cast", [value], attrs, origin=root.origin, at=root.name).output
-    if graph.type(value).shape != wanted.shape:
-        attrs = {"shape": wanted.shape}
-        value = graph.add("reshape", [value], attrs, origin=root.origin, at=root.name).output
-    return value
-
-
 def _regrouped(build: Builder, base: str, kt: tuple[Dim, ...]) -> str:
     """`base` [..., T, D], its leading axes those of `kt` [..., D, T]."""
     node = build.graph.producer(base)
     if node is not None and node.op == "reshape":
         base = node.inputs[0]
     return build.value("reshape", [base], {"shape": (*kt[:-2], kt[-1], kt[-2])})
-
-
-def _swapped(graph: Graph, value: str) -> tuple[int, ...]:
-    """The permutation that exchanges the last two axes of `value`."""
-    rank = graph.type(value).rank
-    return (*range(rank - 2), rank - 1, rank - 2)
 
 
 def _joined(match: Match, build: Builder) -> str | None:
@@ -332,301 +267,3 @@ def _reduced(build: Builder, op: str, values: Iterable[str]) -> str | None:
     for value in values:
         result = value if result is None else build.value(op, [result, value])
     return result
-
-
-class _Walk:
-    """The way from the last product of an attention up to the first; collects what it meets."""
-
-    def __init__(self, graph: Graph, root: Node) -> None:
-        self.graph = graph
-        self.root = root
-        self.inner: list[Node] = [root]
-        self.values: dict[str, str] = {}
-        self.fills: list[Attr] = []
-        self.factors: list[float] = []
-        self.floors: list[float] = []
-        self.floor = -math.inf
-        self.scale = 1.0
-        self.softcap: float | None = None
-        self.heads: tuple[Dim, ...] | None = None
-
-    def match(self) -> Match | None:
-        graph = self.graph
-        shares, v = self.root.inputs
-        value = self._through(shares, "cast", "reshape")
-        node = graph.producer(value)
-        sliced = None
-        if node is not None and node.op == "slice":
-            sliced = node
-            value = self._through(self._enter(node), "cast", "reshape")
-            node = graph.producer(value)
-        if node is not None and node.op == "where":
-            value = self._without_nan(node)
-            node = graph.producer(value)
-        if node is None or node.op != "softmax":
-            return None
-        softmax = node
-        value = self._scores(self._enter(softmax))
-        if (joined := graph.producer(value)) is not None and joined.op == "concat":
-            if sliced is None or not self._sinks(joined, sliced):
-                return None
-            value = joined.inputs[0]
-        elif sliced is not None:
-            return None
-        scores = graph.type(value).shape
-        product = self._modifiers(value)
-        if product is not None:
-            self.inner.append(product)
-            self._operands(product.inputs[0], product.inputs[1], v)
-            if len(scores) == 4 and graph.type(self.values["q"]).rank == 3:
-                self._fold_heads(scores)
-        elif self._leads_to_product(value):
-            self.values["scores"] = value
-        else:
-            return None
-        return Match(
-            graph,
-            self.root,
-            self.values,
-            {"softmax": softmax},
-            inner=tuple(dict.fromkeys(self.inner)),
-            facts={
-                "scale": self.scale,
-                "softcap": self.softcap,
-                "heads": self.heads,
-                "fills": tuple(self.fills),
-                "factors": tuple(self.factors),
-                "floors": tuple(self.floors),
-            },
-        )
-
-    def _without_nan(self, node: Node) -> str:
-        """The shares before those of a query without keys, NaN, were put to zero."""
-        graph = self.graph
-        condition, zero, shares = node.inputs
-        test = graph.producer(condition)
-        if test is None or test.op != "isnan" or test.inputs[0] != shares:
-            return node.output
-        if graph.constant(zero) != 0:
-            return node.output
-        self.inner += [node, test]
-        return self._through(shares, "cast")
-
-    def _enter(self, node: Node) -> str:
-        self.inner.append(node)
-        return node.inputs[0]
-
-    def _through(self, value: str, *ops: str) -> str:
-        """Before casts, and before reshapes that leave rows and columns as they are."""
-        while (node := self.graph.producer(value)) is not None and node.op in ops:
-            before, after = (self.graph.type(each).shape for each in (node.inputs[0], value))
-            if node.op == "reshape" and before[-2:] != after[-2:]:
-                break
-            value = self._enter(node)
-        return value
-
-    def _operands(self, q: str, kt: str, v: str) -> None:
-        """The operands, narrow again if all were widened for the products."""
-        graph = self.graph
-        q, kt = self._unscaled(q), self._unscaled(kt)
-        k, node = kt, graph.producer(kt)
-        turned = node is not None and node.op == "transpose"
-        if node is not None and turned:
-            turned = ints_attr(node.attrs, "perm") == _swapped(graph, kt)
-            k = node.inputs[0] if turned else kt
-        narrow = [self._uncast(value) for value in (q, k, v)]
-        if len({graph.type(value).dtype for value in narrow}) == 1:
-            q, k, v = narrow
-        q, k = self._unscaled(q), self._unscaled(k)
-        self.values |= {"q": q, "k": k, "v": v}
-        if not turned:
-            self.values["kt"] = k
-            if (base := self._behind_leading_axes(k)) is not None:
-                self.values["base"] = base
-
-    def _behind_leading_axes(self, kt: str) -> str | None:
-        """What is transposed, and then has its leading axes regrouped, to `kt`."""
-        graph = self.graph
-        node = graph.producer(kt)
-        if node is None or node.op != "reshape":
-            return None
-        inner = graph.producer(node.inputs[0])
-        if graph.type(node.inputs[0]).shape[-2:] != graph.type(kt).shape[-2:]:
-            return None
-        if inner is None or inner.op != "transpose":
-            return None
-        if ints_attr(inner.attrs, "perm") != _swapped(graph, inner.output):
-            return None
-        return inner.inputs[0]
-
-    def _uncast(self, value: str) -> str:
-        """An operand before it was widened for the product."""
-        node = self.graph.producer(value)
-        if node is None or node.op != "cast":
-            return value
-        before, after = (self.graph.type(each).element for each in (node.inputs[0], value))
-        if not (before.is_float and after.is_float and before.itemsize < after.itemsize):
-            return value
-        return node.inputs[0]
-
-    def _unscaled(self, value: str) -> str:
-        """q or k before it was multiplied by a constant, which joins the scale."""
-        while (found := factor(self.graph, value)) is not None:
-            value, times = found
-            self.scale *= times
-        return value
-
-    def _scores(self, value: str) -> str:
-        """What the softmax is taken of, before casts and the subtraction of the maximum."""
-        value = self._through(value, "cast")
-        node = self.graph.producer(value)
-        if node is None or node.op != "sub":
-            return value
-        top = self.graph.producer(node.inputs[1])
-        if top is None or top.op != "reduce_max" or top.inputs[0] != node.inputs[0]:
-            return value
-        rank = self.graph.type(value).rank
-        if [axis % rank for axis in ints_attr(top.attrs, "axes")] != [rank - 1]:
-            return value
-        if not bool_attr(top.attrs, "keepdims"):
-            return value
-        self.inner += [node, top]
-        return self._through(node.inputs[0], "cast")
-
-    def _sinks(self, joined: Node, sliced: Node) -> bool:
-        """Whether `joined` adds one column to the scores that `sliced` takes off again."""
-        graph = self.graph
-        if len(joined.inputs) != 2:
-            return False
-        scores, column = (graph.type(value).shape for value in joined.inputs)
-        rank = len(scores)
-        last = [int_attr(node.attrs, "axis") % rank for node in (joined, sliced)]
-        window = tuple(sliced.attrs[key] for key in ("start", "stop", "step"))
-        if last != [rank - 1] * 2 or column[-1] != 1 or window != (0, scores[-1], 1):
-            return False
-        value = joined.inputs[1]
-        self.inner.append(joined)
-        while (node := graph.producer(value)) is not None and node.op in ("expand", "cast"):
-            value = node.inputs[0]
-        if node is not None and node.op == "reshape" and graph.type(node.inputs[0]).rank == 1:
-            value = node.inputs[0]
-        self.values["sinks"] = value
-        return True
-
-    def _modifiers(self, value: str) -> Node | None:
-        """From the masked scores to the product: masks, then a softcap, then the scale.
-
-        Constant factors may stand anywhere: those outside a mask scale it too, and those outside
-        of tanh are the softcap, so that c*tanh(m*x) is a softcap of c on scores scaled by m*c.
-        """
-        graph = self.graph
-        while True:
-            value = self._through(value, "cast", "reshape")
-            node = graph.producer(value)
-            if node is None:
-                return None
-            if node.op == "matmul":
-                return node
-            self.inner.append(node)
-            if (found := factor(graph, value)) is not None:
-                value, times = found
-                self.scale *= times
-            elif self.softcap is None and node.op == "tanh" and self.scale > 0:
-                value, self.softcap = node.inputs[0], self.scale
-            elif self.softcap is None and (score := self._unclamped(node)) is not None:
-                value = score
-            elif self.softcap is None and (score := self._unmasked(node)) is not None:
-                value = score
-            else:
-                return None
-
-    def _unmasked(self, node: Node) -> str | None:
-        """The scores before `node` masks them."""
-        graph = self.graph
-        if node.op == "add":
-            score = next((each for each in node.inputs if self._leads_to_product(each)), None)
-            if score is None:
-                return None
-            other = node.inputs[0] if node.inputs[1] == score else node.inputs[1]
-            return self._masked("add", other, -math.inf, score)
-        if node.op != "where":
-            return None
-        condition, then, other = node.inputs
-        if (fill := graph.constant(other)) is not None:
-            return self._masked("mask", condition, fill, then)
-        if (fill := graph.constant(then)) is not None:
-            return self._masked("hide", condition, fill, other)
-        return None
-
-    def _masked(self, kind: str, mask: str, fill: Attr, score: str) -> str:
-        self.values[f"{kind}{len(self.fills)}"] = mask
-        number = float(fill) if isinstance(fill, int | float) else None
-        added = kind == "add"
-        self.fills.append(number if added or number is None else self._lifted(number))
-        self.factors.append(self.scale)
-        self.floors.append(self.floor)
-        return score
-
-    def _lifted(self, fill: float) -> float:
-        return max(fill * self.scale, self.floor)
-
-    def _unclamped(self, node: Node) -> str | None:
-        """The scores before those that no share could come of were lifted to a lowest number."""
-        graph = self.graph
-        least = FILLED.get(graph.type(node.output).dtype, -math.inf)
-        sides = [(node.inputs[0], node.attrs.get("min"))]
-        if node.op == "maximum":
-            left, right = node.inputs
-            sides = [(left, graph.constant(right)), (right, graph.constant(left))]
-        elif node.op != "clamp" or node.attrs.get("max") is not None:
-            return None
-        for score, low in sides:
-            if isinstance(low, int | float) and low <= least and self.scale > 0:
-                self.floor = max(self.floor, low * self.scale)
-                return score
-        return None
-
-    def _leads_to_product(self, value: str) -> bool:
-        """Whether `value` comes from a product by what may stand between it and the softmax."""
-        graph = self.graph
-        for _ in range(16):
-            node = graph.producer(value)
-            if node is None:
-                return False
-            if node.op == "matmul":
-                return True
-            if node.op == "add":
-                return any(self._leads_to_product(each) for each in node.inputs)
-            if node.op == "maximum":
-                value = node.inputs[1 if graph.constant(node.inputs[0]) is not None else 0]
-            elif node.op == "where":
-                value = node.inputs[2 if graph.constant(node.inputs[1]) is not None else 1]
-            elif node.op in ("cast", "reshape", "tanh", "clamp"):
-                value = node.inputs[0]
-            elif (found := factor(graph, value)) is not None:
-                value = found[0]
-            else:
-                return False
-        return False
-
-    def _fold_heads(self, scores: tuple[Dim, ...]) -> None:
-        """Heads that the products hold in their batch, by the shape of the scores between them."""
-        shapes = [self.graph.type(self.values[name]).shape for name in ("q", "k", "v")]
-        whole = scores[0] * scores[1]
-        if all(len(shape) == 3 and shape[0] == whole for shape in shapes):
-            self.heads = scores[:2]
-
-
-def factor(graph: Graph, value: str) -> tuple[str, float] | None:
-    """What `value` is a constant multiple of, and the constant; neither is zero."""
-    node = graph.producer(value)
-    if node is None or node.op not in ("mul", "div"):
-        return None
-    sides = (node.inputs, node.inputs[::-1]) if node.op == "mul" else (node.inputs,)
-    for operand, other in sides:
-        held = graph.constant(other)
-        if isinstance(held, bool) or not isinstance(held, int | float) or held == 0:
-            continue
-        if graph.type(operand).shape == graph.type(value).shape:
-            return operand, float(held) if node.op == "mul" else 1.0 / held
-    return None

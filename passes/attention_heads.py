@@ -23,8 +23,8 @@ from typing import ClassVar, TypeAlias
 from fusec import symbolic
 from fusec.ir import Graph, Node
 from fusec.ir.types import float_attr, int_attr
-from fusec.passes.attention import AttentionOperands, factor
 from fusec.passes.attention_mask import replaced
+from fusec.passes.attention_operands import AttentionOperands, factor
 from fusec.rewrite import Decision, DecisionLog, Pass
 from fusec.rewrite.coordinates import Coordinates, coordinate
 from fusec.rewrite.driver import Builder

@@ -27,7 +27,7 @@ from typing import ClassVar, TypeGuard
 from fusec import symbolic
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attrs, TensorType, bool_attr
-from fusec.passes.attention import MASKED, AttentionOperands
+from fusec.passes.attention_operands import MASKED, AttentionOperands
 from fusec.rewrite import Decision, DecisionLog, Pass
 from fusec.rewrite.coordinates import (
     FALSE,

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, float_attr
-from fusec.passes.attention import factor
+from fusec.passes.attention_operands import factor
 from fusec.rewrite import Decision, DecisionLog, Pass, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim

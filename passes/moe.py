@@ -32,7 +32,7 @@ from typing import ClassVar
 
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, dim_attr, dims_attr, float_attr, int_attr, ints_attr
-from fusec.passes.attention import as_type
+from fusec.passes.attention_operands import as_type
 from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim
