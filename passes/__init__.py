@@ -24,6 +24,7 @@ from fusec.passes.rms_norm import RmsNorm
 from fusec.passes.rope import Rope
 from fusec.passes.silu_mul import SiluMul
 from fusec.passes.swiglu_oai import SwigluOai
+from fusec.passes.wide_linear import WideLinear
 from fusec.rewrite import Pass
 
 PIPELINE: tuple[type[Pass], ...] = (
@@ -51,6 +52,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     MergeGateUp,
     MergeQkv,
     Canonicalise,
+    WideLinear,
     # fuse
     DualRmsNorm,
     AddRmsNorm,

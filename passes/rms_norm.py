@@ -10,7 +10,7 @@ instead.  `x / sqrt(...)`, `pow(x, 2)` and the like are made alike by `canonical
 Leaves it alone when
   axis    the mean is not over the last axis alone
   weight  the factor is not one number for each element of a row
-  dtype   the result is rounded to another dtype than that of x
+  dtype   the mean is taken in fewer bits, or the result is rounded to another dtype, than x has
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ def _weight(match: Match, target: Target) -> Rejection | None:
 
 
 def _dtype(match: Match, target: Target) -> Rejection | None:
+    mean = match.nodes.get("mean")
+    if mean is not None:
+        x, taken = (match.graph.type(value) for value in (match.values["x"], mean.output))
+        if taken.element.bits >= x.element.bits:
+            return None
+        return Rejection("dtype", f"the mean of {x.dtype} is taken in {taken.dtype}", mean.name)
     if match.root.op != "cast":
         return None
     x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))

@@ -1,4 +1,4 @@
-"""Rules of `canonicalise`: each one looks at a node and its operands, never at its readers."""
+"""Rules of `canonicalise`: each one looks at a node and its operands."""
 
 from fusec.passes.canonical.rewriter import Rewriter, Rule
 

@@ -65,7 +65,10 @@ def power(build: Rewriter, node: Node) -> str | None:
 
 
 def division(build: Rewriter, node: Node) -> str | None:
-    """x / sqrt(y) is x * rsqrt(y), 1 / x is reciprocal(x), x / constant is x * (1 / constant)."""
+    """x / sqrt(y) is x * rsqrt(y), 1 / x is reciprocal(x), x / constant is x * (1 / constant).
+
+    A quotient by a constant that is made an integer next stays: the product may fall short of it.
+    """
     x, y = node.inputs
     if (root := build.producer(y, "sqrt")) is not None:
         return build.value("mul", [x, build.value("rsqrt", root.inputs)])
@@ -74,8 +77,17 @@ def division(build: Rewriter, node: Node) -> str | None:
     divisor = build.graph.constant(y)
     if not isinstance(divisor, int | float) or divisor == 0 or not math.isfinite(1 / divisor):
         return None
+    exact = math.frexp(divisor)[0] in (0.5, -0.5)
+    if not exact and any(_makes_integer(build, user) for user in build.graph.users(node.output)):
+        return None
     inverse = build.constant(1 / divisor, build.type(y).dtype, build.type(y).shape)
     return build.value("mul", [x, inverse])
+
+
+def _makes_integer(build: Rewriter, node: Node) -> bool:
+    if node.op == "cast":
+        return not build.type(node.output).element.is_float
+    return node.op in ("floor", "ceil", "round", "trunc")
 
 
 def reciprocal(build: Rewriter, node: Node) -> str | None:
