@@ -159,8 +159,8 @@ def views(x: Tensor, y: Tensor) -> object:
         *torch.tensor_split(z, 3, 2), *torch.tensor_split(z, (1, 4), 2), *z.unbind(1),
         x.expand(2, 3, 5), x[:, :1].expand(-1, 4), x[0].expand_as(x),
         torch.broadcast_to(x[0], (2, 5)), z.diagonal(), z.diagonal(1, 1, 2), z.diagonal(-1, 0, 2),
-        x.unfold(1, 3, 1), z.unfold(0, 2, 2), z.swapaxes(0, 1),
-        x.view_as(x.clone()), x.as_strided((2, 3), (2, 1), 1), x.contiguous().view(torch.float32),
+        x.unfold(1, 3, 1), z.unfold(0, 2, 2), z.swapaxes(0, 1), x.view_as(x.clone()),
+        x.as_strided((2, 3), (2, 1), 1), x.contiguous().view(torch.float32),
         torch.ops.aten.slice_copy.Tensor(x, 1, 1, 3), x.mH, x.adjoint(),
         *torch.hsplit(x[:, :4], 2),
     )  # fmt: skip
@@ -182,8 +182,8 @@ def moving(x: Tensor, y: Tensor) -> object:
         torch.diff(flag), torch.diff(i, dim=1, prepend=i[:, :1]),
         *torch.meshgrid(x[0], y[0], indexing="ij"), *torch.meshgrid(x[0], y[0], indexing="xy"),
         x.tril(), x.triu(1), flag.tril(-1), torch.diag(x[0]), torch.diag(x, 1),
-        torch.diag_embed(x), torch.diag_embed(x, 1), torch.diag_embed(x, -2, 0, 1),
-        *wide, F.pixel_shuffle(x[:, :4].reshape(1, 4, 1, 3), 2),
+        torch.diag_embed(x), torch.diag_embed(x, 1), torch.diag_embed(x, -2, 0, 1), *wide,
+        F.pixel_shuffle(x[:, :4].reshape(1, 4, 1, 3), 2),
         F.pixel_unshuffle(x[:2, :4][None, None], 2),
         F.channel_shuffle(x[:, :4].reshape(1, 6, 2, 1), 3),
     )  # fmt: skip
@@ -222,6 +222,8 @@ def indexing(x: Tensor, y: Tensor) -> object:
         x.scatter_add(0, rows, x[:1]), x.scatter_reduce(1, where, y[:, :2], "amax"),
         x.scatter_reduce(0, rows, x[:1], "mean"),
         x.scatter_reduce(0, rows, x[:1], "sum", include_self=False),
+        x.scatter_reduce(0, rows, y[:1, :1].expand(1, 5), "amin", include_self=False),
+        where.scatter_reduce(1, where[:, :1], where[:, 1:], "amax", include_self=False),
         x.scatter(1, where[:, :1], y[:, :1], reduce="multiply"),
         x.index_add(1, torch.tensor([1, 1]), y[:, :2], alpha=2),
         x.index_copy(0, torch.tensor([2]), x[:1]), x.index_fill(1, torch.tensor([0, 3]), 9.0), a,
@@ -376,7 +378,7 @@ def test_family(body: Body) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [norms, views, reductions, convolutions, attention], ids=lambda b: b.__name__
+    "body", [norms, views, reductions, convolutions, attention, fourier], ids=lambda b: b.__name__
 )
 def test_decomposed(body: Body) -> None:
     """PyTorch's core decompositions give other operations for the same."""

@@ -97,6 +97,51 @@ def _fft2(
     return _fftn(build, x, s, dim, norm)
 
 
+def _by_number(number: int, inverse: bool) -> str | None:
+    """PyTorch's inner operations number what to scale by: nothing, the root of n, n."""
+    plain, whole = ("forward", "backward") if inverse else ("backward", "forward")
+    return (plain, "ortho", whole)[number]
+
+
+@aten("_fft_c2c", both=True)
+def _fft_c2c(
+    build: Builder, x: Complex, dim: Sequence[int], normalization: int, forward: bool
+) -> Val | Complex:
+    result: Val | Complex = x
+    for axis in dim:
+        norm = _by_number(normalization, not forward)
+        result = transform(build, result, None, axis, norm, not forward)
+    return result
+
+
+@aten("_fft_r2c", both=True)
+def _fft_r2c(
+    build: Builder, x: Val, dim: Sequence[int], normalization: int, onesided: bool
+) -> Val | Complex:
+    norm = _by_number(normalization, False)
+    result: Val | Complex = x
+    for axis in dim:
+        result = transform(build, result, None, axis, norm, False)
+    assert isinstance(result, Complex)
+    if not onesided:
+        return result
+    last = result.real.axis(dim[-1])
+    kept = build.result().shape[last]
+    return Complex(build.slice(result.real, last, 0, kept), build.slice(result.imag, last, 0, kept))
+
+
+@aten("_fft_c2r", both=True)
+def _fft_c2r(
+    build: Builder, x: Complex, dim: Sequence[int], normalization: int, last_dim_size: Dim
+) -> Val:
+    norm = _by_number(normalization, True)
+    result: Val | Complex = x
+    for axis in dim[:-1]:
+        result = transform(build, result, None, axis, norm, True)
+    assert isinstance(result, Complex)
+    return _irfft(build, result, last_dim_size, dim[-1], norm)
+
+
 @aten("fft_rfft", both=True)
 def _rfft(
     build: Builder, x: Val, n: Dim | None = None, dim: int = -1, norm: str | None = None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from fusec.dtypes import DTYPES
 from fusec.frontend.aten_ops.base import Builder, Number, SymFloat, Val, aten, broadcast_shape
 from fusec.ir.types import Attr
 from fusec.symbolic import Dim
@@ -203,10 +207,7 @@ def _scatter_reduce(
 ) -> Val:  # fmt: skip
     start = x
     if not include_self:
-        neutral: dict[str, Number] = {"sum": 0, "mean": 0, "prod": 1}
-        if reduce not in neutral:
-            raise build.unsupported(f"`scatter_reduce` by `{reduce}` without the old values")
-        start = _scattered(build, x, dim, index, neutral[reduce], None)
+        start = _scattered(build, x, dim, index, _neutral(x.dtype, reduce), None)
     if reduce != "mean":
         return _scattered(build, start, dim, index, src, _REDUCE[reduce])
     total = _scattered(build, start, dim, index, src, "add")
@@ -217,6 +218,16 @@ def _scatter_reduce(
     if not include_self:
         count = build.elementwise("maximum", count, 1)
     return build.emit("div" if x.type.element.is_float else "floordiv", total, count)
+
+
+def _neutral(dtype: str, reduce: str) -> Number:
+    """The value that a reduction begins with."""
+    if reduce not in ("amax", "amin"):
+        return 1 if reduce == "prod" else 0
+    if DTYPES[dtype].is_float:
+        return -math.inf if reduce == "amax" else math.inf
+    limits = np.iinfo(np.dtype(DTYPES[dtype].numpy).name)
+    return int(limits.min if reduce == "amax" else limits.max)
 
 
 @aten("masked_scatter")
