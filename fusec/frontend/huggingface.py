@@ -296,11 +296,12 @@ def model_call(model: Any, dims: Mapping[str, DimRequest] | None, attention_mask
         specs = _specs(dims, {"batch": DimSpec()})
         sizes = sample_sizes(specs, sizes_of(model))
         shape = (sizes["batch"], config.num_channels, *_image_size(config))
-        pixels = torch.zeros(shape, dtype=next(model.parameters()).dtype, device=device)
+        pixels = torch.zeros(shape, dtype=_pixel_dtype(model, shape), device=device)
         return Call((), {"pixel_values": pixels}, ({0: "batch"},), specs)
     text = getattr(config, "get_text_config", lambda: config)()
     limits = (getattr(text, name, None) for name in POSITION_LIMITS)
     longest = next((most for most in limits if isinstance(most, int) and most > 1), LONGEST)
+    longest = min(longest, _positions(model))
     specs = _specs(dims, {"batch": DimSpec(), "seq": DimSpec(maximum=longest)})
     sizes = sample_sizes(specs, sizes_of(model) | set(_config_integers(config)))
     ids = torch.zeros((sizes["batch"], sizes["seq"]), dtype=torch.int64, device=device)
@@ -337,6 +338,34 @@ def _specs(
     return specs
 
 
+def _pixel_dtype(model: Any, shape: tuple[int, ...]) -> torch.dtype:
+    """f32 where the model casts pixels itself, else its own dtype."""
+    import torch
+
+    from fusec.frontend.live import EXPORT_FAILURES, evaluating
+
+    own: torch.dtype = next(model.parameters()).dtype
+    pixels = torch.zeros(shape, device="meta")
+    try:
+        with evaluating(model), _quiet_transformers():
+            model(pixel_values=pixels.to(next(model.parameters()).device))
+    except EXPORT_FAILURES:
+        return own
+    return torch.float32
+
+
+def _positions(model: Any) -> int:
+    """How many positions the tables of positions have; those of RoBERTa begin after the padding."""
+    import torch
+
+    lengths = [
+        table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        for name, table in model.named_modules()
+        if isinstance(table, torch.nn.Embedding) and name.endswith("position_embeddings")
+    ]
+    return min(lengths, default=LONGEST)
+
+
 def _image_size(config: Any) -> tuple[int, int]:
     size = config.image_size
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -359,7 +388,7 @@ def computed_buffers(model: Any, names: Iterable[str]) -> dict[str, torch.Tensor
         names: of the buffers.
 
     Raises:
-        UnsupportedError: the model does not compute one of them when its weights are initialised.
+        UnsupportedError: one of them cannot be computed without the weights.
     """
     import torch
 
@@ -381,15 +410,48 @@ def computed_buffers(model: Any, names: Iterable[str]) -> dict[str, torch.Tensor
     with torch.no_grad(), _quiet_transformers():
         model.initialize_weights()
     values: dict[str, torch.Tensor] = {}
+    made: Mapping[str, torch.Tensor] | None = None
     for name in sorted(wanted):
         found = owners.get(name)
         value = None if found is None else found._buffers[name.rpartition(".")[2]]
         if value is None or _unset(value):
-            hint = "save the buffer with the weights (`persistent=True`), or export the model"
-            message = f"the buffer `{name}` has no values: `{type(model).__name__}` computes it "
-            raise UnsupportedError(message + "only when it is made with its weights", hint=hint)
+            made = _buffers_as_made(model) if made is None else made
+            value = made.get(name)
+        if value is None or value.device.type == "meta":
+            hint = "save it with the weights, as a persistent buffer"
+            message = f"`{type(model).__name__}` makes the tensor `{name}` where it has no values"
+            raise UnsupportedError(message, hint=hint)
         values[name] = value
     return values
+
+
+def _buffers_as_made(model: Any) -> dict[str, torch.Tensor]:
+    """The buffers of a second model like `model`, made on the CPU with its parameters on meta.
+
+    For models that compute a buffer in `__init__` and never again.  Each parameter has memory for
+    the moment between being made and being registered.
+    """
+    import torch
+
+    register = torch.nn.Module.register_parameter
+
+    def on_meta(owner: Any, name: str, parameter: Any) -> None:
+        register(owner, name, parameter)
+        held = owner._parameters[name]
+        if held is not None and held.device.type != "meta":
+            empty = held.detach().to("meta")
+            owner._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+
+    torch.nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+    try:
+        with _quiet_transformers(), torch.no_grad():
+            other = type(model)._from_config(deepcopy(model.config), dtype=model.dtype)
+    except BUILD_FAILURES as error:
+        message = f"`{type(model).__name__}` cannot be made without its weights: "
+        raise UnsupportedError(message + _first_line(error)) from error
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+    return dict(other.named_buffers(remove_duplicate=False))
 
 
 def _unset_like(meta: torch.Tensor) -> torch.Tensor:

@@ -236,21 +236,38 @@ class _ConstantsOnMeta(TorchFunctionMode):
         given = dict(kwargs or {})
         if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor) and args:
             device = given.get("device")
-            on_meta = device is not None and torch.device(device).type == "meta"
-            if on_meta and not isinstance(args[0], torch.Tensor):
-                value = torch.tensor(args[0], dtype=given.get("dtype"), device="cpu")
-                if value.numel() <= MAX_CONSTANT:
-                    parts = [
-                        torch.full((), item, dtype=value.dtype, device="meta")
-                        for item in _flat(value)
-                    ]
-                    return parts[0] if value.ndim == 0 else torch.stack(parts).reshape(value.shape)
+            if device is not None and torch.device(device).type == "meta":
+                numbers = _numbers(args[0])
+                if numbers is not None and len(numbers) <= MAX_CONSTANT:
+                    return _nodes(args[0], numbers, given.get("dtype"))
         return func(*args, **given)
 
 
-def _flat(value: torch.Tensor) -> list[int | float | bool]:
-    items: list[int | float | bool] = value.flatten().tolist()
-    return items
+def _numbers(data: Any) -> list[bool | int | float] | None:
+    """The numbers in nested lists; `None` if there is anything else in them."""
+    if type(data) in (bool, int, float):
+        return [data]
+    if not isinstance(data, list | tuple):
+        return None
+    parts = [_numbers(part) for part in data]
+    found = [part for part in parts if part is not None]
+    return [number for part in found for number in part] if len(found) == len(parts) else None
+
+
+def _nodes(data: Any, numbers: Sequence[bool | int | float], dtype: Any) -> torch.Tensor:
+    """A tensor of `numbers` on meta, made by operations that an export records."""
+    if dtype is None:
+        kinds = {type(number) for number in numbers} or {float}
+        whole = torch.int64 if int in kinds else torch.bool
+        dtype = torch.get_default_dtype() if float in kinds else whole
+    parts = [torch.full((), number, dtype=dtype, device="meta") for number in numbers]
+    if not isinstance(data, list | tuple):
+        return parts[0]
+    shape: list[int] = []
+    while isinstance(data, list | tuple):
+        shape.append(len(data))
+        data = data[0] if data else None
+    return torch.stack(parts).reshape(shape) if parts else torch.empty(shape, device="meta")
 
 
 @contextmanager

@@ -200,7 +200,8 @@ def _from_folder(folder: Path, options: Options) -> Source:
     computed = [
         entry.name
         for entry in program.inputs
-        if entry.kind == "weight" and entry.name not in held and entry.name not in stored
+        if entry.weight is not None and entry.weight.read is None
+        if entry.name not in held and entry.name not in stored
     ]
     for name, tensor in computed_buffers(prepared.model, computed).items():
         held[name] = weight_of(name, tensor)
