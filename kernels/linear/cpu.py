@@ -28,7 +28,8 @@ def _linear(call: Call) -> Launch:
     shape = call.input_type(1).shape
     has_bias = int(len(call.inputs) == 3)
     params = (*rows, *no_residual, *shape, 0, has_bias, 0)
-    return Launch(f"fusec_linear_{x.dtype}", operands(call), params)
+    wide = "" if out.dtype == x.dtype else f"_{out.dtype}"
+    return Launch(f"fusec_linear_{x.dtype}{wide}", operands(call), params)
 
 
 KERNELS = (cpp_kernel("linear", _linear, supports=_constant_weight, packing=_packing),)

@@ -16,16 +16,16 @@ enum LinearParam {
   HAS_RESIDUAL,
 };
 
-template <class T>
+template <class T, class Out = T>
 void linear(void* const* buffers, const int64_t* params) {
   const T* x = static_cast<const T*>(buffers[0]);
   const T* packed = static_cast<const T*>(buffers[1]);
   int next = 2;
   const T* bias = params[HAS_BIAS] ? static_cast<const T*>(buffers[next++]) : nullptr;
-  const T* residual = params[HAS_RESIDUAL] ? static_cast<const T*>(buffers[next++]) : nullptr;
+  const Out* residual = params[HAS_RESIDUAL] ? static_cast<const Out*>(buffers[next++]) : nullptr;
   Outer outer{params + SIZES};
-  Epilogue<T> epilogue{outer, static_cast<T*>(buffers[next]), params + OUT_STRIDES, bias,
-                       params[ACTIVATION], residual, params + RESIDUAL_STRIDES};
+  Epilogue<T, Out> epilogue{outer, static_cast<Out*>(buffers[next]), params + OUT_STRIDES, bias,
+                            params[ACTIVATION], residual, params + RESIDUAL_STRIDES};
   int64_t k = params[K];
   packed_gemm<T>(
       outer.rows(), params[N], k, packed,
@@ -50,4 +50,11 @@ FUSEC_KERNEL void fusec_linear_bf16(void* const* buffers, const int64_t* params)
 }
 FUSEC_KERNEL void fusec_linear_f16(void* const* buffers, const int64_t* params) {
   fusec::linear<fusec::f16>(buffers, params);
+}
+// residual and out are f32, the other operands as named
+FUSEC_KERNEL void fusec_linear_bf16_f32(void* const* buffers, const int64_t* params) {
+  fusec::linear<fusec::bf16, float>(buffers, params);
+}
+FUSEC_KERNEL void fusec_linear_f16_f32(void* const* buffers, const int64_t* params) {
+  fusec::linear<fusec::f16, float>(buffers, params);
 }

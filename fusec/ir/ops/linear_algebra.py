@@ -27,13 +27,18 @@ def _infer_matmul(types: Types, attrs: Attrs) -> Types:
 
 
 def _infer_linear(types: Types, attrs: Attrs) -> Types:
+    """x [..., K], weight [N, K], bias [N]; with `dtype` f32 the sums are given unrounded."""
     arity(types, 2, 3)
     x, weight = types[:2]
     if weight.rank != 2 or x.rank < 1 or x.shape[-1] != weight.shape[1]:
         raise VerifyError(f"`{x}` does not multiply weight `{weight}`")
     if len(types) == 3 and types[2].shape != weight.shape[:1]:
         raise VerifyError(f"bias `{types[2]}` does not fit weight `{weight}`")
-    return (TensorType(same_dtype(types), (*x.shape[:-1], weight.shape[0])),)
+    dtype = same_dtype(types)
+    wide = attrs.get("dtype", dtype)
+    if wide not in (dtype, "f32"):
+        raise VerifyError(f"a product of {dtype} is not given in {wide}")
+    return (TensorType(str(wide), (*x.shape[:-1], weight.shape[0])),)
 
 
 def _infer_grouped_mm(types: Types, attrs: Attrs) -> Types:

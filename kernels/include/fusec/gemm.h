@@ -226,18 +226,19 @@ inline void pack_panel(const T* b, int64_t stride_k, int64_t stride_n, int64_t k
 
 // ---- what happens to a finished tile ----
 
-// out = residual + activation(c + bias), rounded once. Rows go where `outer` and the strides say.
-template <class T>
+// out = residual + activation(c + bias), rounded once, to Out, which may be wider than the operands.
+// Rows go where `outer` and the strides say.
+template <class T, class Out = T>
 struct Epilogue {
   Outer outer;
-  T* out;
+  Out* out;
   const int64_t* out_strides;
   const T* bias = nullptr;
   int64_t activation = ACTIVATION_NONE;
-  const T* residual = nullptr;
+  const Out* residual = nullptr;
   const int64_t* residual_strides = nullptr;
 
-  FUSEC_INLINE Vec apply(Vec value, const T* residual_row, int64_t column, int count) const {
+  FUSEC_INLINE Vec apply(Vec value, const Out* residual_row, int64_t column, int count) const {
     if (bias) value = value + load_some(bias + column, count);
     if (activation != ACTIVATION_NONE) value = activate(activation, value);
     if (residual) value = value + load_some(residual_row + column, count);
@@ -248,8 +249,8 @@ struct Epilogue {
   FUSEC_INLINE void write(const float* c, int64_t row, int64_t rows, int64_t column,
                           int64_t columns) const {
     for (int64_t i = 0; i < rows; ++i, c += PANEL) {
-      T* target = out + outer.offset(row + i, out_strides) + column;
-      const T* added = residual ? residual + outer.offset(row + i, residual_strides) : nullptr;
+      Out* target = out + outer.offset(row + i, out_strides) + column;
+      const Out* added = residual ? residual + outer.offset(row + i, residual_strides) : nullptr;
       for_vectors(columns, [&](int64_t j, int count) {
         store_some(target + j, apply(load(c + j), added, column + j, count), count);
       });
@@ -264,9 +265,9 @@ constexpr int64_t TILE_ROWS = 144;
 
 // out[m][n] = epilogue(sum_k x[m][k] * weight[n][k]). `fill_row(m, target)` writes row m of the
 // left operand with fill_block_row, so that rows may be gathered, strided, or unfolded images.
-template <class T, class FillRow>
+template <class T, class FillRow, class Out>
 inline void packed_gemm(int64_t m, int64_t n, int64_t k, const T* packed, const FillRow& fill_row,
-                        const Epilogue<T>& epilogue) {
+                        const Epilogue<T, Out>& epilogue) {
   if (m == 0 || n == 0) return;
   int64_t pitch = block_pitch<T>(k), panels = ceil_div(n, PANEL);
   int64_t row_blocks = ceil_div(m, TILE_ROWS);
