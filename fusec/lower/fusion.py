@@ -143,6 +143,8 @@ class _Grouper:
         for node in self.graph.nodes():
             if node.op in VIEWS:
                 self._view(node)
+            elif node.op in CREATED:
+                self._is_free(node)  # a table is a weight, and no step either
             elif node.op in COPIES or not self.is_generated_node(node):
                 self._single(node)
             elif not self._is_free(node):

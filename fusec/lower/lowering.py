@@ -25,12 +25,25 @@ from fusec.lower.fusion import (
     Single,
     generated_reason,
     group_nodes,
+    is_number,
+    single_value,
 )
 from fusec.lower.memory_plan import THREADS, Lifetime, MemoryPlan, plan_memory
-from fusec.lower.regions import BuiltRegion, copy_region, fill_region, free_region, group_region
-from fusec.lower.storage import VIEWS, dense, ordered, viewed
-from fusec.symbolic import Dim
+from fusec.lower.regions import (
+    BuiltRegion,
+    JoinedAxes,
+    Memory,
+    copy_region,
+    fill_region,
+    free_region,
+    group_region,
+)
+from fusec.lower.storage import VIEWS, dense, merged_axes, ordered, viewed
+from fusec.symbolic import Dim, Expr
 from fusec.target import Target
+
+MAX_STORED = 1 << 14
+"""Elements up to which a constant of one number is stored when something reads it in memory."""
 
 CODEGEN = "codegen.cpp"
 """The name under which generated functions are listed."""
@@ -365,13 +378,32 @@ class _Lowering:
             if seen is None:
                 raise InternalError(f"`{node.op}` of a dense value is not a view", at=node.name)
             return seen
-        if node.op == "constant" and all(isinstance(size, int) for size in kind.shape):
+        if node.op in ("constant", "full") and self._is_stored(node):
             return self._weight(constant_weight(node, self.graph))
         if value not in self.grouping.free:
             raise InternalError(f"`%{value}` is read before it is computed", at=node.name)
         target = self._new(value)
         self._launch(free_region(self.graph, self.grouping.free, value, target), node)
         return target
+
+    def _is_stored(self, node: Node) -> bool:
+        """Whether a constant is stored rather than written anew in each run."""
+        elements = self.graph.type(node.output).elements
+        if not isinstance(elements, int):
+            return False
+        held = single_value(node.attrs["value"])
+        return not is_number(held) or (not isinstance(held, Expr) and elements <= MAX_STORED)
+
+    def _joined(self, value: str) -> tuple[Storage, JoinedAxes] | None:
+        """What `value` joins the axes of, if it could be read in its own shape only from a copy."""
+        node = self.graph.producer(value)
+        if value in self.storages or node is None or node.op != "reshape":
+            return None
+        source, shape = self.storage_of(node.inputs[0]), self.graph.type(value).shape
+        if viewed(source, "reshape", {}, shape, self.graph.symbols) is not None:
+            return None
+        joined = merged_axes(source.shape, shape)
+        return None if joined is None else (source, joined)
 
     def _weight(self, weight: Weight, *, packed: bool = False) -> Storage:
         number = self.weight_buffers.get(weight.identity)
@@ -409,14 +441,13 @@ class _Lowering:
     # --- steps ------------------------------------------------------------------------------
 
     def _group(self, group: Group) -> None:
-        built = group_region(
-            self.graph,
-            group,
-            self.grouping.free,
+        memory = Memory(
             lambda value: value in self.grouping.in_memory,
             self.storage_of,
+            self._joined,
             self._places,
         )
+        built = group_region(self.graph, group, self.grouping.free, memory)
         if not built.written:
             return
         ops = "+".join(dict.fromkeys(node.op for node in group.nodes))

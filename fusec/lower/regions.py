@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fusec.diagnostics import InternalError
 from fusec.dtypes import DTYPES
 from fusec.ir import Attr, Graph, Node
 from fusec.ir.types import dim_attr, int_attr, ints_attr
-from fusec.kernels.launch import Storage
+from fusec.kernels.launch import Storage, dense_strides
 from fusec.lower.fusion import (
     CREATED,
-    SOFTMAXES,
+    ROW_OPS,
     Axes,
     Group,
     operand_axes,
@@ -24,6 +24,12 @@ from fusec.lower.storage import VIEWS
 from fusec.symbolic import Dim, Expr
 
 StorageOf = Callable[[str], Storage]
+
+JoinedAxes = tuple[tuple[int, ...], ...]
+"""For each axis of a reshaped value, the axes of the value before it that it joins."""
+
+Joined = Callable[[str], tuple[Storage, JoinedAxes] | None]
+"""What a value that only a copy could make dense is a joining of, if it is one."""
 
 _KEPT_ATTRS = {
     "clamp": ("min", "max"),
@@ -60,6 +66,7 @@ class RegionBuilder:
         graph: of the values.
         axes: sizes the region runs over.
         free: values that are computed wherever they are read.
+        splits: axes that are walked as several, and the sizes of those.
     """
 
     graph: Graph
@@ -70,6 +77,7 @@ class RegionBuilder:
     operands: list[Operand] = field(default_factory=list)
     values: dict[Value, int] = field(default_factory=dict)
     stores: list[Store] = field(default_factory=list)
+    splits: Mapping[int, tuple[Dim, ...]] = field(default_factory=dict)
 
     def add(self, op: str, dtype: str, *args: int, **attrs: Attr) -> int:
         """The position of a value."""
@@ -78,7 +86,20 @@ class RegionBuilder:
 
     def load(self, storage: Storage, axes: Axes) -> int:
         """What lies in `storage`, whose axes run along `axes`."""
-        strides = self._strides(storage, axes)
+        return self._load(storage, self._strides(storage, axes))
+
+    def load_joined(self, storage: Storage, joined: JoinedAxes, axes: Axes) -> int:
+        """What lies in `storage`, whose axes, joined in groups, run along `axes`."""
+        offsets, width = self._offsets()
+        strides: list[Dim] = [0] * width
+        for axis, parts in zip(axes, joined, strict=True):
+            if axis is None:
+                continue
+            for part, source in enumerate(parts):
+                strides[offsets[axis] + part] = storage.strides[source]
+        return self._load(storage, tuple(strides))
+
+    def _load(self, storage: Storage, strides: tuple[Dim, ...]) -> int:
         for number, (known, operand) in enumerate(zip(self.storages, self.operands, strict=True)):
             same_place = (known.buffer, known.offset, known.dtype) == (
                 storage.buffer,
@@ -97,9 +118,10 @@ class RegionBuilder:
     def built(self) -> BuiltRegion:
         """The region as it stands."""
         written = tuple(store.operand for store in self.stores)
-        region = Region(
-            self.axes, self.row_axes, tuple(self.operands), tuple(self.values), tuple(self.stores)
-        )
+        axes = tuple(size for axis in range(len(self.axes)) for size in self._sizes(axis))
+        first_row = len(self.axes) - self.row_axes
+        rows = sum(len(self._sizes(axis)) for axis in range(first_row, len(self.axes)))
+        region = Region(axes, rows, tuple(self.operands), tuple(self.values), tuple(self.stores))
         return BuiltRegion(region, tuple(self.storages), written)
 
     def _operand(self, storage: Storage, strides: tuple[Dim, ...]) -> int:
@@ -107,11 +129,26 @@ class RegionBuilder:
         self.operands.append(Operand(storage.dtype, strides))
         return len(self.operands) - 1
 
+    def _sizes(self, axis: int) -> tuple[Dim, ...]:
+        return self.splits.get(axis, (self.axes[axis],))
+
+    def _offsets(self) -> tuple[list[int], int]:
+        """Where each axis begins among the axes that are walked, and how many those are."""
+        offsets: list[int] = []
+        width = 0
+        for axis in range(len(self.axes)):
+            offsets.append(width)
+            width += len(self._sizes(axis))
+        return offsets, width
+
     def _strides(self, storage: Storage, axes: Axes) -> tuple[Dim, ...]:
-        strides: list[Dim] = [0] * len(self.axes)
+        offsets, width = self._offsets()
+        strides: list[Dim] = [0] * width
         for axis, stride in zip(axes, storage.strides, strict=True):
-            if axis is not None:
-                strides[axis] = strides[axis] + stride
+            if axis is None:
+                continue
+            for part, step in enumerate(dense_strides(self._sizes(axis))):
+                strides[offsets[axis] + part] = stride * step
         return tuple(strides)
 
     # --- free values ------------------------------------------------------------------------
@@ -247,32 +284,82 @@ class RegionBuilder:
         return self.add("add", source, logarithm, top)
 
 
-def group_region(
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where the values of a group are.
+
+    Attributes:
+        is_stored: whether a value of the group must be written to memory.
+        storage_of: where a value that is read lies.
+        joined: see `Joined`.
+        places: makes room for a value, and says everywhere it is to be written.
+    """
+
+    is_stored: Callable[[str], bool]
+    storage_of: StorageOf
+    joined: Joined
+    places: Callable[[str], Sequence[Storage]]
+
+
+def group_region(graph: Graph, group: Group, free: dict[str, int], memory: Memory) -> BuiltRegion:
+    """The region of `group`; `free` are the values that are computed where they are read."""
+    splits, joined = _splits(group, memory, free)
+    built = _group_region(graph, group, free, memory, splits, joined)
+    # Places along an axis are not numbers once the axis is walked as several.
+    if splits and built.region.indexed_axes():
+        return _group_region(graph, group, free, memory, {}, {})
+    return built
+
+
+def _axis_order(group: Group) -> list[int]:
+    rows = group.rows or frozenset()
+    return [axis for axis in range(len(group.axes)) if axis not in rows] + sorted(rows)
+
+
+def _splits(
+    group: Group, memory: Memory, free: dict[str, int]
+) -> tuple[dict[int, tuple[Dim, ...]], dict[str, tuple[Storage, JoinedAxes]]]:
+    """Axes to be walked as several, so that operands can be read without a copy."""
+    splits: dict[int, tuple[Dim, ...]] = {}
+    found: dict[str, tuple[Storage, JoinedAxes]] = {}
+    for node in group.nodes:
+        for index, value in enumerate(node.inputs):
+            axes = group.operand_axes.get((node.output, index))
+            if axes is None or value in free or (joined := memory.joined(value)) is None:
+                continue
+            storage, parts = joined
+            wanted = {
+                axis: tuple(storage.shape[source] for source in sources)
+                for axis, sources in zip(axes, parts, strict=True)
+                if axis is not None and len(sources) > 1
+            }
+            if all(splits.get(axis, sizes) == sizes for axis, sizes in wanted.items()):
+                splits.update(wanted)
+                found[value] = joined
+    return splits, found
+
+
+def _group_region(
     graph: Graph,
     group: Group,
     free: dict[str, int],
-    stored: Callable[[str], bool],
-    storage_of: StorageOf,
-    places: Callable[[str], Sequence[Storage]],
+    memory: Memory,
+    splits: Mapping[int, tuple[Dim, ...]],
+    joined: Mapping[str, tuple[Storage, JoinedAxes]],
 ) -> BuiltRegion:
-    """The region of `group`.
-
-    Args:
-        graph: of the group.
-        group: its nodes.
-        free: values that are computed where they are read.
-        stored: whether a value of the group must be written to memory.
-        storage_of: where a value that is read lies.
-        places: makes room for a value, and says everywhere it is to be written.
-    """
-    rows = group.rows or frozenset()
-    order = [axis for axis in range(len(group.axes)) if axis not in rows] + sorted(rows)
+    order = _axis_order(group)
     position = {axis: index for index, axis in enumerate(order)}
 
     def moved(axes: Axes) -> Axes:
         return tuple(None if axis is None else position[axis] for axis in axes)
 
-    builder = RegionBuilder(graph, tuple(group.axes[axis] for axis in order), len(rows), free)
+    builder = RegionBuilder(
+        graph,
+        tuple(group.axes[axis] for axis in order),
+        len(group.rows or ()),
+        free,
+        splits={position[axis]: sizes for axis, sizes in splits.items()},
+    )
     known: dict[str, int] = {}
     for node in group.nodes:
         args: list[int] = []
@@ -284,16 +371,17 @@ def group_region(
             axes = moved(group.operand_axes[node.output, index])
             if value in free:
                 args.append(builder.free_value(value, tuple(Place(axis) for axis in axes)))
+            elif value in joined:
+                args.append(builder.load_joined(*joined[value], axes))
             else:
-                args.append(builder.load(storage_of(value), axes))
+                args.append(builder.load(memory.storage_of(value), axes))
         dtype = graph.type(node.output).dtype
-        is_row = node.op in REDUCTIONS | ARG_REDUCTIONS | SCANS | SOFTMAXES | {"logsumexp"}
-        if is_row:
+        if node.op in ROW_OPS:
             known[node.output] = builder.row_operation(node, dtype, args[0])
         else:
             known[node.output] = builder.elementwise(node, dtype, args)
-        if stored(node.output):
-            for target in places(node.output):
+        if memory.is_stored(node.output):
+            for target in memory.places(node.output):
                 builder.store(known[node.output], target, moved(group.value_axes[node.output]))
     return builder.built()
 

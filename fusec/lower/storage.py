@@ -94,6 +94,27 @@ class _Run:
     stride: Dim
 
 
+def merged_axes(
+    shape: tuple[Dim, ...], new_shape: tuple[Dim, ...]
+) -> tuple[tuple[int, ...], ...] | None:
+    """For each axis of `new_shape`, the neighbouring axes of `shape` that it joins.
+
+    `None` if the reshape is anything but a joining of neighbours.
+    """
+    axes = [axis for axis, size in enumerate(shape) if size != 1]
+    result: list[tuple[int, ...]] = []
+    for size in new_shape:
+        joined: list[int] = []
+        covered: Dim = 1
+        while covered != size:
+            if not axes:
+                return None
+            joined.append(axes.pop(0))
+            covered = covered * shape[joined[-1]]
+        result.append(tuple(joined))
+    return None if axes else tuple(result)
+
+
 def reshaped_strides(
     shape: tuple[Dim, ...], strides: tuple[Dim, ...], new_shape: tuple[Dim, ...]
 ) -> tuple[Dim, ...] | None:

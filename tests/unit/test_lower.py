@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +218,56 @@ def test_views_make_no_launches() -> None:
     assert lower(graph, host_target()).launches == 1
 
 
+@pytest.mark.usefixtures("only_generated")
+def test_joined_axes_are_walked_apart_rather_than_copied(cache: Path) -> None:
+    graph = graph_of(("x", TensorType("bf16", (BATCH, SEQ, 4, 24))))
+    part = graph.add("slice", ["x"], {"axis": 3, "start": 8, "stop": 24, "step": 1}).output
+    joined = graph.add("reshape", [part], {"shape": (BATCH, SEQ, 64)}).output
+    wave = graph.add("sigmoid", [joined]).output
+    total = graph.add("reduce_sum", [wave], {"axes": (2,), "keepdims": True}).output
+    finish(graph, graph.add("div", [wave, total]).output)
+    compiled = Compiled(graph, cache)
+    assert compiled.lowered.launches == 1
+    assert_agrees(compiled, inputs_of(graph, 0, batch=2, seq=3))
+
+
+@pytest.mark.usefixtures("only_generated")
+def test_places_are_numbered_along_whole_axes(cache: Path) -> None:
+    graph = graph_of(("x", TensorType("bf16", (BATCH, SEQ, 4, 24))))
+    part = graph.add("slice", ["x"], {"axis": 3, "start": 8, "stop": 24, "step": 1}).output
+    joined = graph.add("reshape", [part], {"shape": (BATCH, SEQ, 64)}).output
+    best = graph.add("argmax", [joined], {"axis": 2, "keepdims": False}).output
+    finish(graph, best)
+    compiled = Compiled(graph, cache)
+    assert [each.op for each in compiled.lowered.kernels] == ["copy", "argmax"]
+    assert_agrees(compiled, inputs_of(graph, 0, batch=2, seq=3))
+
+
+def test_transposed_results_are_written_as_they_are_read(cache: Path) -> None:
+    graph = graph_of(("x", TensorType("f32", (BATCH, SEQ, 4, 16))))
+    raised = graph.add("exp", ["x"]).output
+    turned = graph.add("transpose", [raised], {"perm": (0, 2, 1, 3)}).output
+    flat = graph.add("reshape", [turned], {"shape": (4 * BATCH * SEQ, 16)}).output
+    finish(graph, flat)
+    compiled = Compiled(graph, cache)
+    assert compiled.lowered.launches == 1
+    assert_agrees(compiled, inputs_of(graph, 0, batch=2, seq=3))
+
+
+def test_constants_in_memory(cache: Path) -> None:
+    graph = graph_of(("x", TensorType("f32", (BATCH, SEQ))))
+    table = graph.add(
+        "constant", [], {"value": (1.5, -2.0, 3.25), "dtype": "bf16", "shape": (3,)}
+    ).output
+    zeros = graph.add("full", [], {"value": 0.5, "dtype": "f32", "shape": (2, 3)}).output
+    count = graph.add("constant", [], {"value": BATCH * SEQ, "dtype": "i64", "shape": ()}).output
+    wide = graph.add("full", [], {"value": SEQ, "dtype": "f32", "shape": (BATCH, 2)}).output
+    finish(graph, table, zeros, count, wide)
+    compiled = Compiled(graph, cache)
+    assert sum(each.kind == "weight" for each in compiled.lowered.buffers) == 2
+    assert_agrees(compiled, inputs_of(graph, 0, batch=2, seq=3))
+
+
 def test_producers_write_into_concatenations(cache: Path) -> None:
     graph = graph_of(("x", TensorType("f32", (BATCH, 8))), ("y", TensorType("f32", (BATCH, 8))))
     left = graph.add("exp", ["x"]).output
@@ -261,6 +313,30 @@ def test_layers_share_functions() -> None:
     assert len(few.functions) == len(many.functions)
     assert many.launches > few.launches
     assert few.generated_source() == many.generated_source()
+
+
+def test_lowering_is_the_same_in_every_process() -> None:
+    code = """
+import random
+from lowered_graphs import GraphMaker
+from fusec.lower import lower
+from fusec.lower.program import program_document
+from fusec.target import CPU_ARCHES
+for seed in range(12):
+    lowered = lower(GraphMaker(random.Random(seed)).make(), CPU_ARCHES["x86-64-v3"])
+    print(lowered.generated_source(), program_document(lowered, None))
+"""
+    texts = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert texts[0] == texts[1] != ""
 
 
 @pytest.mark.usefixtures("only_generated")

@@ -1,0 +1,212 @@
+"""Generated functions of numbers: accuracy, special values, conversions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lowered_runner import Compiled, stored
+
+from fusec import symbolic
+from fusec.ir import Graph, TensorType
+from fusec.ir.interpret import interpret
+from fusec.lower.codegen_cpp import literal
+from fusec.lower.region import Operand, Region, Store, Value, simplified
+
+SIZE = symbolic.symbol("size")
+
+# Domain, and units in the last place that the result may be off; 0.5 is perfect rounding.
+FUNCTIONS: dict[str, tuple[float, float, float]] = {
+    "exp": (-104, 88.5, 1.5),
+    "exp2": (-126, 127.5, 1.5),
+    "expm1": (-20, 20, 4),
+    "log": (1e-30, 100, 1.5),
+    "log2": (1e-30, 100, 2.5),
+    "log1p": (-0.99, 50, 4),
+    "sqrt": (0, 1e6, 0.51),
+    "rsqrt": (1e-6, 1e6, 1.6),
+    "reciprocal": (-100, 100, 0.51),
+    "sin": (-1e4, 1e4, 2),
+    "cos": (-1e4, 1e4, 2),
+    "tanh": (-12, 12, 2.5),
+    "erf": (-5, 5, 7),
+    "sigmoid": (-15, 80, 3),
+    "silu": (-15, 80, 4),
+    "log_sigmoid": (-80, 30, 4),
+    "hardswish": (-5, 5, 2),
+    "atan": (-50, 50, 2),
+    "sinh": (-20, 20, 2),
+}
+SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-40, 3e38, -3e38], np.float32)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("objects")
+
+
+def graph_of(dtype: str, build: Callable[[Graph, str], list[str]]) -> Graph:
+    graph = Graph("case", {"size": (0, 1 << 20)})
+    graph.add_input("x", TensorType(dtype, (SIZE,)))
+    graph.outputs = build(graph, "x")
+    graph.output_names = [f"y{number}" for number in range(len(graph.outputs))]
+    return graph
+
+
+@pytest.fixture(scope="module")
+def unary(cache: Path) -> Compiled:
+    return Compiled(
+        graph_of("f32", lambda g, x: [g.add(op, [x]).output for op in FUNCTIONS]), cache
+    )
+
+
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_functions_are_accurate(unary: Compiled, op: str) -> None:
+    low, high, most = FUNCTIONS[op]
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(low, high, 20_000), rng.uniform(max(low, -1), 1, 20_000)])
+    x = x.astype(np.float32)
+    name = f"y{list(FUNCTIONS).index(op)}"
+    result = unary({"x": x})[name].astype(np.float64)
+    right = interpret(unary.graph, {"x": x})[name]
+    unit = np.spacing(np.maximum(np.abs(right), 2.0**-126).astype(np.float32)).astype(np.float64)
+    error = np.abs(result - right) / unit
+    worst = int(np.nanargmax(error))
+    assert error[worst] <= most, f"{op}({x[worst]!r}) is {result[worst]!r}"
+    assert (np.isnan(result) == np.isnan(right)).all()
+
+
+def test_special_values(unary: Compiled) -> None:
+    results = unary({"x": SPECIAL})
+    with np.errstate(all="ignore"):
+        expected = interpret(unary.graph, {"x": SPECIAL})
+        for number, op in enumerate(FUNCTIONS):
+            # An angle of 3e38 has no meaningful sine in f32; six times 3e38 is none at all.
+            if op in ("sin", "cos", "hardswish"):
+                continue
+            right = expected[f"y{number}"].astype(np.float32)
+            np.testing.assert_allclose(
+                results[f"y{number}"], right, rtol=1e-6, atol=1e-38, err_msg=op
+            )
+
+
+def test_16_bit_floats_round_to_nearest_even(cache: Path) -> None:
+    def build(graph: Graph, x: str) -> list[str]:
+        return [graph.add("cast", [x], {"dtype": dtype}).output for dtype in ("f16", "bf16")]
+
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 100_000, dtype=np.uint32)
+    ties = (np.arange(1 << 16, dtype=np.uint32) << 16) | 0x8000
+    x = np.concatenate([bits, ties, np.arange(1 << 16, dtype=np.uint32) << 16]).view(np.float32)
+    compiled = Compiled(graph_of("f32", build), cache)
+    results = compiled({"x": x})
+    with np.errstate(all="ignore"):
+        half = x.astype(np.float16)
+    np.testing.assert_array_equal(results["y0"], half)
+    finite = ~np.isnan(x)
+    np.testing.assert_array_equal(results["y1"][finite], stored(x, "bf16")[finite])
+    assert ((results["y1"][~finite] & 0x7FFF) > 0x7F80).all()
+
+
+def test_16_bit_floats_widen_exactly(cache: Path) -> None:
+    def build(graph: Graph, x: str) -> list[str]:
+        return [graph.add("cast", [x], {"dtype": "f32"}).output]
+
+    every = np.arange(1 << 16, dtype=np.uint16)
+    half = every.view(np.float16)
+    result = Compiled(graph_of("f16", build), cache)({"x": half})["y0"]
+    np.testing.assert_array_equal(result, half.astype(np.float32))
+    wide = Compiled(graph_of("bf16", build), cache)({"x": every})["y0"]
+    expected = (every.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(wide, expected)
+
+
+@pytest.mark.parametrize("dtype", ["f8e4m3fn", "f8e4m3fnuz", "f8e5m2"])
+def test_8_bit_floats_are_those_of_torch(cache: Path, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    kind = getattr(torch, "float8_" + dtype.removeprefix("f8"))
+
+    def down(graph: Graph, x: str) -> list[str]:
+        narrow = graph.add("cast", [x], {"dtype": dtype}).output
+        return [narrow, graph.add("cast", [narrow], {"dtype": "f32"}).output]
+
+    half = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    # What does not fit saturates in some releases of torch and is NaN in others.
+    half = half[np.abs(half) < (57344 if dtype == "f8e5m2" else 240)]
+    x = np.concatenate([half, np.nextafter(half, np.float32(np.inf)), half * np.float32(0.001)])
+    results = Compiled(graph_of("f32", down), cache)({"x": x})
+    narrow = torch.from_numpy(x).to(kind)
+    np.testing.assert_array_equal(results["y1"], narrow.float().numpy())
+    kept = ~np.isnan(results["y1"])
+    np.testing.assert_array_equal(results["y0"][kept], narrow.view(torch.uint8).numpy()[kept])
+
+
+def test_powers(cache: Path) -> None:
+    exponents = (2.0, 3, 4.0, 0.5, -0.5, -1.0, 1.0, 1.7, 0.0)
+
+    def build(graph: Graph, x: str) -> list[str]:
+        outputs: list[str] = []
+        for exponent in exponents:
+            attrs = {"value": exponent, "dtype": "f32", "shape": ()}
+            held = graph.add("constant", [], attrs).output
+            outputs.append(graph.add("pow", [x, held]).output)
+        return outputs
+
+    x = np.random.default_rng(0).uniform(0.1, 9, 333).astype(np.float32)
+    compiled = Compiled(graph_of("f32", build), cache)
+    results = compiled({"x": x})
+    for number, exponent in enumerate(exponents):
+        right = x.astype(np.float64) ** exponent
+        np.testing.assert_allclose(results[f"y{number}"], right, rtol=5e-7)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_any_number_of_threads_gives_the_same_bits(cache: Path, threads: int) -> None:
+    rows = symbolic.symbol("rows")
+    graph = Graph("case", {"rows": (0, 4096)})
+    graph.add_input("x", TensorType("f32", (rows, 1000)))
+    total = graph.add("reduce_sum", ["x"], {"axes": (1,), "keepdims": True}).output
+    graph.outputs = [graph.add("tanh", ["x"]).output, graph.add("div", ["x", total]).output]
+    graph.output_names = ["y0", "y1"]
+    compiled = Compiled(graph, cache)
+    x = np.random.default_rng(0).random((533, 1000), np.float32)
+    one, many = compiled({"x": x}, threads=1), compiled({"x": x}, threads=threads)
+    for name in one:
+        assert one[name].tobytes() == many[name].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (0.1, "float", "0.10000000149011612f"),
+        (0.1, "double", "0.1"),
+        (1e300, "float", "static_cast<float>(__builtin_inf())"),
+        (-math.inf, "double", "-static_cast<double>(__builtin_inf())"),
+        (True, "bool", "true"),
+        (-(2**63), "int64_t", "static_cast<int64_t>(-9223372036854775807LL - 1)"),
+        (3, "int8_t", "static_cast<int8_t>(3)"),
+        (2, "float", "2.0f"),
+    ],
+)
+def test_literals(value: float, kind: str, text: str) -> None:
+    assert literal(value, kind) == text
+
+
+def region(axes: tuple[symbolic.Dim, ...], *strides: tuple[symbolic.Dim, ...]) -> Region:
+    operands = tuple(Operand("f32", steps) for steps in strides)
+    values = tuple(
+        Value("load", "f32", (), (("operand", number),)) for number in range(len(strides) - 1)
+    )
+    return Region(axes, 0, operands, values, (Store(0, len(strides) - 1),))
+
+
+def test_axes_are_joined_where_every_operand_allows_it() -> None:
+    joined = simplified(region((2, SIZE, 1, 8), (8 * SIZE, 8, 5, 1), (8 * SIZE, 8, 8, 1)))
+    assert joined.axes == (16 * SIZE,)
+    kept = simplified(region((SIZE, 8), (1, SIZE), (8, 1)))
+    assert kept.axes == (SIZE, 8)
+    spread = simplified(region((SIZE, 4, 8), (0, 0, 1), (32, 8, 1)))
+    assert spread.axes == (4 * SIZE, 8)
+    assert simplified(region((), (), ())).axes == (1,)
