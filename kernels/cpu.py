@@ -31,7 +31,10 @@ OUTER_DIMS = 4
 """Strided dims that a row kernel can walk besides the row itself."""
 
 INTEGERS = ("i64", "i32", "i16", "i8", "u8")
-"""Dtypes of indices, and of integer arithmetic."""
+"""Dtypes of integer arithmetic."""
+
+INDICES = ("i64", "i32", "i16", "i8")
+"""Dtypes of indices; a negative one counts from the end."""
 
 ACTIVATIONS = {
     "none": 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fusec.ir import Graph, Node
 from fusec.ir.types import int_attr
 from fusec.kernels.cpu import (
-    INTEGERS,
+    INDICES,
     cpp_kernel,
     itemsize,
     leading,
@@ -23,8 +23,8 @@ RANK = 8
 def elements_fit(graph: Graph, node: Node, target: Target) -> str | None:
     """Integer indices, and a rank that the kernels of `gather` and `scatter` walk."""
     index = graph.type(node.inputs[1])
-    if index.dtype not in INTEGERS:
-        return f"its indices are {', '.join(INTEGERS)}, not {index.dtype}"
+    if index.dtype not in INDICES:
+        return f"its indices are {', '.join(INDICES)}, not {index.dtype}"
     return None if 1 <= index.rank <= RANK else f"it takes rank 1 to {RANK}, not {index.rank}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fusec.ir import Graph, Node
 from fusec.ir.types import broadcast, int_attr, ints_attr
 from fusec.kernels.cpu import (
-    INTEGERS,
+    INDICES,
     cpp_kernel,
     expanded_strides,
     itemsize,
@@ -24,8 +24,8 @@ def indices_fit(graph: Graph, values: tuple[str, ...]) -> str | None:
     """`None` when the kernel can read the index operands `values`."""
     types = [graph.type(value) for value in values]
     for kind in types:
-        if kind.dtype not in INTEGERS:
-            return f"its indices are {', '.join(INTEGERS)}, not {kind.dtype}"
+        if kind.dtype not in INDICES:
+            return f"its indices are {', '.join(INDICES)}, not {kind.dtype}"
     rank = max(kind.rank for kind in types)
     return None if rank <= RANK else f"its indices have rank up to {RANK}, not {rank}"
 

@@ -109,6 +109,47 @@ def reference(
     return np.where(total > 0, weights @ v / np.where(total > 0, total, 1), 0.0)
 
 
+def simple(
+    module: Module, dtype: str, q: np.ndarray, kv: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
+    """One head, an additive f32 mask [S, T], scale 1."""
+    (queries, depth), keys = q.shape, len(kv)
+    params = [1, 1, 1, queries, keys, depth, depth, *[0, 0, depth] * 4, bits(1.0), 0, 0, -1]
+    params += [3, 0, 0, keys, 1, 0, 0, 0, 0]
+    stored = encode(kv, dtype)
+    buffers = [encode(q, dtype), stored, stored, mask, blank((queries, depth), dtype)]
+    return decode(module.call(f"fusec_attention_{dtype}", buffers, params)[-1], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masks_of_finite_and_infinite_numbers(matrices: Module, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    q, kv = np.round(rng.standard_normal((4, 40)), 1), np.round(rng.standard_normal((150, 40)), 1)
+    kv = decode(encode(kv, dtype), dtype)
+    mask = np.zeros((4, 150), np.float32)
+    mask[0] = -np.inf  # sees nothing
+    mask[1] = np.finfo(np.float32).min  # everything alike: as good as no scores at all
+    mask[2, :140] = -np.inf  # the first block of keys is hidden, the second is not
+    mask[3, 1:] = -1e30
+    out = simple(matrices, dtype, q, kv, mask)
+    assert (out[0] == 0).all()
+    assert_close(out[1], kv.mean(0), TOLERANCE[dtype])
+    scores = decode(encode(q, dtype), dtype)[2] @ kv[140:].T
+    weights = np.exp(scores - scores.max())
+    assert_close(out[2], weights @ kv[140:] / weights.sum(), TOLERANCE[dtype])
+    assert_close(out[3], kv[0], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_scores_and_nan(matrices: Module, dtype: str) -> None:
+    q, kv = np.full((3, 16), 60.0), np.zeros((70, 16))
+    kv[33] = 60.0  # a score of 57600
+    q[1, 3] = np.nan
+    out = simple(matrices, dtype, q, kv, np.zeros((3, 70), np.float32))
+    assert (out[[0, 2]] == 60).all()
+    assert np.isnan(out[1]).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_attention(matrices: Module, dtype: str, case: Case) -> None:

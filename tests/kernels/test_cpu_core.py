@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_library import Module, bits, module
+from cpu_library import Module, bits, compile_object, module, sources
 
 __all__ = ["module"]
 
@@ -178,6 +180,18 @@ again.fusec_set_threads(3)
 again.fusec_parallel_for(ctypes.c_int64(100), ctypes.c_int64(1), Body(lambda *a: None), None)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("march", ["x86-64-v3", "sapphirerapids"])
+def test_every_kernel_builds_with_every_compiler(tmp_path: Path, march: str) -> None:
+    commands = [[sys.executable, "-m", "ziglang", "c++"]]
+    found = shutil.which("g++")
+    if found:
+        commands.append([found])
+    for command in commands:
+        for source in sources():
+            assert compile_object(source, march, command, tmp_path).stat().st_size > 0
 
 
 def test_a_double_travels_as_its_bits(module: Module) -> None:
