@@ -20,7 +20,6 @@ Leaves it alone when
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeGuard
 
@@ -52,6 +51,9 @@ from fusec.rewrite.coordinates import (
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim, Expr
 from fusec.target import Target
+
+MOST_PIECES = 16
+"""Masks that are looked at one by one."""
 
 BATCH, QUERY, KEY = coordinate(0), coordinate(2), coordinate(3)
 
@@ -105,7 +107,7 @@ def _fold(
     q, k = graph.type(operands.q).shape, graph.type(operands.k).shape
     shape = (*q[:3], k[2])
     found = _given(node)
-    pieces = list(_pieces(graph, operands.mask))
+    pieces = _pieces(graph, operands.mask)
     for piece in pieces:
         _sort(terms, piece, shape, operands, found)
     if shape[2] == 1:  # no key comes after the last query
@@ -158,17 +160,21 @@ def replaced(build: Builder, node: Node, operands: AttentionOperands, log: Decis
     return result
 
 
-def _pieces(graph: Graph, mask: str) -> Iterable[str]:
-    """The masks that `mask` joins."""
-    node = graph.producer(mask)
-    flags = graph.type(mask).dtype == "bool"
-    if node is not None and node.op == "expand":
-        yield from _pieces(graph, node.inputs[0])
-    elif node is not None and node.op == ("and" if flags else "add"):
-        for each in node.inputs:
-            yield from _pieces(graph, each)
-    else:
-        yield mask
+def _pieces(graph: Graph, mask: str) -> list[str]:
+    """The masks that `mask` joins; itself where they are too many."""
+    op = "and" if graph.type(mask).dtype == "bool" else "add"
+    pieces: list[str] = []
+    waiting = [mask]
+    while waiting:
+        value = waiting.pop()
+        node = graph.producer(value)
+        if node is not None and node.op in ("expand", op):
+            waiting += reversed(node.inputs)
+        elif value not in pieces or op == "add":
+            pieces.append(value)
+        if len(pieces) + len(waiting) > MOST_PIECES:
+            return [mask]
+    return pieces
 
 
 def _narrow(graph: Graph, value: str) -> str:

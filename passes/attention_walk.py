@@ -14,6 +14,10 @@ FILLED = {"f16": -6e4, "bf16": -1e9, "f32": -1e9, "f64": -1e18}
 """Numbers this low swallow what is added to them in each dtype: adding is as good as choosing."""
 
 
+MOST_STEPS = 64
+"""Values that are looked at on the way from a softmax to its product."""
+
+
 class AttentionWalk:
     """The way from the last product of an attention up to the first; collects what it meets."""
 
@@ -269,25 +273,25 @@ class AttentionWalk:
 
     def _leads_to_product(self, value: str) -> bool:
         """Whether `value` comes from a product by what may stand between it and the softmax."""
-        graph = self.graph
-        for _ in range(16):
-            node = graph.producer(value)
+        graph, waiting, seen = self.graph, [value], {value}
+        while waiting and len(seen) < MOST_STEPS:
+            current = waiting.pop()
+            node = graph.producer(current)
             if node is None:
-                return False
+                continue
             if node.op == "matmul":
                 return True
-            if node.op == "add":
-                return any(self._leads_to_product(each) for each in node.inputs)
-            if node.op == "maximum":
-                value = node.inputs[1 if graph.constant(node.inputs[0]) is not None else 0]
+            before: tuple[str, ...] = ()
+            if node.op in ("add", "maximum"):
+                before = node.inputs
             elif node.op == "where":
-                value = node.inputs[2 if graph.constant(node.inputs[1]) is not None else 1]
+                before = node.inputs[1:]
             elif node.op in ("cast", "reshape", "tanh", "clamp"):
-                value = node.inputs[0]
-            elif (found := factor(graph, value)) is not None:
-                value = found[0]
-            else:
-                return False
+                before = node.inputs
+            elif (found := factor(graph, current)) is not None:
+                before = found[:1]
+            waiting += [each for each in before if each not in seen]
+            seen.update(before)
         return False
 
     def _see(self, value: str) -> None:

@@ -22,10 +22,12 @@ Leaves it alone when
   offsets     the offsets are not the counts of the rows of each expert
   order       the rows are not those of the tokens in the order of their experts
   routing     the weights are not one number for each expert of each token
+  sum         the rows of a grouped product do not end in a sum over the experts of a token
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -33,10 +35,13 @@ from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, dims_attr
 from fusec.passes.attention_operands import as_type
 from fusec.passes.experts_walk import ExpertsWalk, RefusedError
-from fusec.rewrite import FusionPass, Guard, Match, Rejection
+from fusec.rewrite import Decision, DecisionLog, FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim
 from fusec.target import Target
+
+MOST_STEPS = 32
+"""Nodes between a grouped product and the sum that is looked for."""
 
 
 def _walked(match: Match, target: Target) -> Rejection | None:
@@ -69,6 +74,19 @@ class Moe(FusionPass):
             facts: Mapping[str, Attr] = {"refusal": (refused.code, refused.reason, refused.at)}
             return Match(graph, node, inner=(node,), facts=facts)
 
+    def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
+        """Rewrite what may be, and record grouped products that no sum led to."""
+        rewritten = super().run(graph, target, log)
+        decided = {decision.node for decision in log if decision.fusion == self.fusion}
+        for node in graph.nodes():
+            if node.op != "grouped_mm" or _leads_to(graph, node, decided):
+                continue
+            decided.add(node.name)
+            reason = f"`%{node.name}` does not end in a sum over the experts of each token"
+            site = node.origin.path or node.name
+            log.add(Decision("moe", site, "refused", "sum", reason, node=node.name))
+        return rewritten
+
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the node; its result has the shape and dtype of the sum."""
         graph, values = match.graph, match.values
@@ -82,6 +100,20 @@ class Moe(FusionPass):
         attrs = {key: value for key, value in match.facts.items() if key != "routes"}
         result = build.value("moe", inputs, attrs)
         return {match.root.output: as_type(build, result, graph.type(match.root.output))}
+
+
+def _leads_to(graph: Graph, node: Node, wanted: set[str]) -> bool:
+    """Whether one of `wanted`, or another grouped product, is among what soon reads `node`."""
+    waiting, seen = deque([node]), {node.name}
+    while waiting and len(seen) < MOST_STEPS:
+        current = waiting.popleft()
+        for reader in graph.users(current.output):
+            if reader.name in wanted or reader.op == "grouped_mm":
+                return True
+            if reader.name not in seen and len(reader.outputs) == 1:
+                seen.add(reader.name)
+                waiting.append(reader)
+    return False
 
 
 def _routes(match: Match) -> tuple[Dim, ...]:
