@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fusec import symbolic
 from fusec.diagnostics import VerifyError
@@ -236,5 +236,5 @@ class GraphMaker:
         shaped = self._add("reshape", [made], {"shape": (SEQ, 1)})
         return self._add("add", [shaped, shaped], {})
 
-    def _add(self, op: str, inputs: list[str], attrs: dict[str, object]) -> str:
+    def _add(self, op: str, inputs: list[str], attrs: Mapping[str, object]) -> str:
         return self.graph.add(op, inputs, attrs).output  # type: ignore[arg-type]
