@@ -228,7 +228,10 @@ def _leaf_axes(value: Any, entry: Any) -> Iterator[Axes | None]:
 
 
 class _ConstantsOnMeta(TorchFunctionMode):
-    """Makes `torch.tensor(number, device="meta")` a node, where a constant would lose its value."""
+    """Makes numbers that code puts on the meta device nodes; as constants they lose their values.
+
+    These are `torch.tensor(number, device=x.device)` and lists in an index.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -240,7 +243,17 @@ class _ConstantsOnMeta(TorchFunctionMode):
                 numbers = _numbers(args[0])
                 if numbers is not None and len(numbers) <= MAX_CONSTANT:
                     return _nodes(args[0], numbers, given.get("dtype"))
+        if func is torch.Tensor.__getitem__ and args[0].device.type == "meta":
+            args = (args[0], _without_lists(args[1]))
         return func(*args, **given)
+
+
+def _without_lists(index: Any) -> Any:
+    """An index in which lists of numbers, such as in `x[:, [0]]`, are tensors."""
+    if isinstance(index, tuple):
+        return tuple(_without_lists(part) for part in index)
+    numbers = _numbers(index) if isinstance(index, list) else None
+    return index if not numbers else _nodes(index, numbers, None)
 
 
 def _numbers(data: Any) -> list[bool | int | float] | None:
