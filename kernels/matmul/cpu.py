@@ -12,9 +12,11 @@ DTYPES = (*FLOATS, "f64", "i64", "i32")
 
 
 def _supports(graph: Graph, node: Node, target: Target) -> str | None:
-    out = graph.type(node.outputs[0])
-    if out.dtype not in DTYPES:
-        return f"it computes {', '.join(DTYPES)}, not {out.dtype}"
+    x, out = graph.type(node.inputs[0]), graph.type(node.outputs[0])
+    if x.dtype not in DTYPES:
+        return f"it computes {', '.join(DTYPES)}, not {x.dtype}"
+    if out.dtype != x.dtype and (x.dtype not in FLOATS or out.dtype != "f32"):
+        return f"it does not give a product of {x.dtype} in {out.dtype}"
     if node.op == "matmul" and out.rank - 2 > OUTER_DIMS:
         return f"it takes up to {OUTER_DIMS} batch dims, not {out.rank - 2}"
     return None
@@ -26,6 +28,11 @@ def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
         dense: Layout = "contiguous"
         return (dense, strided, *(dense,) * (len(node.inputs) - 1))
     return (strided, strided, "rows")
+
+
+def _symbol(x: Storage, out: Storage) -> str:
+    wide = "" if out.dtype == x.dtype else f"_{out.dtype}"
+    return f"fusec_matmul_{x.dtype}{wide}"
 
 
 def _batch_strides(storage: Storage) -> list[Param]:
@@ -51,7 +58,7 @@ def _matmul(call: Call) -> Launch:
         out.strides[-2],
         0,
     )
-    return Launch(f"fusec_matmul_{out.dtype}", operands(call), params)
+    return Launch(_symbol(a, out), operands(call), params)
 
 
 def _linear(call: Call) -> Launch:
@@ -62,7 +69,7 @@ def _linear(call: Call) -> Launch:
     no_batch = (1, 1, 1, 1, *(0,) * 12)
     params = (*no_batch, rows, n, k, k, 1, weight.strides[1], weight.strides[0], n)
     has_bias = int(len(call.inputs) == 3)
-    return Launch(f"fusec_matmul_{out.dtype}", operands(call), (*params, has_bias))
+    return Launch(_symbol(x, out), operands(call), (*params, has_bias))
 
 
 KERNELS = (

@@ -23,12 +23,12 @@ enum MatmulParam {
 // Panels of b are packed by the task that multiplies with them.
 constexpr int64_t GROUP = 8;
 
-template <class T>
+template <class T, class Out = T>
 void matmul(void* const* buffers, const int64_t* p) {
   const T* a = static_cast<const T*>(buffers[0]);
   const T* b = static_cast<const T*>(buffers[1]);
   const T* bias = p[HAS_BIAS] ? static_cast<const T*>(buffers[2]) : nullptr;
-  T* out = static_cast<T*>(buffers[p[HAS_BIAS] ? 3 : 2]);
+  Out* out = static_cast<Out*>(buffers[p[HAS_BIAS] ? 3 : 2]);
   Outer batches{p + BATCH};
   int64_t m = p[M], n = p[N], k = p[K];
   if (m == 0 || n == 0) return;
@@ -46,8 +46,8 @@ void matmul(void* const* buffers, const int64_t* p) {
           int64_t last = min_of(panels, first + GROUP);
           const T* a_matrix = a + batches.offset(batch, p + A_BATCH);
           const T* b_matrix = b + batches.offset(batch, p + B_BATCH);
-          Epilogue<T> epilogue{Outer{row_sizes}, out + batches.offset(batch, p + OUT_BATCH),
-                               out_strides, bias};
+          Epilogue<T, Out> epilogue{Outer{row_sizes}, out + batches.offset(batch, p + OUT_BATCH),
+                                    out_strides, bias};
           for (int64_t panel = first; panel < last; ++panel) {
             pack_panel(b_matrix + panel * PANEL * p[B_COLUMN], p[B_ROW], p[B_COLUMN], k,
                        min_of<int64_t>(PANEL, n - panel * PANEL),
@@ -119,6 +119,13 @@ FUSEC_KERNEL void fusec_matmul_bf16(void* const* buffers, const int64_t* params)
 }
 FUSEC_KERNEL void fusec_matmul_f16(void* const* buffers, const int64_t* params) {
   fusec::matmul<fusec::f16>(buffers, params);
+}
+// out is f32, the other operands as named
+FUSEC_KERNEL void fusec_matmul_bf16_f32(void* const* buffers, const int64_t* params) {
+  fusec::matmul<fusec::bf16, float>(buffers, params);
+}
+FUSEC_KERNEL void fusec_matmul_f16_f32(void* const* buffers, const int64_t* params) {
+  fusec::matmul<fusec::f16, float>(buffers, params);
 }
 FUSEC_KERNEL void fusec_matmul_f64(void* const* buffers, const int64_t* params) {
   fusec::simple_matmul<double>(buffers, params);

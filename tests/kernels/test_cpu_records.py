@@ -114,6 +114,8 @@ CASES = (
     Case("l2_norm", (x(4, 3, 50),), {"eps": 1e-6, "mode": "max"}),
     Case("linear", (x(2, 3, 40), weight(50, 40), weight(50))),
     Case("linear", (x(40), weight(50, 40))),
+    Case("linear", (x(3, 40), weight(50, 40), weight(50)), {"dtype": "f32"}),
+    Case("linear", (x(3, 40), x(50, 40)), {"dtype": "f32"}, kernel="linear_unpacked.cpp"),
     Case("linear", (x(5, 3, 40), x(50, 40), x(50)), kernel="linear_unpacked.cpp"),
     Case("linear", (x(5, 8), weight(9, 8)), kernel="linear_unpacked.cpp", dtypes=("f64",)),
     Case("matmul", (x(3, 1, 5, 20), x(2, 20, 40))),
