@@ -79,6 +79,7 @@ def compile(
     trust_remote_code: bool = False,
     dump_ir: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
+    toolchain: str | None = None,
     reporter: Reporter | None = None,
 ) -> Compiled:
     """Compile a model into an artifact; needs no GPU.
@@ -100,6 +101,8 @@ def compile(
         trust_remote_code: whether code that comes with a model folder may be run.
         dump_ir: a folder for the graph after each pass that changed it.
         jobs: compilers to run at once; by default one a processor.
+        toolchain: the C++ compiler for CPU targets: `clang++`, `g++`, `zig` or a path; by default
+            the first of these that is found.
         reporter: is told what goes on.
 
     Raises:
@@ -109,6 +112,8 @@ def compile(
     targets = _targets(target)
     requirements = tuple(parse_requirement(text) for text in require)
     passes = selected_passes(disable)
+    if output is not None and Path(output).is_dir():
+        raise UsageError(f"`{output}` is a folder", hint="name a file, such as `-o model.fusec`")
     with report.stage("export") as said:
         read = load_source(
             source,
@@ -133,13 +138,12 @@ def compile(
                 each,
                 allow_host_fallback=allow_host_fallback,
                 jobs=jobs or os.cpu_count() or 1,
+                toolchain=toolchain,
             )
             for each in targets
         ]
         said += [each.summary for each in built]
-    path = Path(output) if output is not None else Path(artifact_name(Path(read.name)))
-    if path.is_dir():
-        raise UsageError(f"`{path}` is a folder", hint="name a file, such as `-o model.fusec`")
+    path = Path(artifact_name(read.name) if output is None else output)
     contents = ArtifactContents(
         name=read.name,
         source=SourceRecord(read.kind, read.name, read.sha256),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from fusec.runtime.artifact import Artifact
@@ -106,9 +105,11 @@ def _some(sites: list[str], most: int = 4) -> str:
     return shown if len(sites) <= most else f"{shown} and {len(sites) - most} more"
 
 
-def artifact_name(path: Path) -> str:
-    """The file that `compile` writes when no output is named: the source's name."""
-    stem = path.name if path.is_dir() else path.stem
+def artifact_name(source: str) -> str:
+    """The file that `compile` writes when no output is named, from the name of the source."""
+    stem = source.rpartition(":")[2]
+    for suffix in (".pt2", ".pt", ".onnx"):
+        stem = stem.removesuffix(suffix)
     return f"{stem or 'model'}.fusec"
 
 

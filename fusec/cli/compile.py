@@ -89,6 +89,10 @@ def compile(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Compilers to run at once.")
     ] = None,
+    toolchain: Annotated[
+        str | None,
+        typer.Option(help="The C++ compiler for CPU targets: `clang++`, `g++`, `zig` or a path."),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print what `inspect --json` would print.")
     ] = False,
@@ -111,6 +115,7 @@ def compile(
         trust_remote_code=trust_remote_code,
         dump_ir=dump_ir,
         jobs=jobs,
+        toolchain=toolchain,
         reporter=Stages(quiet=json),
     )
     if json:

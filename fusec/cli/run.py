@@ -52,7 +52,15 @@ def run(
         raise UsageError(
             "`--json` needs `--output`", hint="without it the outputs go to standard output"
         )
-    model = load(artifact, device, threads, weights=weights)
+    with progress_bar(quiet=json) as bar:
+        task = bar.add_task("checking weights", total=None)
+        model = load(
+            artifact,
+            device,
+            threads,
+            weights=weights,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
     batches = read_batches(
         input,
         model.inputs,
@@ -65,13 +73,13 @@ def run(
     begin = time.monotonic()
     try:
         with progress_bar(quiet=json) as bar:
-            task = bar.add_task("records", total=batches.records)
+            count = bar.add_task("records", total=batches.records)
             summary = run_batches(
                 model,
                 batches,
                 writer,
                 on_error=_report,
-                on_records=lambda count: bar.advance(task, count),
+                on_records=lambda done: bar.advance(count, done),
             )
         writer.close()
     except BaseException:

@@ -22,7 +22,7 @@ from fusec.link.artifact_writer import (
 )
 from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.link.linker import link
-from fusec.link.toolchain import find_toolchain
+from fusec.link.toolchain import Toolchain, find_toolchain
 from fusec.link.triton_build import GpuKernel, build, triton_version
 from fusec.lower.gpu import lower_gpu
 from fusec.lower.lowering import Lowered, lower
@@ -50,7 +50,14 @@ class Built:
     summary: str = ""
 
 
-def build_target(graph: Graph, target: Target, *, allow_host_fallback: bool, jobs: int) -> Built:
+def build_target(
+    graph: Graph,
+    target: Target,
+    *,
+    allow_host_fallback: bool,
+    jobs: int,
+    toolchain: str | None = None,
+) -> Built:
     """Lower `graph` for `target`, compile what it needs, and check that it fits together.
 
     Args:
@@ -58,6 +65,7 @@ def build_target(graph: Graph, target: Target, *, allow_host_fallback: bool, job
         target: for what.
         allow_host_fallback: whether a GPU target may leave operations to the host.
         jobs: compilers to run at once.
+        toolchain: the C++ compiler for a CPU target; by default the first that is found.
 
     Raises:
         UnsupportedError: operations cannot be lowered.
@@ -65,11 +73,10 @@ def build_target(graph: Graph, target: Target, *, allow_host_fallback: bool, job
     """
     if target.is_gpu:
         return _build_gpu(graph, target, allow_host_fallback, jobs)
-    return _build_cpu(lower(graph, target), target, jobs)
+    return _build_cpu(lower(graph, target), target, find_toolchain(toolchain), jobs)
 
 
-def _build_cpu(lowered: Lowered, target: Target, jobs: int) -> Built:
-    toolchain = find_toolchain()
+def _build_cpu(lowered: Lowered, target: Target, toolchain: Toolchain, jobs: int) -> Built:
     models = _residual_models(lowered)
     linked = link(lowered, toolchain, ObjectCache(default_cache_directory()), jobs=jobs)
     entry = module_entry(target.arch, linked.code, "so")
@@ -202,4 +209,4 @@ def merge_weights(built: Iterable[Built]) -> tuple[WeightData, ...]:
 
 def _chunks(weight: Weight) -> Iterator[memoryview]:
     array = np.ascontiguousarray(weight.load())
-    yield memoryview(array.reshape(-1).view(np.uint8))
+    yield array.reshape(-1).view(np.uint8).data
