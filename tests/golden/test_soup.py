@@ -146,7 +146,8 @@ def norm(graph: Graph, draw: DrawFn) -> None:
     squared = alike(graph, other, "f32") if near_miss else wide
     square = one(graph, "mul", [wide, squared])
     op = draw(st.sampled_from(["reduce_mean", "reduce_sum"]))
-    mean = one(graph, op, [square], axes=(-1,), keepdims=True)
+    axis = draw(st.sampled_from([-1, -1, -1, 1]))
+    mean = one(graph, op, [square], axes=(axis,), keepdims=True)
     shifted = one(graph, "add", [mean, number(graph, 1e-6, "f32")])
     normed = one(graph, "mul", [wide, one(graph, "rsqrt", [shifted])])
     normed = alike(graph, normed, draw(st.sampled_from(["f32", graph.type(x).dtype])))
@@ -181,8 +182,10 @@ def rotation(graph: Graph, draw: DrawFn) -> None:
     half = one(graph, "slice", [table], axis=2, **bounds)
     full = one(graph, "concat", [half, half if draw(st.booleans()) else _flip(graph, half)], axis=2)
     cos, sin = one(graph, "cos", [full]), one(graph, "sin", [full])
-    low = one(graph, "slice", [x], axis=2, **bounds)
-    high = one(graph, "slice", [x], axis=2, start=3, stop=6, step=1)
+    near_miss = draw(st.integers(0, 3)) == 0
+    base = alike(graph, draw(st.sampled_from(rows(graph))), dtype) if near_miss else x
+    low = one(graph, "slice", [base], axis=2, **bounds)
+    high = one(graph, "slice", [base], axis=2, start=3, stop=6, step=1)
     pair = [one(graph, "neg", [high]), low]
     turned = one(graph, "concat", pair if draw(st.integers(0, 3)) else pair[::-1], axis=2)
     terms = [one(graph, "mul", [x, cos]), one(graph, "mul", [turned, sin])]
