@@ -12,14 +12,19 @@ and any `and` of these, where q counts from T - S.  The mask is made of flags, o
 are 0 where a key is kept and below -1e4 where not; numbers may be a sum, and then each addend is
 looked at.  What cannot be told stays a mask, narrow where it does not depend on b or h.
 
+A query whose keys are all hidden by a finite number attends to all keys alike; where a mask may do
+that, the result is chosen between the attention and the mean of v.  The numbers of a mask that
+stays are taken not to hide keys.
+
 Leaves it alone when
   mask-not-analysed  a mask is not known as a function of positions, or is another one
-  empty-rows         a mask adds finite numbers, and may hide all keys of a query: the softmax over
-                     hidden keys alone is then a mean, which key_padding would not give
+  empty-rows         more than one mask adds finite numbers, or different ones, or such as do not
+                     swallow a score, and together they may hide every key of a query
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeGuard
 
@@ -27,6 +32,7 @@ from fusec import symbolic
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attrs, TensorType, bool_attr
 from fusec.passes.attention_operands import MASKED, AttentionOperands
+from fusec.passes.attention_walk import FILLED
 from fusec.rewrite import Decision, DecisionLog, Pass
 from fusec.rewrite.coordinates import (
     FALSE,
@@ -68,6 +74,7 @@ class _Found:
         after: how far ahead a key may be, exclusive; `None` for any.
         limited: masks that say how far back, or how far ahead, a key may be.
         padding: what must hold for a key, by batch and key alone.
+        finite: masks that add one finite number, and whether that swallows any score.
         stay: masks that stay, with the code and the reason.
     """
 
@@ -76,6 +83,7 @@ class _Found:
     after: int | None = None
     limited: list[str] = field(default_factory=list)
     padding: list[Predicate] = field(default_factory=list)
+    finite: dict[str, bool] = field(default_factory=dict)
     stay: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -83,7 +91,7 @@ class AttentionMask(Pass):
     """Turns masks into attributes, and records those that stay."""
 
     name: ClassVar[str] = "attention_mask"
-    after: ClassVar[tuple[str, ...]] = ("canonicalise", "attention")
+    after: ClassVar[tuple[str, ...]] = ("canonicalise", "attention", "attention_heads")
 
     def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
         """Look at every `attention` that has a mask; the analysis is made once."""
@@ -106,17 +114,8 @@ def _fold(
     assert operands.mask is not None
     q, k = graph.type(operands.q).shape, graph.type(operands.k).shape
     shape = (*q[:3], k[2])
-    found = _given(node)
     pieces = _pieces(graph, operands.mask)
-    for piece in pieces:
-        _sort(terms, piece, shape, operands, found)
-    if shape[2] == 1:  # no key comes after the last query
-        found.causal = found.causal or found.before is not None
-    elif not found.causal and found.before != found.after:
-        for piece in found.limited:
-            reason = f"`%{piece}` limits how far ahead a key is and how far back in different ways"
-            found.stay[piece] = ("mask-not-analysed", reason)
-        found.before = _given(node).before
+    found = _understood(terms, node, pieces, shape)
     build = Builder(graph, node)
     kept = [_narrow(graph, piece) for piece in pieces if piece in found.stay]
     flags = graph.type(operands.mask).dtype == "bool"
@@ -138,8 +137,100 @@ def _fold(
         log.add(Decision("attention", site, "refused", code, reason, node=piece))
     if folded.inputs == node.inputs and folded.attrs == AttentionOperands.of(node).attrs:
         return False
-    replaced(build, node, folded, log)
+    result = build.value("attention", folded.inputs, folded.attrs)
+    final = result
+    if found.padding and found.finite:
+        assert padding is not None
+        final = _or_mean(graph, node, folded, result, padding)
+    graph.replace_uses(node.output, final)
+    graph.prune([node.name])
+    log.absorb([node.name])
+    log.add(Decision("attention", node.origin.path or node.name, "fired", node=result))
     return True
+
+
+def _understood(
+    terms: Coordinates, node: Node, pieces: list[str], shape: tuple[Dim, ...]
+) -> _Found:
+    """What `pieces` come to, without those that an attention cannot have together."""
+    stay: dict[str, tuple[str, str]] = {}
+    while True:
+        found = _given(node)
+        found.stay = dict(stay)
+        for piece in pieces:
+            if piece not in stay:
+                _sort(terms, piece, shape, AttentionOperands.of(node), found)
+        if shape[2] == 1:  # no key comes after the last query
+            found.causal = found.causal or found.before is not None
+        unfit = _unfit(terms.graph, node, found, shape)
+        if not unfit:
+            return found
+        stay = {**found.stay, **unfit}
+
+
+def _unfit(
+    graph: Graph, node: Node, found: _Found, shape: tuple[Dim, ...]
+) -> dict[str, tuple[str, str]]:
+    """Masks that have to stay after all, with the code and the reason."""
+    unfit: dict[str, tuple[str, str]] = {}
+    if not found.causal and found.before != found.after:
+        for piece in found.limited:
+            reason = f"`%{piece}` limits how far ahead a key is and how far back in different ways"
+            unfit[piece] = ("mask-not-analysed", reason)
+    ahead = symbolic.bounds(shape[3] - shape[2], graph.symbols)[0] >= 0
+    limited = found.causal or found.before is not None
+    if unfit or not found.finite or not (found.padding or (limited and not ahead)):
+        return unfit
+    given = _given(node)
+    alone = (given.causal, given.before, AttentionOperands.of(node).key_padding)
+    if ahead and alone == (False, None, None) and list(found.finite.values()) == [True]:
+        return unfit
+    for piece in found.finite:
+        reason = f"`%{piece}` adds finite numbers and may hide every key of a query"
+        unfit[piece] = ("empty-rows", reason)
+    return unfit
+
+
+def _or_mean(
+    graph: Graph, node: Node, operands: AttentionOperands, result: str, padding: str
+) -> str:
+    """`result` for queries that see a key that counts, the mean of v for the others."""
+
+    def make(op: str, inputs: list[str], attrs: Attrs) -> str:
+        return graph.add(op, inputs, attrs, origin=node.origin, at=node.name).output
+
+    def number(value: Dim) -> str:
+        return make("constant", [], {"value": value, "dtype": "i64", "shape": ()})
+
+    def positions(start: Dim) -> str:
+        return make("iota", [], {"size": queries, "start": start, "step": 1, "dtype": "i64"})
+
+    batch, heads, queries, _ = graph.type(result).shape
+    keys = graph.type(operands.k).shape[2]
+    offset, reach = keys - queries, operands.flags.get("window")
+    counts = make("cast", [padding], {"dtype": "i64"})
+    totals = make("cumsum", [counts], {"axis": 1})
+    before = make("pad", [totals], {"low": (0, 1), "high": (0, 0), "value": 0})
+    end = number(keys)
+    if operands.flags.get("causal"):
+        end = positions(offset + 1)
+    elif isinstance(reach, int):
+        end = make("minimum", [positions(offset + reach), end], {})
+    seen = make("take", [before, end], {"axis": 1})
+    if isinstance(reach, int):
+        begin = make("maximum", [positions(offset + 1 - reach), number(0)], {})
+        seen = make("sub", [seen, make("take", [before, begin], {"axis": 1})], {})
+    some_key = make("gt", [seen, number(0)], {})
+    rows = (batch, 1, 1 if graph.type(seen).rank == 1 else queries, 1)
+    some_key = make("reshape", [some_key], {"shape": rows})
+    mean = make("reduce_mean", [operands.v], {"axes": (2,), "keepdims": True})
+    kv_heads, width = graph.type(operands.v).shape[1], graph.type(operands.v).shape[3]
+    if kv_heads not in (1, heads):
+        group = symbolic.floor_divide(heads, kv_heads)
+        mean = make("reshape", [mean], {"shape": (batch, kv_heads, 1, 1, width)})
+        mean = make("expand", [mean], {"shape": (batch, kv_heads, group, 1, width)})
+        mean = make("reshape", [mean], {"shape": (batch, heads, 1, width)})
+    return make("where", [some_key, result, mean], {})
 
 
 def _given(node: Node) -> _Found:
@@ -218,12 +309,9 @@ def _sort(
         reason = f"`%{piece}` depends on positions in another way than causal, window or padding"
         found.stay[piece] = ("mask-not-analysed", reason)
         return
-    if not flags and _finite(term) and operands.sinks is None:
-        square = symbolic.bounds(offset, terms.graph.symbols)[0] >= 0
-        if padding or (atoms and not square):
-            reason = f"`%{piece}` adds finite numbers and may hide every key of a query"
-            found.stay[piece] = ("empty-rows", reason)
-            return
+    if not flags and operands.sinks is None and (fills := _finite(term)):
+        least = FILLED.get(terms.graph.type(piece).dtype, -math.inf)
+        found.finite[piece] = len(fills) == 1 and max(fills) <= least
     if any(what is not None and what != ("after", 1) for _, what in atoms):
         found.limited.append(piece)
     for _, what in atoms:
@@ -262,11 +350,18 @@ def _allowed(term: Term) -> Predicate | None:
     return term if isinstance(term, Every | Some | AtLeastZero | IsZero | Not) else None
 
 
-def _finite(term: Term | Number) -> bool:
-    """Whether some number in `term` hides a key without being minus infinity."""
+def _finite(term: Term | Number) -> set[float]:
+    """The numbers in `term` that hide a key, if one of them is not minus infinity."""
     if isinstance(term, Choice):
-        return _finite(term.then) or _finite(term.other)
-    return isinstance(term, int | float) and -float("inf") < term <= MASKED
+        found = _hidden(term)
+        return found if found != {-math.inf} else set()
+    return set()
+
+
+def _hidden(term: Number) -> set[float]:
+    if isinstance(term, Choice):
+        return _hidden(term.then) | _hidden(term.other)
+    return {float(term)} if isinstance(term, int | float) and term <= MASKED else set()
 
 
 def _placed(atom: Predicate, distance: Dim) -> tuple[str, int] | None:
