@@ -36,68 +36,121 @@ def compile(
     source: Annotated[
         str,
         typer.Argument(
+            metavar="SOURCE",
             help="A torch.export archive (.pt2, .pt), an ONNX file, a Hugging Face model folder, "
-            "or `package.module:factory`."
+            "or `package.module:factory`.",
+            show_default=False,
         ),
     ],
     target: Annotated[
         list[str],
-        typer.Option("--target", help="An architecture or product, such as `gfx950`; repeatable."),
+        typer.Option(
+            "--target",
+            metavar="TARGET",
+            help="An architecture or product: `cpu`, `gfx950`, `mi300x`; repeatable. "
+            "`fusec list targets` names them all.",
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The artifact to write.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The artifact to write; by default the source's name with `.fusec`.",
+        ),
     ] = None,
     dim: Annotated[
         list[str] | None,
-        typer.Option("--dim", metavar="NAME=MIN:OPT:MAX", help="Sizes of a dimension; repeatable."),
+        typer.Option(
+            "--dim",
+            metavar="NAME=MIN:OPT:MAX",
+            help="The sizes a named dimension may have, such as `seq=1:512:4096`; repeatable.",
+        ),
     ] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(
-            "--require", metavar="FUSION[>=N]", help="Exit 3 unless it fires so often; repeatable."
+            "--require",
+            metavar="FUSION[>=N]",
+            help="Exit 3 unless the fusion fires at N places (1) on every target; repeatable.",
         ),
     ] = None,
     disable: Annotated[
         list[str] | None,
-        typer.Option("--disable", metavar="PASS", help="Leave a pass out; repeatable."),
+        typer.Option(
+            "--disable",
+            metavar="PASS",
+            help="Leave a pass out; repeatable. `fusec list passes` names them.",
+        ),
     ] = None,
     dtype: Annotated[
-        DtypeChoice | None, typer.Option(help="The dtype of a model folder; default: the config's.")
+        DtypeChoice | None,
+        typer.Option(
+            metavar="f32|bf16|f16",
+            help="Compile a model folder or module in this dtype; by default its own.",
+        ),
     ] = None,
     weights: Annotated[
-        WeightsChoice, typer.Option(help="Keep weights inside, beside, or outside the artifact.")
+        WeightsChoice,
+        typer.Option(
+            metavar="embed|external|none",
+            help="Put weights into the artifact, into a file beside it, or nowhere: then `run` "
+            "is given them.",
+        ),
     ] = WeightsChoice.embed,
     attention_mask: Annotated[
-        bool, typer.Option("--attention-mask", help="A model folder also takes `attention_mask`.")
+        bool,
+        typer.Option("--attention-mask", help="Let a model folder also take `attention_mask`."),
     ] = False,
     allow_host_fallback: Annotated[
         bool,
         typer.Option(
-            "--allow-host-fallback", help="Leave what a GPU target cannot run to the host."
+            "--allow-host-fallback",
+            help="Write the artifact although a GPU target leaves operations to the host.",
         ),
     ] = False,
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Load pickled modules, which run their code.")
+        bool,
+        typer.Option(
+            "--trust-pickle",
+            help="Load pickled modules and TorchScript, which runs the code in them.",
+        ),
     ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with a model folder.")
     ] = False,
     dump_ir: Annotated[
         Path | None,
-        typer.Option("--dump-ir", metavar="DIR", help="Write the graph after each pass."),
+        typer.Option(
+            "--dump-ir",
+            metavar="DIR",
+            help="Write the graph as text after each pass that changed it.",
+        ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Compilers to run at once.")
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            metavar="N",
+            help="Compilers to run at once; by default one a processor.",
+        ),
     ] = None,
     toolchain: Annotated[
         str | None,
         typer.Option(help="The C++ compiler for CPU targets: `clang++`, `g++`, `zig` or a path."),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print what `inspect --json` would print.")
+        bool, typer.Option("--json", help="Print what `fusec inspect --json` prints.")
     ] = False,
 ) -> None:
-    """Compile SOURCE for one or more targets into one artifact; needs no GPU."""
+    """Compile a model for one or more targets; needs no GPU.
+
+    Writes one artifact with code for every target. What a target cannot run is an error that lists
+    it, never a silent fallback.
+    """
     from fusec.api import compile as compile_source  # heavy: not for `fusec run`
 
     result = compile_source(

@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Say what this machine can compile for and run, and what to install for the rest."""
+    """Say what this machine can do, and what to install for the rest."""
     findings = _findings()
     if json:
         rows = [asdict(finding) for finding in findings]

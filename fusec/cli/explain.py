@@ -21,16 +21,25 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(
-    source: Annotated[str, typer.Argument(help="An artifact, or a source to analyse.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="An artifact, or what `compile` takes.")
+    ],
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="Only this target; a source needs one.")
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="TARGET",
+            help="Only this target, repeatable; needed unless SOURCE is an artifact.",
+        ),
     ] = None,
-    fusion: Annotated[str | None, typer.Option(help="Only this fusion, with every site.")] = None,
+    fusion: Annotated[
+        str | None, typer.Option(metavar="FUSION", help="Only this fusion, with every site.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Tell what fired where, what was refused, by which guard, and what to change.
+    """Tell why each fusion fired or was refused.
 
-    A SOURCE that is not an artifact is read and rewritten, but not compiled.
+    What is not an artifact is read and rewritten, but not compiled.
     """
     if fusion is not None:
         known_fusion(fusion)

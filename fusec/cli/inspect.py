@@ -19,19 +19,23 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    artifact: Annotated[Path, typer.Argument(help="An artifact that `fusec compile` wrote.")],
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="A file that `fusec compile` wrote.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    graph: Annotated[bool, typer.Option("--graph", help="Print the graph.")] = False,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Print the rewritten graph, as text, and nothing else.")
+    ] = False,
     kernels: Annotated[
-        bool, typer.Option("--kernels", help="Print every kernel with its resources.")
+        bool, typer.Option("--kernels", help="List every kernel with its resources.")
     ] = False,
     decisions: Annotated[
-        bool, typer.Option("--decisions", help="Print every fusion that fired or was refused.")
+        bool, typer.Option("--decisions", help="List every fusion that fired or was refused.")
     ] = False,
 ) -> None:
-    """Show what is in an artifact and why each fusion fired or was refused.
+    """Show what is in an artifact; nothing of it is executed.
 
-    Nothing of the artifact is executed.
+    Inputs, outputs, weights, kernels, memory, what is left to onnxruntime, and what was fused.
     """
     if json and graph:
         raise UsageError("`--json` and `--graph` exclude each other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -27,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 
 def list_(
-    subject: Annotated[Subject, typer.Argument(help="What to list.")],
+    subject: Annotated[
+        Subject, typer.Argument(metavar="SUBJECT", help="`targets`, `passes` or `kernels`.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """List the targets, the passes in order, or the kernels."""
@@ -54,7 +57,8 @@ def _targets() -> tuple[list[str], list[list[str]]]:
 def _passes() -> tuple[list[str], list[list[str]]]:
     rows = []
     for number, each in enumerate(PIPELINE, start=1):
-        summary = (each.__doc__ or "").strip().split("\n")[0].rstrip(".")
+        about = sys.modules[each.__module__].__doc__ or ""
+        summary = " ".join(about.strip().split("\n\n")[0].split()).rstrip(".")
         rows.append([str(number), each.name, getattr(each, "fusion", None) or "", summary])
     return ["order", "pass", "fusion", "summary"], rows
 

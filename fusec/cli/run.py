@@ -21,24 +21,45 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    artifact: Annotated[Path, typer.Argument(help="An artifact that `fusec compile` wrote.")],
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="A file that `fusec compile` wrote.")
+    ],
     input: Annotated[
         Path,
-        typer.Option("--input", "-i", help="`.npz`, `.safetensors` or `.jsonl`; `-` is stdin."),
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="FILE",
+            help="`.npz`, `.safetensors` or `.jsonl`; `-` is `.jsonl` on standard input.",
+        ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The same kinds; by default `.jsonl` on stdout."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The same kinds; by default `.jsonl` on standard output.",
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Records in a batch, at most.")
+        int | None,
+        typer.Option(
+            "--batch-size", metavar="N", min=1, help="Records that are run at once, at most."
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="`cpu`, `hip:0` or `cuda:0`.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="`cpu`, `hip:0` or `cuda:0`.")
+    ] = "cpu",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads to use; default: all this process may.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Threads to use; by default all that this process may."
+        ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A safetensors file, if the artifact has no weights.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The weights, if they are not in the artifact."),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document about the run.")
@@ -46,7 +67,7 @@ def run(
 ) -> None:
     """Run batches of inputs through an artifact, in order.
 
-    A bad record is reported with its line, the rest is still done, and the exit code is 1.
+    A bad record is reported with its line and the rest is still done; the exit code is then 1.
     """
     if json and output is None:
         raise UsageError(
