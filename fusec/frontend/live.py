@@ -13,7 +13,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -145,24 +145,33 @@ def _export(
         spread = (*shapes[:positional], *by_name.values()) if not call.kwargs else by_name
         if call.kwargs and positional:
             spread = {**dict(zip(_names(module, positional), shapes, strict=False)), **by_name}
-    try:
-        with quiet(), evaluating(module), _ConstantsOnMeta():
-            return torch.export.export(
-                module,
-                call.args,
-                dict(call.kwargs),
-                dynamic_shapes=spread,
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=deferred,
-            )
-    except EXPORT_FAILURES as error:
-        text = str(error)
-        if named and _about_dims(text):
-            raise _DimsRefusedError(text) from None
-        kind = type(module).__name__
-        hint = "`torch.export.export(module, args)` has to accept the model"
-        message = f"`torch.export` cannot export `{kind}`: {_short(text) or type(error).__name__}"
-        raise InputError(message, hint=hint) from error
+    # Code that makes tensors without saying where is met by a second attempt, with meta as default.
+    first = next(module.parameters(), None)
+    on_meta = first is not None and first.device.type == "meta"
+    places: list[AbstractContextManager[object]] = [nullcontext()]
+    places += [torch.device("meta")] if on_meta else []
+    failure: BaseException | None = None
+    for place in places:
+        try:
+            with quiet(), evaluating(module), _ConstantsOnMeta(), place:
+                return torch.export.export(
+                    module,
+                    call.args,
+                    dict(call.kwargs),
+                    dynamic_shapes=spread,
+                    strict=False,
+                    prefer_deferred_runtime_asserts_over_guards=deferred,
+                )
+        except EXPORT_FAILURES as error:
+            if named and _about_dims(str(error)):
+                raise _DimsRefusedError(str(error)) from None
+            failure = failure or error
+            if "device" not in str(error):
+                break
+    kind = type(module).__name__
+    hint = "`torch.export.export(module, args)` has to accept the model"
+    why = _short(str(failure)) or type(failure).__name__
+    raise InputError(f"`torch.export` cannot export `{kind}`: {why}", hint=hint) from failure
 
 
 def _about_dims(text: str) -> bool:

@@ -159,7 +159,14 @@ def _from_archive(path: Path, options: Options) -> Source:
     names = name_symbols(archive.program)
     specs = dim_specs(options.dims, names.values())
     promised = promise(archive.program, archive.guards, archive.shapes, archive.hints, names, specs)
-    graph, notes = _graph(promised, path.stem, archive.output_names)
+    try:
+        graph, notes = _graph(promised, path.stem, archive.output_names)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        # An archive is not trusted to be sound: to define what it names, to have the right types.
+        message = "the archive's program cannot be translated: it is damaged, or fusec is at fault"
+        detail = (f"{type(error).__name__}: {error}",)
+        hint = "export it again; if that changes nothing, report the archive"
+        raise InputError(message, at=str(path), detail=detail, hint=hint) from error
     return Source(
         "export", path.name, archive.fingerprint, graph, (), None, (*archive.notes, *notes)
     )
