@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ _MATHEMATICS = frozenset(
     "fmod ldexp log log10 log1p log2 nearbyint pow rint round sin sincos sinh sqrt tan tanh "
     "tgamma trunc".split()
 )
+
+_INCLUDES = re.compile(rb"^\s*#\s*include\s*<(fusec/[\w./-]+)>", re.MULTILINE)
 
 FUNCTIONS_PER_FILE = 24
 """Generated functions of one file: files are compiled in parallel."""
@@ -99,9 +102,8 @@ def link(
     """
     root = Path(fusec.kernels.__path__[0])
     units = _units(lowered, root)
-    headers = _headers_digest(root / "include")
     with tempfile.TemporaryDirectory(prefix="fusec-") as folder:
-        work = _Work(toolchain, lowered.target, root / "include", headers, cache, Path(folder))
+        work = _Work(toolchain, lowered.target, root / "include", cache, Path(folder))
         objects: list[Path] = []
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             for done, (path, was_cached) in enumerate(pool.map(work.compiled, units), start=1):
@@ -137,11 +139,18 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _headers_digest(include: Path) -> str:
+def _headers_digest(text: bytes, include: Path) -> str:
+    """The digest of the headers that a source includes, however indirectly."""
+    found: dict[str, bytes] = {}
+    names = _INCLUDES.findall(text)
+    while names:
+        name = names.pop().decode()
+        if name not in found:
+            found[name] = _read(include / name)
+            names += _INCLUDES.findall(found[name])
     state = hashlib.sha256()
-    for path in sorted(include.rglob("*.h")):
-        state.update(path.relative_to(include).as_posix().encode() + b"\0")
-        state.update(hashlib.sha256(path.read_bytes()).digest())
+    for name, header in sorted(found.items()):
+        state.update(name.encode() + b"\0" + hashlib.sha256(header).digest())
     return state.hexdigest()
 
 
@@ -155,14 +164,12 @@ class _Work:
         toolchain: Toolchain,
         target: Target,
         include: Path,
-        headers: str,
         cache: ObjectCache,
         folder: Path,
     ) -> None:
         self.toolchain = toolchain
         self.target = target
         self.include = include
-        self.headers = headers
         self.cache = cache
         self.folder = folder
         self.cached = 0
@@ -171,7 +178,8 @@ class _Work:
         """The object of `unit`, and whether it was there already."""
         flags = self.toolchain.flags(self.target, generated=unit.generated)
         state = hashlib.sha256()
-        for part in (self.toolchain.version, self.headers, *flags):
+        headers = _headers_digest(unit.text, self.include)
+        for part in (self.toolchain.version, headers, *flags):
             state.update(part.encode() + b"\0")
         state.update(unit.text)
         digest = state.hexdigest()
