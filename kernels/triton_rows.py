@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from fusec import symbolic
 from fusec.diagnostics import InternalError
 from fusec.ir import Graph, Node, TensorType
-from fusec.kernels.launch import Call, Launch, Layout, Param, Storage, TritonSource
+from fusec.kernels.launch import Call, Launch, Layout, Storage, TritonSource
+from fusec.kernels.registry import Kernel, Supports
 from fusec.symbolic import Dim, Expr
 from fusec.target import Family, Target
 
@@ -21,14 +22,26 @@ POINTER_TYPES = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16"}
 ROW_BLOCK = 8192
 """Elements of a row that one program holds at once."""
 
+MODULES = {
+    **{op: op for op in ("rms_norm", "add_rms_norm", "gated_rms_norm", "dual_rms_norm")},
+    **dict.fromkeys(("silu_mul", "gelu_mul", "swiglu_oai"), "silu_mul"),
+}
+"""The folder of the source that computes each operation."""
+
 ALIGNMENT = 16
 """A multiple of this, in bytes for pointers and in elements for strides, allows wide loads."""
 
 
-def row_length(type: TensorType) -> int | None:
-    """The length of the last axis, if it is known at compile time."""
+def row_length(type: TensorType) -> int:
+    """The length of the last axis.
+
+    Raises:
+        InternalError: it is not known at compile time; `supports_rows` refuses such operands.
+    """
     length = type.shape[-1] if type.shape else None
-    return length if isinstance(length, int) else None
+    if not isinstance(length, int):
+        raise InternalError(f"`{type}` has no rows of a known length")
+    return length
 
 
 def supports_rows(graph: Graph, node: Node, target: Target) -> str | None:
@@ -37,7 +50,7 @@ def supports_rows(graph: Graph, node: Node, target: Target) -> str | None:
         kind = graph.type(value)
         if kind.dtype not in POINTER_TYPES:
             return f"`%{value}` is {kind.dtype}, not one of {', '.join(POINTER_TYPES)}"
-        if row_length(kind) is None:
+        if not kind.shape or not isinstance(kind.shape[-1], int):
             return f"the rows of `%{value}: {kind}` have no length known at compile time"
     return None
 
@@ -91,37 +104,68 @@ def warps_of(block: int, target: Target) -> int:
 
 def launch_rows(
     call: Call,
-    module: str,
     function: str,
-    pointers: Sequence[tuple[str, Storage]],
-    integers: Sequence[tuple[str, Dim]],
-    floats: Sequence[tuple[str, float]],
+    operands: Mapping[str, Storage],
+    *,
+    floats: Mapping[str, float],
     constants: Mapping[str, int],
-    grid: tuple[Dim, Dim, Dim],
     block: int,
+    columns: Dim = 1,
 ) -> Launch:
-    """A launch whose arguments are pointers, then integers, then floats, then constants."""
+    """A launch with one program for each row, along the first axis of the grid.
+
+    Args:
+        call: what is computed.
+        function: in `triton_kernel.py` of the folder that `row_kernel` names.
+        operands: what is passed as pointers `p_NAME`; after all pointers come the elements
+            between the rows of each as `NAME_stride`, but for weights, whose names begin with w.
+        floats: further arguments, after the strides.
+        constants: compile-time arguments.
+        block: elements that a program holds at once.
+        columns: programs along the second axis of the grid.
+    """
+    strides = {
+        f"{name}_stride": row_stride(storage)
+        for name, storage in operands.items()
+        if not name.startswith("w")
+    }
     signature = [
-        *((name, POINTER_TYPES[storage.dtype]) for name, storage in pointers),
-        *((name, "i64") for name, _ in integers),
-        *((name, "fp32") for name, _ in floats),
+        *((f"p_{name}", POINTER_TYPES[storage.dtype]) for name, storage in operands.items()),
+        *((name, "i64") for name in strides),
+        *((name, "fp32") for name in floats),
     ]
-    divisible = [name for name, storage in pointers if is_divisible(storage.byte_offset)]
-    divisible += [name for name, value in integers if is_divisible(value)]
-    params: tuple[Param, ...] = (*(value for _, value in integers), *(x for _, x in floats))
+    divisible = [f"p_{name}" for name, each in operands.items() if is_divisible(each.byte_offset)]
+    divisible += [name for name, stride in strides.items() if is_divisible(stride)]
+    folder = MODULES[call.node.op]
     return Launch(
         symbol=function,
-        operands=tuple(storage for _, storage in pointers),
-        params=params,
-        grid=grid,
+        operands=tuple(operands.values()),
+        params=(*strides.values(), *floats.values()),
+        grid=(row_count(call.outputs[0]), columns, 1),
         triton=TritonSource(
-            module=f"fusec.kernels.{module}.triton_kernel",
+            module=f"fusec.kernels.{folder}.triton_kernel",
             function=function,
             signature=tuple(signature),
             constants=tuple(sorted(constants.items())),
             divisible=tuple(divisible),
             warps=warps_of(block, call.target),
         ),
+    )
+
+
+def row_kernel(
+    op: str, launch: Callable[[Call], Launch], supports: Supports = supports_rows
+) -> Kernel:
+    """The record of a kernel that works on rows."""
+    return Kernel(
+        op=op,
+        name=f"{op}.triton",
+        provider="triton",
+        families=FAMILIES,
+        source=f"{MODULES[op]}/triton_kernel.py",
+        supports=supports,
+        launch=launch,
+        layouts=row_layouts,
     )
 
 

@@ -5,17 +5,7 @@ from __future__ import annotations
 from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr, float_attr, int_attr
 from fusec.kernels.launch import Call, Launch
-from fusec.kernels.registry import Kernel
-from fusec.kernels.triton_rows import (
-    FAMILIES,
-    block_of,
-    launch_rows,
-    row_count,
-    row_layouts,
-    row_length,
-    row_stride,
-    supports_rows,
-)
+from fusec.kernels.triton_rows import block_of, launch_rows, row_kernel, row_length, supports_rows
 from fusec.target import Target
 
 LONGEST = 4096
@@ -23,28 +13,22 @@ LONGEST = 4096
 
 
 def _supports(graph: Graph, node: Node, target: Target) -> str | None:
-    length = row_length(graph.type(node.inputs[0])) or 0
-    if length > LONGEST:
-        return f"a row has {length} elements, more than {LONGEST}"
-    return supports_rows(graph, node, target)
+    refused = supports_rows(graph, node, target)
+    if refused is not None:
+        return refused
+    length = row_length(graph.type(node.inputs[0]))
+    return f"a row has {length} elements, more than {LONGEST}" if length > LONGEST else None
 
 
 def _launch(call: Call) -> Launch:
     x, weight, gate = call.inputs
-    (y,) = call.outputs
-    length = row_length(call.input_type(0)) or 0
+    length = row_length(call.input_type(0))
     block = block_of(length, LONGEST)
     return launch_rows(
         call,
-        "gated_rms_norm",
         "gated_rms_norm_kernel",
-        pointers=[("p_x", x), ("p_w", weight), ("p_gate", gate), ("p_y", y)],
-        integers=[
-            ("x_stride", row_stride(x)),
-            ("gate_stride", row_stride(gate)),
-            ("y_stride", row_stride(y)),
-        ],
-        floats=[("eps", float_attr(call.attrs, "eps"))],
+        {"x": x, "w": weight, "gate": gate, "y": call.outputs[0]},
+        floats={"eps": float_attr(call.attrs, "eps")},
         constants={
             "N": length,
             "BLOCK": block,
@@ -52,18 +36,8 @@ def _launch(call: Call) -> Launch:
             "SILU": int(call.attrs["activation"] == "silu"),
             "NORM_BEFORE_GATE": int(bool_attr(call.attrs, "norm_before_gate")),
         },
-        grid=(row_count(x), 1, 1),
         block=block,
     )
 
 
-TRITON = Kernel(
-    op="gated_rms_norm",
-    name="gated_rms_norm.triton",
-    provider="triton",
-    families=FAMILIES,
-    source="gated_rms_norm/triton_kernel.py",
-    supports=_supports,
-    launch=_launch,
-    layouts=row_layouts,
-)
+TRITON = row_kernel("gated_rms_norm", _launch, _supports)

@@ -2,4 +2,4 @@
 
 from fusec.kernels.silu_mul import cpu, triton
 
-KERNELS = (*cpu.KERNELS, triton.TRITON, triton.GELU_MUL_TRITON, triton.SWIGLU_OAI_TRITON)
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from fusec import symbolic
-from fusec.ir.types import str_attr
+from fusec.ir.types import float_attr, str_attr
 from fusec.kernels.launch import Call, Launch
-from fusec.kernels.registry import Kernel
-from fusec.kernels.triton_rows import (
-    FAMILIES,
-    block_of,
-    launch_rows,
-    row_count,
-    row_layouts,
-    row_length,
-    row_stride,
-    supports_rows,
-)
+from fusec.kernels.triton_rows import block_of, launch_rows, row_kernel, row_length
 
 BLOCK = 2048
 """Elements that one program computes: eight for each lane of four waves."""
@@ -29,46 +19,22 @@ def _activation(call: Call) -> int:
     return 3
 
 
-def _number(call: Call, name: str) -> float:
-    value = call.attrs.get(name, 0.0)
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
 def _launch(call: Call) -> Launch:
     gate, up = call.inputs
-    (y,) = call.outputs
-    length = row_length(call.output_type()) or 0
+    length = row_length(call.output_type())
     block = block_of(length, BLOCK)
+    clamped = call.node.op == "swiglu_oai"
     return launch_rows(
         call,
-        "silu_mul",
         "gated_activation_kernel",
-        pointers=[("p_gate", gate), ("p_up", up), ("p_y", y)],
-        integers=[
-            ("gate_stride", row_stride(gate)),
-            ("up_stride", row_stride(up)),
-            ("y_stride", row_stride(y)),
-        ],
-        floats=[("alpha", _number(call, "alpha")), ("limit", _number(call, "limit"))],
+        {"gate": gate, "up": up, "y": call.outputs[0]},
+        floats={
+            name: float_attr(call.attrs, name) if clamped else 0.0 for name in ("alpha", "limit")
+        },
         constants={"N": length, "BLOCK": block, "ACTIVATION": _activation(call)},
-        grid=(row_count(y), symbolic.ceil_divide(length, block), 1),
         block=block,
+        columns=symbolic.ceil_divide(length, block),
     )
 
 
-def _record(op: str) -> Kernel:
-    return Kernel(
-        op=op,
-        name=f"{op}.triton",
-        provider="triton",
-        families=FAMILIES,
-        source="silu_mul/triton_kernel.py",
-        supports=supports_rows,
-        launch=_launch,
-        layouts=row_layouts,
-    )
-
-
-TRITON = _record("silu_mul")
-GELU_MUL_TRITON = _record("gelu_mul")
-SWIGLU_OAI_TRITON = _record("swiglu_oai")
+TRITON = tuple(row_kernel(op, _launch) for op in ("silu_mul", "gelu_mul", "swiglu_oai"))
