@@ -10,7 +10,7 @@ Fuses, in an `attention` with a mask over (b, h, q, k),
 
 and any `and` of these, where q counts from T - S.  The mask is made of flags, or of numbers that
 are 0 where a key is kept and below -1e4 where not; numbers may be a sum, and then each addend is
-looked at.  What cannot be told stays a mask, narrow where it does not depend on b or h.
+looked at.  What cannot be told stays a mask; one of positions alone is made anew, [S, T].
 
 A query whose keys are all hidden by a finite number attends to all keys alike; where a mask may do
 that, the result is chosen between the attention and the mean of v.  The numbers of a mask that
@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeGuard
 
 from fusec import symbolic
+from fusec.diagnostics import InternalError
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attrs, TensorType, bool_attr
 from fusec.passes.attention_operands import MASKED, AttentionOperands
@@ -117,9 +118,9 @@ def _fold(
     pieces = _pieces(graph, operands.mask)
     found = _understood(terms, node, pieces, shape)
     build = Builder(graph, node)
-    kept = [_narrow(graph, piece) for piece in pieces if piece in found.stay]
+    kept = [_remade(build, terms, piece, shape, made) for piece in pieces if piece in found.stay]
     flags = graph.type(operands.mask).dtype == "bool"
-    if len(kept) < len(pieces):
+    if len(kept) < len(pieces) or kept != pieces:
         mask = _joined(build, "and" if flags else "add", kept)
     else:
         mask = _narrow(graph, operands.mask)
@@ -275,6 +276,107 @@ def _narrow(graph: Graph, value: str) -> str:
         value = node.inputs[0]
         node = graph.producer(value)
     return value
+
+
+def _remade(
+    build: Builder,
+    terms: Coordinates,
+    piece: str,
+    shape: tuple[Dim, ...],
+    made: dict[Predicate, str],
+) -> str:
+    """`piece` before it was expanded, or flags [S, T] if it holds them for each batch or head."""
+    graph = build.graph
+    narrow = _narrow(graph, piece)
+    kind = graph.type(narrow)
+    if kind.dtype != "bool" or all(size == 1 for size in kind.shape[:-2]):
+        return narrow
+    term = terms.broadcast(piece, shape)
+    if not _is_flag(term) or not _of_positions(term):
+        return narrow
+    if term not in made:
+        made[term] = _flags(build, term, shape[2:])
+    return made[term]
+
+
+def _of_positions(predicate: Predicate) -> bool:
+    """Whether `predicate` depends on nothing but the positions of query and key, and on sizes."""
+    match predicate:
+        case Element():
+            return False
+        case Not(part):
+            return _of_positions(part)
+        case Every(parts) | Some(parts):
+            return all(map(_of_positions, parts))
+    names = symbolic.symbols_of(predicate.what)
+    return not any(name.startswith(("%", "$")) and name not in ("$2", "$3") for name in names)
+
+
+def _flags(build: Builder, predicate: Predicate, shape: tuple[Dim, ...]) -> str:
+    """Flags [S, T] that hold where `predicate`, of positions alone, does."""
+    match predicate:
+        case Not(part):
+            return build.value("not", [_flags(build, part, shape)])
+        case Every(parts) | Some(parts):
+            op = "and" if isinstance(predicate, Every) else "or"
+            joined = _joined(build, op, [_flags(build, part, shape) for part in parts])
+            assert joined is not None
+            return joined
+        case Element():
+            raise InternalError("an element is no function of positions")
+    op = "ge" if isinstance(predicate, AtLeastZero) else "eq"
+    more, less = _sides(predicate.what)  # compared, so that no numbers [S, T] are made
+    flags = build.value(op, [_number(build, side, shape) for side in (more, less)])
+    if build.graph.type(flags).shape == shape:
+        return flags
+    return build.value("expand", [flags], {"shape": shape})
+
+
+def _sides(what: Dim) -> tuple[Dim, Dim]:
+    """What is added and what is taken away in `what`."""
+    more: Dim = 0
+    for monomial, factor in what.terms if isinstance(what, Expr) else ():
+        if factor > 0:
+            more = more + (Expr({monomial: factor}) if monomial else factor)
+    return more, more - what
+
+
+def _constant(build: Builder, value: Dim) -> str:
+    return build.value("constant", [], {"value": value, "dtype": "i64", "shape": ()})
+
+
+def _number(build: Builder, what: Dim, shape: tuple[Dim, ...]) -> str:
+    """The values of a size expression over the positions, [S, T] or what broadcasts to it."""
+    if isinstance(what, int) or not symbolic.symbols_of(what) & {"$2", "$3"}:
+        return _constant(build, what)
+    terms: list[str] = []
+    for monomial, factor in what.terms:
+        product = [_atom(build, atom, shape) for atom, power in monomial for _ in range(power)]
+        if factor != 1 or not product:
+            product.append(_constant(build, factor))
+        joined = _joined(build, "mul", product)
+        assert joined is not None
+        terms.append(joined)
+    total = _joined(build, "add", terms)
+    assert total is not None
+    return total
+
+
+def _atom(build: Builder, atom: symbolic.Atom, shape: tuple[Dim, ...]) -> str:
+    if atom.function is not None:
+        ops = {"//": "floordiv", "%": "mod", "min": "minimum", "max": "maximum"}
+        operands = [_number(build, argument, shape) for argument in atom.arguments]
+        joined = _joined(build, ops[atom.function], operands)
+        assert joined is not None
+        return joined
+    if atom.name not in ("$2", "$3"):
+        return _constant(build, symbolic.symbol(atom.name))
+    size = shape[0] if atom.name == "$2" else shape[1]
+    attrs: Attrs = {"size": size, "start": 0, "step": 1, "dtype": "i64"}
+    positions = build.value("iota", [], attrs)
+    if atom.name == "$3":
+        return positions
+    return build.value("reshape", [positions], {"shape": (size, 1)})
 
 
 def _joined(build: Builder, op: str, values: list[str]) -> str | None:
