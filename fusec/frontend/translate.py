@@ -10,13 +10,12 @@ anew.  Every step costs what the node costs, so translation is linear.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusec import symbolic
 from fusec.diagnostics import InternalError, UnsupportedError
 from fusec.dtypes import DTYPES
-from fusec.frontend import aten_ops
 from fusec.frontend.aten import (
     Argument,
     AtenGraph,
@@ -27,12 +26,12 @@ from fusec.frontend.aten import (
     AtenValue,
     Ref,
 )
+from fusec.frontend.aten_ops import TABLE
 from fusec.frontend.aten_ops import symbols as symbol_ops
 from fusec.frontend.aten_ops.base import (
     BY_PARTS,
     COMPLEX,
     REAL_OR_COMPLEX,
-    TABLE,
     Builder,
     Complex,
     Handler,
@@ -52,12 +51,13 @@ IGNORED = frozenset(
         "aten._assert_tensor_metadata.default",
         "aten.sym_constrain_range.default",
         "aten.sym_constrain_range_for_size.default",
+        "aten._print.default",
+        "torch._C._set_grad_enabled",
         "torch._check",
         "torch._check_is_size",
-        "_operator.setitem",
     }
 )
-"""Calls that only check."""
+"""Calls that only check, or print."""
 
 INLINED = frozenset(
     f"higher_order.{name}"
@@ -378,8 +378,11 @@ class _Translation:
                 arguments = [self._resolve(argument, values) for argument in node.args]
                 result = symbol_ops.compute(self.build, node.target, arguments)
                 values[value.name] = _Unknown(f"`{node.target}`") if result is None else result
-        if not node.outputs and functional(node.target) is not None:
-            raise self.build.unsupported(f"`{node.target}` writes where nothing reads it")
+        if not node.outputs:
+            raise self.build.unsupported(
+                f"`{node.target}` gives nothing back, so what it does cannot be kept",
+                "let it return what it writes",
+            )
 
     def _is_unknown(self, argument: Argument, values: Mapping[str, _Held]) -> bool:
         if isinstance(argument, Ref):
@@ -700,6 +703,3 @@ def _has_complex(value: object) -> bool:
 
 def _as_list(result: Result) -> Sequence[Val | View | Complex | SymFloat | None]:
     return result if isinstance(result, tuple) else (result,)
-
-
-_ = aten_ops, Callable

@@ -226,3 +226,27 @@ def test_a_buffer_may_be_overwritten() -> None:
     graph = import_module(Overwrite(), (torch.randn(2, 3),))
     assert not graph.parameters
     assert np.prod([1]) == 1
+
+
+def test_an_operation_that_gives_nothing_back_is_refused() -> None:
+    @torch.library.custom_op("fusec_tests::scale", mutates_args=("x",))
+    def scale(x: torch.Tensor) -> None:
+        x.mul_(2)
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> object:
+        a = x + 0
+        scale(a)
+        return a
+
+    with pytest.raises(UnsupportedError, match=r"fusec_tests\.scale\.default.* gives nothing back"):
+        import_module(Function(function), (torch.randn(3, 5), torch.randn(3, 4)))
+
+
+def test_checks_vanish() -> None:
+    def function(x: torch.Tensor, y: torch.Tensor) -> object:
+        torch._assert_async(x.sum() == x.sum(), "never")
+        torch._check(x.shape[0] > 1)  # type: ignore[no-untyped-call]
+        return x * 2
+
+    graph = check(Function(function), torch.randn(3, 5), torch.randn(3, 4))
+    assert [node.op for node in graph.nodes()] == ["constant", "mul"]

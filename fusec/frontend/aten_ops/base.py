@@ -17,7 +17,6 @@ from fusec.diagnostics import InternalError, UnsupportedError, VerifyError
 from fusec.dtypes import DTYPES
 from fusec.frontend.aten import AtenTensor
 from fusec.ir.graph import Graph, Origin
-from fusec.ir.ops import OPS
 from fusec.ir.ops.base import Array
 from fusec.ir.types import Attr, TensorType, broadcast
 from fusec.ir.weights import from_array
@@ -510,11 +509,6 @@ def pair(value: int | Sequence[int], count: int) -> tuple[int, ...]:
     return values * count if len(values) == 1 else values
 
 
-def known(op: str) -> bool:
-    """Whether `op` is an operation of the IR."""
-    return op in OPS
-
-
 def broadcast_shape(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
     """numpy's rule."""
     return broadcast(*shapes)
@@ -523,10 +517,3 @@ def broadcast_shape(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
 def float_eps(dtype: str) -> float:
     """The machine epsilon of a float dtype."""
     return {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}[dtype]
-
-
-def any_value(value: Any) -> Val:
-    """`value`, which the schema says is a tensor."""
-    if not isinstance(value, Val):
-        raise InternalError(f"expected a tensor, got `{value}`")
-    return value

@@ -133,6 +133,14 @@ def _one_hot(build: Builder, x: Val, num_classes: int = -1) -> Val:
     return build.cast(build.emit("eq", wide, build.iota(classes, x.dtype)), "i64")
 
 
+@aten("_make_dep_token", "_functional_assert_async.msg", "_functional_assert_scalar",
+      "_functional_sym_constrain_range", "_functional_sym_constrain_range_for_size")  # fmt: skip
+def _token(build: Builder, *args: object, **options: object) -> Val:
+    """A check in functional form hands on a token, which only other checks read."""
+    kind = build.result()
+    return build.full(kind.shape, 0, kind.dtype)
+
+
 @aten("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like",
       "bernoulli", "bernoulli.p", "multinomial", "normal_functional", "uniform",
       "exponential", "randint.low", "randint_like.low_dtype")  # fmt: skip

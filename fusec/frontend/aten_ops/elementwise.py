@@ -15,9 +15,6 @@ from fusec.frontend.aten_ops.base import (
     View,
     aten,
     broadcast_shape,
-    float_eps,
-    number_dtype,
-    promote,
 )
 from fusec.symbolic import Expr
 
@@ -708,6 +705,3 @@ def _conj(build: Builder, x: Val | Complex) -> Val | Complex:
     if isinstance(x, Complex) and "resolve" not in build.origin.op:
         return Complex(x.real, -x.imag)
     return x
-
-
-_ = float_eps, number_dtype, promote

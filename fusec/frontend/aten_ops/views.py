@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from fusec import symbolic
 from fusec.frontend.aten_ops.base import (
     END,
     TABLE,
@@ -284,7 +283,6 @@ def _diagonal(build: Builder, x: Val, offset: int = 0, dim1: int = 0, dim2: int 
     rest = [axis for axis in range(x.rank) if axis not in (a, b)]
     perm = (*rest, a, b)
     back = tuple(sorted(range(x.rank), key=lambda axis: perm[axis]))
-    rows, columns = x.shape[a], x.shape[b]
     length = build.result().shape[-1]
 
     def places() -> tuple[Val, Val]:
@@ -303,7 +301,6 @@ def _diagonal(build: Builder, x: Val, offset: int = 0, dim1: int = 0, dim2: int 
         attrs: Mapping[str, Attr] = {"axes": (x.rank - 2, x.rank - 1), "accumulate": False}
         return build.transpose(build.emit_all("index_put", (base, part, *places()), attrs)[0], back)
 
-    _ = rows, columns
     return View(forward, backward)
 
 
@@ -408,6 +405,3 @@ def _diagonal_scatter(
     attrs: Mapping[str, Attr] = {"axes": (x.rank - 2, x.rank - 1), "accumulate": False}
     moved = build.transpose(x, perm)
     return build.transpose(build.emit_all("index_put", (moved, src, *places), attrs)[0], back)
-
-
-_ = symbolic
