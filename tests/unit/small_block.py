@@ -1,0 +1,38 @@
+"""A model of a few nodes that is exported in a second, for tests that need an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+WIDTH = 48
+
+
+class Block(nn.Module):
+    """A residual join, a norm and a gated activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(WIDTH) * 0.1 + 1)
+        self.gate = nn.Linear(WIDTH, 64, bias=False)
+        self.up = nn.Linear(WIDTH, 64, bias=False)
+        self.down = nn.Linear(64, WIDTH, bias=False)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> dict[str, torch.Tensor]:
+        total = x + residual
+        scale = torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-6)
+        normed = self.weight * (total * scale)
+        hidden = nn.functional.silu(self.gate(normed)) * self.up(normed)
+        return {"y": self.down(hidden) + total}
+
+
+def export_block(path: Path) -> Path:
+    """Save the block as an archive whose size `batch` may be 1 to 64."""
+    rows = torch.export.Dim("batch", min=1, max=64)
+    inputs = (torch.randn(3, WIDTH), torch.randn(3, WIDTH))
+    program = torch.export.export(Block().eval(), inputs, dynamic_shapes=({0: rows}, {0: rows}))
+    torch.export.save(program, path)
+    return path
