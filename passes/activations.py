@@ -11,6 +11,7 @@ elements computes in f32 and rounds once.
 
 Leaves it alone when
   dtype  the casts around an activation differ in dtype
+  shape  a constant on the way widens x
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from fusec.passes.facts import with_cast
+from fusec.passes.facts import keeps_shape, with_cast
 from fusec.rewrite import FusionPass, Guard, Match, Maybe, Number, Op, Pattern, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -85,7 +86,7 @@ class Activations(FusionPass):
         *FORMS,
         Op("cast", (Op(ACTIVATIONS, (Op("cast", (X,), shared=True),), name="activation"),)),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_dtype,)
+    guards: ClassVar[tuple[Guard, ...]] = (_dtype, keeps_shape)
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the activation."""

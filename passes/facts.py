@@ -5,7 +5,8 @@ from __future__ import annotations
 from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr, ints_attr
 from fusec.passes.canonical.casts import holds_exactly
-from fusec.rewrite import Op, Pattern
+from fusec.rewrite import Match, Op, Pattern, Rejection
+from fusec.target import Target
 
 
 def with_cast(pattern: Op) -> tuple[Pattern, ...]:
@@ -35,6 +36,14 @@ def only_reader(graph: Graph, value: str) -> Node | None:
     """The node that alone reads `value`, if there is one."""
     users = graph.users(value)
     return users[0] if len(users) == 1 and graph.use_count(value) == 1 else None
+
+
+def keeps_shape(match: Match, target: Target) -> Rejection | None:
+    """Guard: the result has the shape of x, so that no constant on the way widens it."""
+    x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))
+    if x.shape == result.shape:
+        return None
+    return Rejection("shape", f"`{x}` is widened to `{result}`", match.root.name)
 
 
 def is_row_vector(graph: Graph, value: str, rows: str) -> bool:

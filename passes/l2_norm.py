@@ -9,6 +9,7 @@ Leaves it alone when
   axis   the sum is not over the last axis alone
   bound  the length is bounded from above as well
   dtype  the result is rounded to another dtype than that of x
+  shape  a constant on the way widens x
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Attr
-from fusec.passes.facts import reduces_rows, with_cast
+from fusec.passes.facts import keeps_shape, reduces_rows, with_cast
 from fusec.rewrite import FusionPass, Guard, Match, Maybe, Number, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -71,7 +72,7 @@ class L2Norm(FusionPass):
         ),
         Op("cast", (Op("l2_norm", (WIDENED,), name="norm"),)),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_axis, _bound, _dtype)
+    guards: ClassVar[tuple[Guard, ...]] = (_axis, _bound, _dtype, keeps_shape)
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the norm."""

@@ -11,6 +11,7 @@ Leaves it alone when
   axis    the mean is not over the last axis alone
   weight  the factor is not one number for each element of a row
   dtype   the mean is taken in fewer bits, or the result is rounded to another dtype, than x has
+  shape   a constant on the way widens x
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Attr
-from fusec.passes.facts import before_widening, is_row_vector, reduces_rows, with_cast
+from fusec.passes.facts import before_widening, is_row_vector, keeps_shape, reduces_rows, with_cast
 from fusec.rewrite import FusionPass, Guard, Match, Maybe, Number, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -76,7 +77,7 @@ class RmsNorm(FusionPass):
         Op("cast", (Op("rms_norm", (WIDENED,), name="norm"),)),
         Op("cast", (Op("rms_norm", (WIDENED, WEIGHT), name="norm"),)),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_axis, _weight, _dtype)
+    guards: ClassVar[tuple[Guard, ...]] = (_axis, _weight, _dtype, keeps_shape)
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the norm, and a cast where the product had another dtype than x."""

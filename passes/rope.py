@@ -109,6 +109,8 @@ def _fits(match: Match, found: Region) -> bool:
         assert stacked is not None
         shape = graph.type(stacked.output).shape
         paired = shape[-2:] == (found.half, 2) and int_attr(stacked.attrs, "axis") == last + 1
+        if "turned_pairs" in nodes and graph.type(pairs.output) != graph.type(match.values["base"]):
+            return False
         return paired and found.style == "interleaved" and len(shape) == last + 2
     return "turned" not in nodes or found.style == "half"
 
@@ -232,8 +234,11 @@ class Rope(FusionPass):
         if "rope" not in nodes and graph.type(x).dtype != wanted:
             x = build.value("cast", [x], {"dtype": wanted})
         tables = (before_widening(graph, match.values[name]) for name in ("cos", "sin"))
-        inputs = [x, *tables]
-        return {match.root.output: build.value("rope", inputs, attrs)}
+        value = build.value("rope", [x, *tables], attrs)
+        shape = graph.type(match.root.output).shape
+        if graph.type(value).shape != shape:  # pairs that were flattened together with the heads
+            value = build.value("reshape", [value], {"shape": shape})
+        return {match.root.output: value}
 
 
 def before_unpairing(graph: Graph, x: str) -> str | None:

@@ -38,7 +38,7 @@ def _limit(match: Match, target: Target) -> Rejection | None:
 
 def _shape(match: Match, target: Target) -> Rejection | None:
     gate, up = (match.graph.type(match.values[name]) for name in ("gate", "up"))
-    if gate.shape == up.shape:
+    if gate.shape == up.shape == match.graph.type(match.root.output).shape:
         return None
     return Rejection("shape", f"gate is `{gate}`, but up is `{up}`", match.values["up"])
 
