@@ -74,13 +74,13 @@ void gated_delta_rule(void* const* buffers, const int64_t* params) {
           for (int64_t i = 0; i < depth; ++i) {
             decay[i] = read_one<T>(gate, p.gate_kind, gate_at + i * p.gate_step);
           }
+          for_vectors(depth, [=](int64_t i, int count) {
+            store_some(decay + i, exp(load_some(decay + i, count)), count);
+          });
         } else {
-          float one = read_one<T>(gate, p.gate_kind, gate_at);
-          for (int64_t i = 0; i < depth; ++i) decay[i] = one;
+          Vec one = exp(set(read_one<T>(gate, p.gate_kind, gate_at)));
+          for_vectors(depth, [=](int64_t i, int count) { store_some(decay + i, one, count); });
         }
-        for_vectors(depth, [=](int64_t i, int count) {
-          store_some(decay + i, exp(load_some(decay + i, count)), count);
-        });
 
         // S = diag(decay) S, and what S holds for the key: two chains along the rows.
         Vec held[2][VECTORS];

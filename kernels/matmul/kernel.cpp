@@ -20,9 +20,6 @@ enum MatmulParam {
   HAS_BIAS,
 };
 
-// Panels of b are packed by the task that multiplies with them.
-constexpr int64_t GROUP = 8;
-
 template <class T, class Out = T>
 void matmul(void* const* buffers, const int64_t* p) {
   const T* a = static_cast<const T*>(buffers[0]);
@@ -32,18 +29,20 @@ void matmul(void* const* buffers, const int64_t* p) {
   Outer batches{p + BATCH};
   int64_t m = p[M], n = p[N], k = p[K];
   if (m == 0 || n == 0) return;
-  int64_t panels = ceil_div(n, PANEL), groups = ceil_div(panels, GROUP);
+  // Panels of b are packed by the task that multiplies with them.
+  int64_t panels = ceil_div(n, PANEL), task_panels = panels_per_task(panels, batches.count());
+  int64_t groups = ceil_div(panels, task_panels);
   int64_t pitch = block_pitch<T>(k), block_rows = min_of(m, TILE_ROWS);
   const int64_t row_sizes[OUTER_DIMS] = {1, 1, 1, m};
   const int64_t out_strides[OUTER_DIMS] = {0, 0, 0, p[OUT_ROW]};
   parallel_for(
-      batches.rows() * groups, grain_for(m * k * GROUP * 2), [&](int64_t begin, int64_t end, int) {
-        Scratch<T> packed(min_of(GROUP, panels) * panel_size<T>(k));
+      batches.rows() * groups, grain_for(m * k * task_panels * 2), [&](int64_t begin, int64_t end, int) {
+        Scratch<T> packed(task_panels * panel_size<T>(k));
         Scratch<Activations<T>> block(block_rows * pitch);
         alignas(64) float c[TILE_ROWS * PANEL];
         for (int64_t task = begin; task < end; ++task) {
-          int64_t batch = task / groups, first = task % groups * GROUP;
-          int64_t last = min_of(panels, first + GROUP);
+          int64_t batch = task / groups, first = task % groups * task_panels;
+          int64_t last = min_of(panels, first + task_panels);
           const T* a_matrix = a + batches.offset(batch, p + A_BATCH);
           const T* b_matrix = b + batches.offset(batch, p + B_BATCH);
           Epilogue<T, Out> epilogue{Outer{row_sizes}, out + batches.offset(batch, p + OUT_BATCH),

@@ -135,8 +135,9 @@ class Moe {
   // held[row] = activation of the gate and up products, as activations for the second product.
   void expand(const int64_t* row_token, const Block* blocks, int64_t block_count,
               Activations<T>* held, int64_t held_pitch) const {
-    constexpr int64_t GROUP = 8;
-    int64_t panels = ceil_div(p_.inner, PANEL), groups = ceil_div(panels, GROUP);
+    int64_t panels = ceil_div(p_.inner, PANEL);
+    int64_t task_panels = panels_per_task(panels, block_count);
+    int64_t groups = ceil_div(panels, task_panels);
     int64_t pitch = block_pitch<T>(p_.hidden), parts = p_.gated ? 2 : 1;
     int64_t size = panel_size<T>(p_.hidden), depth = padded_depth<T>(p_.hidden);
     parallel_for(block_count * groups, 1, [&](int64_t begin, int64_t end, int) {
@@ -152,7 +153,8 @@ class Moe {
                            rows + i * pitch);
           }
         }
-        int64_t first = task % groups * GROUP, last = min_of(panels, first + GROUP);
+        int64_t first = task % groups * task_panels;
+        int64_t last = min_of(panels, first + task_panels);
         for (int64_t panel = first; panel < last; ++panel) {
           const T* packed = gate_up_ + (block.expert * panels + panel) * parts * size;
           panel_product(rows, pitch, block.rows, packed, depth, gate);

@@ -263,6 +263,14 @@ struct Epilogue {
 // Rows of a tile: the block of activations and the part of the panel in use stay in the L2 cache.
 constexpr int64_t TILE_ROWS = 144;
 
+// How many panels a task multiplies with one block of rows: enough to make copying the rows cheap,
+// but no more than leaves a few tasks for every thread. The results do not depend on it.
+FUSEC_INLINE int64_t panels_per_task(int64_t panels, int64_t row_blocks) {
+  constexpr int64_t MOST = 16;
+  int64_t fair = ceil_div(panels * row_blocks, 4 * int64_t{fusec_threads()});
+  return max_of<int64_t>(1, min_of(fair, MOST));
+}
+
 // out[m][n] = epilogue(sum_k x[m][k] * weight[n][k]). `fill_row(m, target)` writes row m of the
 // left operand with fill_block_row, so that rows may be gathered, strided, or unfolded images.
 template <class T, class FillRow, class Out>
@@ -289,9 +297,8 @@ inline void packed_gemm(int64_t m, int64_t n, int64_t k, const T* packed, const 
     });
     return;
   }
-  // Every task copies its rows again, so it takes enough panels to make that cheap.
-  constexpr int64_t TASK_PANELS = 16;
-  int64_t groups = ceil_div(panels, TASK_PANELS);
+  int64_t task_panels = panels_per_task(panels, row_blocks);
+  int64_t groups = ceil_div(panels, task_panels);
   parallel_for(row_blocks * groups, 1, [&](int64_t begin, int64_t end, int) {
     Scratch<Activations<T>> block(block_rows * pitch);
     int64_t filled = -1;
@@ -302,8 +309,8 @@ inline void packed_gemm(int64_t m, int64_t n, int64_t k, const T* packed, const 
         for (int64_t i = 0; i < rows; ++i) fill_row(row + i, block + i * pitch);
         filled = row_block;
       }
-      int64_t last = min_of(panels, (group + 1) * TASK_PANELS);
-      for (int64_t panel = group * TASK_PANELS; panel < last; ++panel) {
+      int64_t last = min_of(panels, (group + 1) * task_panels);
+      for (int64_t panel = group * task_panels; panel < last; ++panel) {
         multiply(block, row, rows, panel);
       }
     }
