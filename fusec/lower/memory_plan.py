@@ -8,6 +8,7 @@ may have, so the plan is right for all shapes and tight for large ones.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -50,39 +51,52 @@ class MemoryPlan:
 
 @dataclass(slots=True)
 class _Slot:
+    """A slot in the making; `starts` and `ends` of what it holds are sorted and do not overlap."""
+
     number: int
+    judged: int
     sizes: list[Dim] = field(default_factory=list)
-    judged: int = 0
-    free_after: int = -1
+    starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+    def is_free(self, life: Lifetime) -> bool:
+        """Whether nothing that it holds lives at the same time."""
+        after = bisect_left(self.starts, life.first)
+        return (after == 0 or self.ends[after - 1] < life.first) and (
+            after == len(self.starts) or self.starts[after] > life.last
+        )
+
+    def take(self, life: Lifetime) -> None:
+        """Hold one more buffer."""
+        place = bisect_left(self.starts, life.first)
+        self.starts.insert(place, life.first)
+        self.ends.insert(place, life.last)
+        if life.bytes not in self.sizes:
+            self.sizes.append(life.bytes)
 
 
 def plan_memory(lifetimes: Sequence[Lifetime], ranges: Mapping[str, Range]) -> MemoryPlan:
     """Give each buffer a slot that holds nothing else while it lives.
+
+    The largest come first, so that a slot never grows; each takes the free slot that already holds
+    a buffer of its size, or else the smallest one that is free (Pisarchyk and Lee, "Efficient
+    Memory Management for Deep Neural Net Inference", 2020, greedy by size).
 
     Args:
         lifetimes: in any order; a buffer lives from step `first` to step `last`, both included.
         ranges: of the symbols.
     """
     largest = largest_sizes(ranges)
+    judged = {life.buffer: symbolic.evaluate(life.bytes, largest) for life in lifetimes}
     slots: list[_Slot] = []
     slot_of: dict[int, int] = {}
-    free: list[_Slot] = []
-    busy: list[_Slot] = []
-    for life in sorted(lifetimes, key=lambda life: (life.first, life.buffer)):
-        free += [slot for slot in busy if slot.free_after < life.first]
-        busy = [slot for slot in busy if slot.free_after >= life.first]
-        size = symbolic.evaluate(life.bytes, largest)
-        slot = min(free, key=lambda slot: _waste(slot, life.bytes, size), default=None)
+    for life in sorted(lifetimes, key=lambda life: (-judged[life.buffer], life.first, life.buffer)):
+        free = [slot for slot in slots if slot.is_free(life)]
+        slot = min(free, key=lambda slot: _waste(slot, life.bytes), default=None)
         if slot is None:
-            slot = _Slot(len(slots))
+            slot = _Slot(len(slots), judged[life.buffer])
             slots.append(slot)
-        else:
-            free.remove(slot)
-        if life.bytes not in slot.sizes:
-            slot.sizes.append(life.bytes)
-        slot.judged = max(slot.judged, size)
-        slot.free_after = life.last
-        busy.append(slot)
+        slot.take(life)
         slot_of[life.buffer] = slot.number
     return MemoryPlan(slot_of, tuple(tuple(_needed(slot.sizes)) for slot in slots))
 
@@ -93,14 +107,8 @@ def largest_sizes(ranges: Mapping[str, Range]) -> dict[str, int]:
     return {**sizes, "threads": THREADS}
 
 
-def _waste(slot: _Slot, size: Dim, judged: int) -> tuple[int, int, int]:
-    """Order of preference: the same expression, then the least growth, then the least left over."""
-    growth = max(0, judged - slot.judged)
-    return (
-        0 if size in slot.sizes and not growth else 1 + growth,
-        abs(slot.judged - judged),
-        slot.number,
-    )
+def _waste(slot: _Slot, size: Dim) -> tuple[bool, int, int]:
+    return (size not in slot.sizes, slot.judged, slot.number)
 
 
 def _needed(sizes: list[Dim]) -> list[Dim]:
