@@ -23,7 +23,6 @@ from typing import ClassVar, TypeAlias
 from fusec import symbolic
 from fusec.ir import Graph, Node
 from fusec.ir.types import float_attr, int_attr
-from fusec.passes.attention_mask import replaced
 from fusec.passes.attention_operands import AttentionOperands, factor
 from fusec.rewrite import Decision, DecisionLog, Pass
 from fusec.rewrite.coordinates import Coordinates, coordinate
@@ -69,8 +68,18 @@ def _fold(graph: Graph, node: Node, terms: Terms, log: DecisionLog) -> bool:
         after = replace(after, q=graph.node(node.name).inputs[0]).changed(scale=scale)
     if after == before:
         return False
-    replaced(build, graph.node(node.name), after, log)
+    _replace(build, graph.node(node.name), after, log)
     return True
+
+
+def _replace(build: Builder, node: Node, operands: AttentionOperands, log: DecisionLog) -> None:
+    """Put an `attention` of `operands` in place of `node`."""
+    graph = build.graph
+    result = build.value("attention", operands.inputs, operands.attrs)
+    graph.replace_uses(node.output, result)
+    graph.prune([node.name])
+    log.absorb([node.name])
+    log.add(Decision("attention", node.origin.path or node.name, "fired", node=result))
 
 
 def _repeated(graph: Graph, value: str, terms: Terms) -> tuple[str, Dim, Dim] | None:

@@ -205,17 +205,6 @@ def _given(node: Node) -> _Found:
     return _Found(causal, reach, None if causal else reach)
 
 
-def replaced(build: Builder, node: Node, operands: AttentionOperands, log: DecisionLog) -> str:
-    """Put an `attention` of `operands` in place of `node`."""
-    graph = build.graph
-    result = build.value("attention", operands.inputs, operands.attrs)
-    graph.replace_uses(node.output, result)
-    graph.prune([node.name])
-    log.absorb([node.name])
-    log.add(Decision("attention", node.origin.path or node.name, "fired", node=result))
-    return result
-
-
 def _pieces(graph: Graph, mask: str) -> list[str]:
     """The masks that `mask` joins; itself where they are too many."""
     op = "and" if graph.type(mask).dtype == "bool" else "add"
