@@ -271,6 +271,8 @@ def norms(x: Tensor, y: Tensor) -> object:
         F.group_norm(image, 2, scale, shift), F.group_norm(image, 4), F.instance_norm(image),
         F.batch_norm(image, shift, scale, scale, shift),
         F.batch_norm(x[:, :4], shift, scale.abs()),
+        torch._weight_norm(image, image[:, :1, :1, :1] + 3, 0),
+        torch._weight_norm(x, x[:1] + 3, 1), torch._weight_norm(x, x[:1, :1] + 3, -1),
     )  # fmt: skip
 
 

@@ -91,6 +91,16 @@ def _rms_norm(
     return result, build.emit("rsqrt", square + chosen)
 
 
+@aten("_weight_norm", "_weight_norm_interface")
+def _weight_norm(build: Builder, v: Val, g: Val, dim: int = 0) -> Val | tuple[Val, ...]:
+    """A weight kept as a direction and a length per index of `dim`."""
+    kept = v.axis(dim) if dim != -1 else -1
+    axes = [axis for axis in range(v.rank) if axis != kept]
+    length = build.emit("sqrt", build.reduce("reduce_sum", v * v, axes, True))
+    result = v * (g / length)
+    return result if len(build.declared) == 1 else (result, length)
+
+
 def _per_channel(build: Builder, weight: Val, rank: int) -> Val:
     """A [C] vector against [B, C, ...]."""
     return build.reshape(weight, (weight.shape[0], *(1,) * (rank - 2)))
