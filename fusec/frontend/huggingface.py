@@ -47,6 +47,9 @@ BUILD_FAILURES = (
 POSITION_LIMITS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
 """Where a configuration says how long a sequence may be."""
 
+POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
+"""What models call a table with an entry for each position."""
+
 LONGEST = 1 << 20
 """The longest sequence where it does not say."""
 
@@ -301,8 +304,11 @@ def model_call(model: Any, dims: Mapping[str, DimRequest] | None, attention_mask
     text = getattr(config, "get_text_config", lambda: config)()
     limits = (getattr(text, name, None) for name in POSITION_LIMITS)
     longest = next((most for most in limits if isinstance(most, int) and most > 1), LONGEST)
-    longest = min(longest, _positions(model))
-    specs = _specs(dims, {"batch": DimSpec(), "seq": DimSpec(maximum=longest)})
+    table = _positions(model)
+    specs = _specs(dims, {"batch": DimSpec(), "seq": DimSpec(maximum=min(longest, table))})
+    if (specs["seq"].maximum or 0) > table:
+        hint = f"ask for at most `seq={specs['seq'].minimum}:{table}`"
+        raise UsageError(f"`{kind}` has a table of {table} positions, `seq` needs more", hint=hint)
     sizes = sample_sizes(specs, sizes_of(model) | set(_config_integers(config)))
     ids = torch.zeros((sizes["batch"], sizes["seq"]), dtype=torch.int64, device=device)
     kwargs = {"input_ids": ids}
@@ -355,13 +361,15 @@ def _pixel_dtype(model: Any, shape: tuple[int, ...]) -> torch.dtype:
 
 
 def _positions(model: Any) -> int:
-    """How many positions the tables of positions have; those of RoBERTa begin after the padding."""
+    """How many positions the tables of positions have; some keep the first few for padding."""
     import torch
 
     lengths = [
-        table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        table.num_embeddings
+        - (0 if table.padding_idx is None else table.padding_idx + 1)
+        - (offset if isinstance(offset := getattr(table, "offset", 0), int) else 0)
         for name, table in model.named_modules()
-        if isinstance(table, torch.nn.Embedding) and name.endswith("position_embeddings")
+        if isinstance(table, torch.nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES
     ]
     return min(lengths, default=LONGEST)
 

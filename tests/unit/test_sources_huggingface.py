@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sample_models import NAMES, build, reference
 
-from fusec.diagnostics import InputError, UsageError
+from fusec.diagnostics import InputError, UnsupportedError, UsageError
 from fusec.dtypes import DTYPES
 from fusec.frontend import load_source
 from fusec.frontend.huggingface import computed_buffers, prepare_folder
@@ -86,7 +86,8 @@ def _check_numbers(folder: Path, mask: bool, shapes: tuple[tuple[int, int], ...]
         for name, found in interpret(source.graph, single).items():
             wanted = getattr(expected, name).numpy()
             error = np.abs(found - wanted).max() / np.abs(wanted).max()
-            assert error < 1e-5, f"{name} at {batch}x{length}: {error:.1e}"
+            # transformers computes delta rules and routers in float32 in any model.
+            assert error < 1e-4, f"{name} at {batch}x{length}: {error:.1e}"
 
 
 def _given(model: Any, batch: int, length: int, mask: bool) -> dict[str, torch.Tensor]:
@@ -242,6 +243,41 @@ def test_sizes_are_those_asked_for(llama: Path) -> None:
     assert graph.symbols == {"seq": (1, 64)}
     with pytest.raises(UsageError, match="no dynamic size called `time`"):
         load_source(llama, dims={"time": 4})
+
+
+def test_buffers_that_only_the_constructor_computes() -> None:
+    """Code that comes with a folder knows nothing of models on meta."""
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    class Waves(PreTrainedModel):  # type: ignore[misc]
+        config_class = PreTrainedConfig
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.table = torch.nn.Embedding(11, 6)
+            waves = 1 / 10 ** (torch.arange(6).float() / 6)
+            self.register_buffer("waves", waves, persistent=False)
+            self.post_init()
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.table(input_ids) * self.waves
+            return result
+
+    with torch.device("meta"):
+        model = Waves(PreTrainedConfig())
+    found = computed_buffers(model, ["waves"])["waves"]
+    assert torch.equal(found, Waves(PreTrainedConfig()).waves)
+    with pytest.raises(UnsupportedError, match="`lost`"):
+        computed_buffers(model, ["lost"])
+
+
+def test_no_more_positions_than_the_table_has(tmp_path: Path) -> None:
+    folder = build("bert", tmp_path / "bert", num_hidden_layers=1)
+    with pytest.raises(UsageError, match="table of 512 positions"):
+        load_source(folder, dims={"seq": (1, 600)})
+    graph = load_source(folder).graph
+    assert graph.symbols["seq"] == (1, 512)
+    assert graph.output_names == ["last_hidden_state", "pooler_output"]
 
 
 @pytest.mark.slow

@@ -172,6 +172,25 @@ def test_unknown_operations_are_taken_apart() -> None:
     assert not [node.op for node in graph.nodes() if node.op.startswith("aten.")]
 
 
+def test_numbers_in_code_keep_their_values_on_meta() -> None:
+    class Numbers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.empty(4, device="meta"))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x[:, [0, 2, 2, 1]] + torch.tensor(3.5, dtype=x.dtype, device=x.device)
+            return y * torch.tensor([[1, 2, 3, 4]], device=x.device) + self.scale
+
+    graph = load_source(Numbers(), example_inputs=torch.empty(2, 4, device="meta")).graph
+    assert [weight.name for weight in graph.parameters.values()] == ["scale"]
+    x, scale = np.random.default_rng(2).standard_normal((2, 2, 4)).astype(np.float32)
+    (name,) = graph.parameters
+    found = interpret(graph, {"x": x}, {name: scale[0]})["output"]
+    expected = (x[:, [0, 2, 2, 1]] + 3.5) * np.array([[1, 2, 3, 4]]) + scale[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 # --- factories ------------------------------------------------------------------------------
 
 
