@@ -148,31 +148,24 @@ def floor_divide(left: Dim, right: Dim) -> Dim:
     if isinstance(right, int):
         if right < 0:
             return floor_divide(_sum(0, left, -1), -right)
-        whole = {monomial: f // right for monomial, f in _terms(left) if f % right == 0}
-        rest = {monomial: f for monomial, f in _terms(left) if f % right != 0}
-        if not rest:
-            return _lowered(whole)
-        if whole:
-            return _lowered(whole) + floor_divide(_lowered(rest), right)
-    elif (quotient := _exact_quotient(left, right)) is not None:
+        return _divided_by_integer(left, right)
+    if (quotient := _exact_quotient(left, right)) is not None:
         return quotient
     return _atom("//", left, right)
 
 
 def modulo(left: Dim, right: Dim) -> Dim:
-    """`left % right`, simplified where it is exact for every value of the symbols."""
+    """`left % right`; by an integer n it is `left - n*(left//n)`, so that all forms meet.
+
+    `seq + (-seq)%64` and `64*((seq + 63)//64)` are then the same.
+    """
     if right == 0:
         raise ParseError("division by zero in a size expression")
     if isinstance(left, int) and isinstance(right, int):
         return left % right
-    if right == 1 or left in (0, right):
-        return 0
-    if isinstance(right, int) and right > 0:
-        rest = _lowered({monomial: f % right for monomial, f in _terms(left)})
-        if isinstance(rest, int):
-            return rest % right
-        return _atom("%", rest, right)
-    if isinstance(right, Expr) and _exact_quotient(left, right) is not None:
+    if isinstance(right, int):
+        return left - right * floor_divide(left, right)
+    if left in (0, right) or _exact_quotient(left, right) is not None:
         return 0
     return _atom("%", left, right)
 
@@ -324,6 +317,27 @@ def _times(left: Monomial, right: Monomial) -> Monomial:
 def _monomial_key(monomial: Monomial) -> tuple[int, tuple[tuple[int, str, int], ...]]:
     degree = sum(power for _, power in monomial)
     return -degree, tuple((*atom.key, power) for atom, power in monomial)
+
+
+def _divided_by_integer(left: Dim, right: int) -> Dim:
+    """`left // right` in one form: factors between -right/2 and right/2, the first one positive."""
+    whole: dict[Monomial, int] = {}
+    rest: dict[Monomial, int] = {}
+    for monomial, factor in _terms(left):
+        part = factor % right
+        if monomial and 2 * part > right:
+            part -= right
+        whole[monomial], rest[monomial] = (factor - part) // right, part
+    outside, inside = _lowered(whole), _lowered(rest)
+    if isinstance(inside, int):
+        return outside + inside // right
+    if inside.terms[0][1] < 0:
+        return outside - _divided_by_integer(right - 1 - inside, right)
+    common = math.gcd(right, *(factor for monomial, factor in inside.terms if monomial))
+    if common > 1:
+        shared = {m: factor // common for m, factor in inside.terms}
+        return outside + floor_divide(_lowered(shared), right // common)
+    return outside + _atom("//", inside, right)
 
 
 def _atom(function: str, *arguments: Dim) -> Expr:

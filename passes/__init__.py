@@ -75,6 +75,7 @@ FUSIONS = (
     "qk_norm_rope",
     "rope",
     "attention",
+    "attention_mask",
     "attention_quant",
     "gated_delta_rule",
     "moe",

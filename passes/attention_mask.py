@@ -10,7 +10,8 @@ Fuses, in an `attention` with a mask over (b, h, q, k),
 
 and any `and` of these, where q counts from T - S.  The mask is made of flags, or of numbers that
 are 0 where a key is kept and below -1e4 where not; numbers may be a sum, and then each addend is
-looked at.  What cannot be told stays a mask; one of positions alone is made anew, [S, T].
+looked at.  What cannot be told stays a mask, and
+is recorded as a refusal of `attention_mask`; one of positions alone is made anew, [S, T].
 
 A query whose keys are all hidden by a finite number attends to all keys alike; where a mask may do
 that, the result is chosen between the attention and the mean of v.  The numbers of a mask that
@@ -141,7 +142,7 @@ def _fold(
     )
     for piece, (code, reason) in found.stay.items():
         site = node.origin.path or node.name
-        log.add(Decision("attention", site, "refused", code, reason, node=piece))
+        log.add(Decision("attention_mask", site, "refused", code, reason, node=piece))
     if folded.inputs == node.inputs and folded.attrs == AttentionOperands.of(node).attrs:
         return False
     result = build.value("attention", folded.inputs, folded.attrs)
