@@ -25,6 +25,7 @@ from fusec.options import (
     parse_requirement,
     selected_passes,
 )
+from fusec.passes.hints import hint_for
 from fusec.report import artifact_name, counts_text, inspect_document, size_text
 from fusec.rewrite import DecisionLog, Pass, run_pipeline
 from fusec.runtime.artifact import Source as SourceRecord
@@ -236,6 +237,7 @@ def _rewritten(
     if dump_ir is not None:
         dump = Dump(Path(dump_ir) / target.name if by_target else Path(dump_ir), graph)
     run_pipeline(passes, graph, target, log, dump)
+    log.advise(hint_for)
     graph.drop_unused_parameters()
     check_requirements(requirements, log, target.name)
     return graph, log

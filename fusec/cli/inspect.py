@@ -112,7 +112,9 @@ def _residual(residual: list[dict[str, Any]]) -> list[str]:
 
 
 def _kernels(target: dict[str, Any]) -> str:
-    names = sorted({key for kernel in target["kernels"] for key in kernel["resources"]})
+    names: list[str] = []  # registers and the like mean nothing on a CPU
+    if target["family"] != "cpu":
+        names = sorted({key for kernel in target["kernels"] for key in kernel["resources"]})
     header = ["kernel", "op", "provider", "bytes", *names, "symbol"]
     rows = [
         [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 
@@ -61,6 +61,13 @@ class DecisionLog:
         for node in nodes:
             for key in self._by_node.pop(node, ()):
                 self._decisions.pop(key, None)
+
+    def advise(self, hint_for: Callable[[str, str], str | None]) -> None:
+        """Give each refusal without a hint the one for its fusion and code, if there is one."""
+        for key, decision in self._decisions.items():
+            if decision.code is not None and decision.hint is None:
+                hint = hint_for(decision.fusion, decision.code)
+                self._decisions[key] = replace(decision, hint=hint)
 
     def fired(self) -> Counter[str]:
         """How often each fusion fired."""

@@ -1,0 +1,87 @@
+"""What a person can change so that a refused fusion fires.
+
+One line for each code that the docstring of a fusion lists; a test compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+HINTS: Mapping[str, Mapping[str, str]] = {
+    "add_rms_norm": {
+        "shape": "give both sides of the residual join one shape",
+        "dtype": "keep the residual stream and the norm that reads it in one dtype",
+        "weight": "give the norm a weight, of ones if need be",
+    },
+    "attention": {
+        "axis": "take the softmax over the last axis of the scores, that of the keys",
+        "batch": "give q, k and v one batch size",
+        "dtype": "cast q, k and v to one dtype before the product",
+        "empty-rows": "hide keys by minus infinity or by flags, not by finite numbers",
+        "fill": "hide keys by minus infinity, or by the lowest number of the dtype",
+        "heads": "repeat the heads of k and v up to those of q; the fusion takes that back",
+        "mask-not-analysed": "make the mask from comparisons of positions; it is read whole now",
+        "mask-shape": "give the mask a shape that broadcasts to [batch, heads, queries, keys]",
+        "rank": "give q, k and v as [batch, heads, positions, size]",
+        "scores": "call `scaled_dot_product_attention`, or scale, cap and mask in this order",
+        "sinks-shape": "give one sink for each head",
+    },
+    "dual_rms_norm": {
+        "single": "only a model whose queries are low-rank as well (`q_lora_rank`) has both norms",
+        "offset": "multiply by the weight alike in both norms",
+        "weight": "give both norms a weight, of ones if need be",
+    },
+    "gated_delta_rule": {
+        "eps": "norm q and k with one eps, added under the root",
+        "heads": "repeat the heads of q and k alike, or of neither",
+    },
+    "gated_rms_norm": {"shape": "give the gate the shape of what is normed"},
+    "gelu_mul": {"shape": "give gate and up one shape"},
+    "merge_gate_up": {
+        "bias": "give both projections a bias, of zeros if need be, or neither",
+        "input": "project gate and up from one value",
+        "tied": "give the projection a weight of its own",
+        "weight": "keep the weight as a parameter: what is computed cannot be joined ahead of time",
+    },
+    "merge_qkv": {
+        "bias": "give all projections a bias, of zeros if need be, or none",
+        "tied": "give the projection a weight of its own",
+        "weight": "keep the weight as a parameter: what is computed cannot be joined ahead of time",
+    },
+    "moe": {
+        "activation": "use an activation that `moe` has; the products run one by one now",
+        "bias": "give both products a bias, picked by the expert of the row, or neither",
+        "experts": "multiply by one batch of matrices, one matrix an expert",
+        "gate": "make gate and up the halves, or the alternate columns, of one product",
+        "layout": "store both weights as [experts, out, in], or both as [experts, in, out]",
+        "offsets": "count the rows of each expert from the sorted indices",
+        "order": "sort the rows of tokens by expert, and put them back by the inverse order",
+        "routing": "multiply the output of each expert by one number a token",
+        "scores": "scatter the k scores of a token over zeros, at the indices of the top-k",
+        "sum": "add the outputs of a token's experts up at the end",
+        "tokens": "give every expert all tokens",
+    },
+    "rope": {
+        "dtype": "round the rotated value to the dtype that it had before",
+        "layout": "rotate the halves, or the even and odd elements, of one stretch of a row",
+        "shape": "give tables that broadcast to the rotated elements",
+        "table": "make the table as `cat((angles, angles), -1)`, or store it",
+    },
+    "silu_mul": {"shape": "give gate and up one shape"},
+    "swiglu_oai": {
+        "limit": "clamp gate from above, and up on both sides, by one limit",
+        "shape": "give gate and up one shape",
+    },
+}
+"""By fusion and code."""
+
+ALWAYS: Mapping[str, str] = {
+    "cycle": "compute the operands of the fusion without its results",
+    "escapes": "remove the other reader, such as an output that is only looked at",
+}
+"""For the two codes that every fusion has."""
+
+
+def hint_for(fusion: str, code: str) -> str | None:
+    """What to change so that `fusion` is not refused by `code`; `None` if nobody knows."""
+    return HINTS.get(fusion, {}).get(code) or ALWAYS.get(code)
