@@ -453,8 +453,11 @@ def _ignores_rest(function: Callable[..., Any]) -> bool:
         for name, parameter in inspect.signature(inner).parameters.items()
         if parameter.kind is parameter.VAR_KEYWORD
     ]
-    used = {step.argval for step in dis.get_instructions(inner) if step.opname.startswith("LOAD")}
-    return not (set(rest) & {name for name in used if isinstance(name, str)})
+    used: set[object] = set()
+    for step in dis.get_instructions(inner):
+        if "LOAD" in step.opname:  # from Python 3.13 one instruction may load two variables
+            used |= set(step.argval) if isinstance(step.argval, tuple) else {step.argval}
+    return used.isdisjoint(rest)
 
 
 def _refuse(log: list[Decision], candidate: _Candidate, code: str, reason: str) -> None:
