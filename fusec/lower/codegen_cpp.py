@@ -59,6 +59,8 @@ _CHEAP = frozenset(
 _SUM_BLOCK = 2048
 # Bytes of a row that one task takes, where rows can be cut.
 _TASK_ELEMENTS = 16384
+# Rows that are reduced side by side where they are neighbours in memory.
+_LANES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,9 @@ class _Printer:
         # Without rows the last axis is the inner loop, and may be cut into tasks.
         self.inner = region.row_axes or 1
         self.outer = len(region.axes) - self.inner
+        self.first_row = self.outer
+        # Set where a whole block of columns is reduced at once: accumulators are arrays then.
+        self.lane = ""
         self.per_element = [False] * len(region.values)
         self.stage = [0] * len(region.values)
         self.read_by_values = [False] * len(region.values)
@@ -199,6 +204,9 @@ class _Printer:
         region = self.region
         rows = self._product(region.axes[: self.outer])
         work = max(1, sum(self._cost(value) for value in region.values) // 4)
+        if self._has_columns():
+            self._column_tasks(work)
+            return
         if self.is_rows:
             columns = self._product(region.axes[self.outer :])
             self._line(f"const int64_t rows = {rows};")
@@ -295,7 +303,9 @@ class _Printer:
     def _one_a_row(self, operand: int) -> bool:
         if not self.is_rows:
             return False
-        return all(stride == 0 for stride in self.region.operands[operand].strides[self.outer :])
+        return all(
+            stride == 0 for stride in self.region.operands[operand].strides[self.first_row :]
+        )
 
     def _pass(self, stage: int) -> None:
         """One loop over the row: what is reduced and what is stored in this pass."""
@@ -403,6 +413,75 @@ class _Printer:
         kind = STORAGE_TYPES[self.region.operands[operand].dtype]
         return f"Narrow<{kind}>::from(v{value})"
 
+    # --- columns ----------------------------------------------------------------------------
+
+    def _has_columns(self) -> bool:
+        """Whether neighbours in memory belong to different rows, and rows are only reduced.
+
+        Then many rows are reduced side by side, each in its own lane.
+        """
+        values = self.region.values
+        if not self.is_rows or self.outer == 0 or max(self.stage) != 1:
+            return False
+        if any(value.op in ARG_REDUCTIONS | SCANS or value.op == "index" for value in values):
+            return False
+        if not all(self._one_a_row(store.operand) for store in self.region.stores):
+            return False
+        reads = [self.region.operands[self._operand(v)].strides for v in values if v.op == "load"]
+        steps = [strides[-1] for strides in reads if strides[-1] != 0]
+        return all(step != 1 for step in steps) and any(
+            strides[self.outer - 1] == 1 for strides in reads
+        )
+
+    def _column_tasks(self, work: int) -> None:
+        region = self.region
+        self.outer -= 1
+        column = f"j{self.outer}"
+        length = self._product(region.axes[self.first_row :])
+        self._line(f"const int64_t columns = {self.dim(region.axes[self.outer])};")
+        self._line(f"const int64_t blocks = ceil_div(columns, {_LANES});")
+        self._line(f"const int64_t tasks = {self._product(region.axes[: self.outer])} * blocks;")
+        self._open_parallel("tasks", f"grain_for({length} * {_LANES * work})", "task")
+        if self.outer:
+            self._line("const int64_t row = task / blocks;")
+        cut = "task % blocks" if self.outer else "task"
+        self._line(f"const int64_t first = ({cut}) * {_LANES};")
+        self._line(f"const int64_t last = min_of<int64_t>(columns, first + {_LANES});")
+        self._row_start()
+        folds = [n for n, value in enumerate(region.values) if value.op in REDUCTIONS]
+        for acc in (acc for position in folds for acc in self._accumulators(position)):
+            self._line(f"{acc.kind} {acc.name}[{_LANES}];")
+            self._line(f"for (int64_t k = 0; k < {_LANES}; ++k) {acc.name}[k] = {acc.start};")
+        self.lane = f"{column} - first"
+        axes = range(self.first_row, len(region.axes))
+        for axis in axes:
+            index = "j" if axis == axes[-1] else f"j{axis}"
+            self._open(
+                f"for (int64_t {index} = 0; {index} < {self.dim(region.axes[axis])}; ++{index})"
+            )
+        self._line("FUSEC_SIMD")
+        self._open(f"for (int64_t {column} = first; {column} < last; ++{column})")
+        for position, value in enumerate(region.values):
+            if self.stage[position] == 0:
+                self._define(position, value)
+        for position in folds:
+            self._fold(position, serial=True)
+        for _ in range(len(axes) + 1):
+            self._close()
+        self._open(f"for (int64_t {column} = first; {column} < last; ++{column})")
+        for position, value in enumerate(region.values):
+            if position in folds:
+                kind = compute_type(value.dtype)
+                self._line(f"const {kind} v{position} = {self._folded(position)};")
+            elif not self.per_element[position]:
+                self._define(position, value)
+        for store in region.stores:
+            target = self._element(store.operand)
+            self._line(f"{target} = {self._narrow(store.value, store.operand)};")
+        self._close()
+        self._close()
+        self._close("});")
+
     # --- values -----------------------------------------------------------------------------
 
     def _define(self, position: int, value: Value) -> None:
@@ -504,37 +583,37 @@ class _Printer:
         if value.op in ("reduce_any", "reduce_all") or kind == "bool":
             combine = self._accumulators(position)[0].combine
             flag = x if kind == "bool" else f"({x} != 0)"
-            self._line(f"{name} {combine}= static_cast<uint32_t>({flag});")
+            self._line(f"{self._at(name)} {combine}= static_cast<uint32_t>({flag});")
         elif value.op in ("reduce_sum", "reduce_mean", "reduce_prod"):
             combine = "*" if value.op == "reduce_prod" else "+"
-            part = f"{name}_part" if kind == "float" and not serial else name
-            self._line(
-                f"{part} = static_cast<decltype({part}+{part})>({part} {combine} {x});"
-                if kind in ("int8_t", "int16_t", "uint8_t")
-                else f"{part} {combine}= {x};"
-            )
+            part = f"{name}_part" if kind == "float" and not serial else self._at(name)
+            self._line(f"{part} {combine}= {x};")
         else:
             order = ">" if value.op == "reduce_max" else "<"
-            self._line(f"{name} = {x} {order} {name} ? {x} : {name};")
+            best = self._at(name)
+            self._line(f"{best} = {x} {order} {best} ? {x} : {best};")
             if kind in ("float", "double"):
-                self._line(f"{name}_nan |= static_cast<uint32_t>({x} != {x});")
+                self._line(f"{self._at(f'{name}_nan')} |= static_cast<uint32_t>({x} != {x});")
 
     def _folded(self, position: int) -> str:
         """The number that a finished fold gives."""
         value = self.region.values[position]
         kind = compute_type(self.region.values[value.args[0]].dtype)
-        name = f"a{position}"
         if value.op in ARG_REDUCTIONS:
-            return f"{name}_at"
+            return f"a{position}_at"
+        name, nan = self._at(f"a{position}"), self._at(f"a{position}_nan")
         if value.op == "reduce_mean":
-            count = self._product(self.region.axes[self.outer :])
+            count = self._product(self.region.axes[self.first_row :])
             wide = "double" if kind == "float" else kind
             return f"static_cast<{kind}>({name} / static_cast<{wide}>({count}))"
         if value.op in ("reduce_any", "reduce_all") or kind == "bool":
             return f"{name} != 0"
         if value.op in ("reduce_max", "reduce_min") and kind in ("float", "double"):
-            return f'{name}_nan != 0 ? static_cast<{kind}>(__builtin_nan("")) : {name}'
+            return f'{nan} != 0 ? static_cast<{kind}>(__builtin_nan("")) : {name}'
         return f"static_cast<{kind}>({name})"
+
+    def _at(self, accumulator: str) -> str:
+        return f"{accumulator}[{self.lane}]" if self.lane else accumulator
 
     def _scan_type(self, value: Value) -> str:
         kind = compute_type(value.dtype)

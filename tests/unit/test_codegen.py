@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lowered_runner import Compiled, stored
+from lowered_runner import Compiled, decoded, random_array, stored
 
 from fusec import symbolic
-from fusec.ir import Graph, TensorType
+from fusec.ir import Attrs, Graph, TensorType
 from fusec.ir.interpret import interpret
 from fusec.lower.codegen_cpp import literal
 from fusec.lower.region import Operand, Region, Store, Value, simplified
@@ -160,6 +160,37 @@ def test_powers(cache: Path) -> None:
     for number, exponent in enumerate(exponents):
         right = x.astype(np.float64) ** exponent
         np.testing.assert_allclose(results[f"y{number}"], right, rtol=5e-7)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64", "i32", "bool"])
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+def test_columns_are_reduced_side_by_side(cache: Path, dtype: str, axes: tuple[int, ...]) -> None:
+    rows = symbolic.symbol("rows")
+    graph = Graph("case", {"rows": (0, 4096)})
+    graph.add_input("x", TensorType(dtype, (3, rows, 77)))
+    attrs: Attrs = {"axes": axes, "keepdims": True}
+    if dtype == "bool":
+        graph.outputs = [graph.add(op, ["x"], attrs).output for op in ("reduce_any", "reduce_all")]
+    else:
+        ops = ["reduce_sum", "reduce_max", "reduce_min"]
+        ops += ["reduce_mean"] if TensorType(dtype, ()).element.is_float else []
+        graph.outputs = [graph.add(op, ["x"], attrs).output for op in ops]
+        raised = graph.add("neg", [graph.outputs[0]]).output
+        graph.outputs.append(raised)
+    graph.output_names = [f"y{number}" for number in range(len(graph.outputs))]
+    compiled = Compiled(graph, cache)
+    assert "FUSEC_SIMD" in compiled.lowered.generated_source()
+    assert "[64]" in compiled.lowered.generated_source()
+    x = random_array(np.random.default_rng(0), (3, 41, 77), dtype)
+    if dtype == "f32":
+        x[1, 7, 5] = np.nan
+    results, expected = compiled({"x": x}), interpret(graph, {"x": x})
+    for name, value in zip(graph.output_names, graph.outputs, strict=True):
+        result = decoded(results[name], graph.type(value).dtype)
+        tolerance = 1e-2 if dtype == "bf16" else 1e-5
+        np.testing.assert_allclose(
+            result.astype(np.float64), expected[name], rtol=tolerance, atol=tolerance, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])

@@ -363,7 +363,8 @@ FUSEC_INLINE float erf(float x) {
   return c * p / q;
 }
 
-// sin and cos: reduced in double by pi/2 in two parts, then polynomials on [-pi/4, pi/4].
+// sin and cos: reduced in double by pi/2 in two parts, then polynomials on [-pi/4, pi/4]. From 2^50
+// on, where neighbouring floats are many turns apart, the result is NaN.
 struct Quadrant {
   float r;
   uint32_t n;
@@ -376,7 +377,8 @@ FUSEC_INLINE Quadrant quadrant(float x) {
   r = __builtin_fma(n, -6.12323399573676603587e-17, r);
   uint64_t bits;
   __builtin_memcpy(&bits, &shifted, sizeof bits);
-  return {static_cast<float>(r), static_cast<uint32_t>(bits)};
+  bool fits = wide < 1125899906842624.0 && wide > -1125899906842624.0;
+  return {fits ? static_cast<float>(r) : float_of(0x7fc00000u), static_cast<uint32_t>(bits)};
 }
 FUSEC_INLINE float sin_polynomial(float r) {
   float square = r * r;
