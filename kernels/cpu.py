@@ -56,6 +56,16 @@ def float_kernel(graph: Graph, node: Node, target: Target) -> str | None:
     return None if dtype in FLOATS else f"it computes {', '.join(FLOATS)}, not {dtype}"
 
 
+def any_float_kernel(graph: Graph, node: Node, target: Target) -> str | None:
+    """Takes nodes whose first operand is in one of `FLOATS` or in f64."""
+    dtypes = [graph.type(value).dtype for value in node.inputs]
+    if dtypes[0] == "f64":
+        return None
+    if "f64" in dtypes:
+        return f"it does not mix f64 with {dtypes[0]}"
+    return float_kernel(graph, node, target)
+
+
 def row_layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
     """Strided rows for every operand and result of rank up to five, else dense ones."""
 
@@ -129,11 +139,15 @@ def one_axis(*dtypes: str) -> Supports:
     return supports
 
 
+WEIGHT_KINDS = {"f32": 2, "bf16": 3, "f16": 4}
+"""Numbers of `fusec::WeightKind` for weights of another dtype than the operand."""
+
+
 def weight_kind(weight: TensorType | None, x: TensorType) -> int:
     """How a row kernel reads a weight: see `WeightKind` in `include/fusec/rows.h`."""
     if weight is None:
         return 0
-    return 1 if weight.dtype == x.dtype else {"f32": 2, "bf16": 3, "f16": 4}[weight.dtype]
+    return 1 if weight.dtype == x.dtype else WEIGHT_KINDS[weight.dtype]
 
 
 def packed_size(dtype: str, rows: int, depth: int) -> int:
@@ -186,7 +200,7 @@ def cpp_kernel(
     op: str,
     launch: Callable[[Call], Launch],
     *,
-    supports: Callable[[Graph, Node, Target], str | None] = float_kernel,
+    supports: Supports = any_float_kernel,
     layouts: Layouts = row_layouts,
     source: str | None = None,
     name: str | None = None,

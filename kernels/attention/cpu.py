@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr, float_attr, int_attr
-from fusec.kernels.cpu import cpp_kernel, flags, float_kernel, operands
+from fusec.kernels.cpu import any_float_kernel, cpp_kernel, flags, operands
 from fusec.kernels.launch import Call, Launch, Layout, Param, Storage
 from fusec.target import Target
 
@@ -16,7 +16,7 @@ def _supports(graph: Graph, node: Node, target: Target) -> str | None:
         return "its mask is bool, f32, or of the dtype of the queries"
     if bool_attr(node.attrs, "has_sinks") and rest.pop(0) not in ("f32", dtype):
         return "its sinks are f32 or of the dtype of the queries"
-    return float_kernel(graph, node, target)
+    return any_float_kernel(graph, node, target)
 
 
 def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:

@@ -3,6 +3,7 @@
 // A task owns a block of query rows of the heads that share one key head, so that keys and values
 // are packed once for all of them. Running maximum, sum and output live in f32 (the online softmax
 // of FlashAttention); blocks of keys that no row of the task may see are never touched.
+#include <fusec/double.h>
 #include <fusec/gemm.h>
 
 namespace fusec {
@@ -293,6 +294,75 @@ void attention(void* const* buffers, const int64_t* params) {
   });
 }
 
+// One query row at a time, with all its scores at once.
+void attention_f64(void* const* buffers, const int64_t* params) {
+  Shape shape(params);
+  if (shape.batch == 0 || shape.heads == 0 || shape.queries == 0) return;
+  Operands operands(buffers, shape);
+  double scale = f64_param(params[19]), softcap = f64_param(params[20]);
+  int64_t group = shape.heads / shape.kv_heads;
+  auto masked = [&](int64_t b, int64_t h, int64_t s, int64_t t, double score) {
+    const int64_t* strides = shape.mask_strides;
+    int64_t at = b * strides[0] + h * strides[1] + s * strides[2] + t * strides[3];
+    if (shape.mask_kind == MASK_BOOL) {
+      return static_cast<const uint8_t*>(operands.mask)[at] ? score : -__builtin_inf();
+    }
+    return score + (shape.mask_kind == MASK_F32 ? static_cast<const float*>(operands.mask)[at]
+                                                : static_cast<const double*>(operands.mask)[at]);
+  };
+  int64_t work = shape.keys * (shape.depth + shape.value_depth + 40);
+  parallel_for(shape.batch * shape.heads * shape.queries, grain_for(work),
+               [&](int64_t begin, int64_t end, int) {
+    Scratch<double> scores(shape.keys), sums(shape.value_depth);
+    for (int64_t row = begin; row < end; ++row) {
+      int64_t s = row % shape.queries, h = row / shape.queries % shape.heads;
+      int64_t b = row / shape.queries / shape.heads, kv_head = h / group;
+      const double* q = static_cast<const double*>(operands.q) + b * shape.q_strides[0] +
+                        h * shape.q_strides[1] + s * shape.q_strides[2];
+      const double* k = static_cast<const double*>(operands.k) + b * shape.k_strides[0] +
+                        kv_head * shape.k_strides[1];
+      const double* v = static_cast<const double*>(operands.v) + b * shape.v_strides[0] +
+                        kv_head * shape.v_strides[1];
+      const uint8_t* padding = static_cast<const uint8_t*>(operands.padding);
+      double top = -__builtin_inf(), total = 0.0;
+      if (shape.sinks_kind) {
+        top = shape.sinks_kind == MASK_F32 ? static_cast<const float*>(operands.sinks)[h]
+                                           : static_cast<const double*>(operands.sinks)[h];
+      }
+      double sink = top;
+      int64_t first, last;
+      shape.visible(s, &first, &last);
+      for (int64_t t = first; t < last; ++t) {
+        double score = 0.0;
+        for (int64_t i = 0; i < shape.depth; ++i) score += q[i] * k[t * shape.k_strides[2] + i];
+        score *= scale;
+        if (softcap > 0.0) score = softcap * ::tanh(score / softcap);
+        if (shape.mask_kind) score = masked(b, h, s, t, score);
+        if (padding && !padding[b * shape.padding_strides[0] + t * shape.padding_strides[1]]) {
+          score = -__builtin_inf();
+        }
+        scores[t] = score;
+        if (score > top) top = score;
+      }
+      double shift = top == -__builtin_inf() ? 0.0 : top;
+      if (shape.sinks_kind) total = ::exp(sink - shift);
+      for (int64_t i = 0; i < shape.value_depth; ++i) sums[i] = 0.0;
+      for (int64_t t = first; t < last; ++t) {
+        double weight = ::exp(scores[t] - shift);
+        total += weight;
+        for (int64_t i = 0; i < shape.value_depth; ++i) {
+          sums[i] += weight * v[t * shape.v_strides[2] + i];
+        }
+      }
+      double* out = static_cast<double*>(operands.out) + b * shape.out_strides[0] +
+                    h * shape.out_strides[1] + s * shape.out_strides[2];
+      for (int64_t i = 0; i < shape.value_depth; ++i) {
+        out[i] = total == 0.0 ? 0.0 : sums[i] / total;
+      }
+    }
+  });
+}
+
 }  // namespace
 }  // namespace fusec
 
@@ -312,4 +382,7 @@ FUSEC_KERNEL void fusec_attention_bf16(void* const* buffers, const int64_t* para
 }
 FUSEC_KERNEL void fusec_attention_f16(void* const* buffers, const int64_t* params) {
   fusec::attention<fusec::f16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_attention_f64(void* const* buffers, const int64_t* params) {
+  fusec::attention_f64(buffers, params);
 }

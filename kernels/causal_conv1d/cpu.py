@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr, str_attr
-from fusec.kernels.cpu import cpp_kernel, flags, operands
+from fusec.kernels.cpu import cpp_kernel, flags, float_kernel, operands
 from fusec.kernels.launch import Call, Launch, Layout
 
 
@@ -28,5 +28,11 @@ def _causal_conv1d(call: Call) -> Launch:
 
 
 KERNELS = (
-    cpp_kernel("causal_conv1d", _causal_conv1d, layouts=_layouts, output_order=_output_order),
+    cpp_kernel(
+        "causal_conv1d",
+        _causal_conv1d,
+        supports=float_kernel,
+        layouts=_layouts,
+        output_order=_output_order,
+    ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusec.ir import Graph, Node
 from fusec.ir.types import int_attr, ints_attr
-from fusec.kernels.cpu import cpp_kernel, float_kernel, operands
+from fusec.kernels.cpu import any_float_kernel, cpp_kernel, operands
 from fusec.kernels.launch import Call, Launch, Layout
 from fusec.symbolic import Dim
 from fusec.target import Target
@@ -17,7 +17,7 @@ def _supports(graph: Graph, node: Node, target: Target) -> str | None:
     axes = graph.type(node.inputs[0]).rank - 2
     if axes > AXES:
         return f"it takes up to {AXES} spatial axes, not {axes}"
-    return float_kernel(graph, node, target)
+    return any_float_kernel(graph, node, target)
 
 
 def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:

@@ -198,6 +198,42 @@ void conv(void* const* buffers, const int64_t* params) {
   Conv<T>(parsed, buffers).run();
 }
 
+void conv_f64(void* const* buffers, const int64_t* params) {
+  ConvParams p(params);
+  const double* x = static_cast<const double*>(buffers[0]);
+  const double* weight = static_cast<const double*>(buffers[1]);
+  const double* bias = p.has_bias ? static_cast<const double*>(buffers[2]) : nullptr;
+  double* out = static_cast<double*>(buffers[p.has_bias ? 3 : 2]);
+  int64_t group_channels = p.channels / p.groups, group_filters = p.filters / p.groups;
+  int64_t positions = p.positions(), taps = p.taps();
+  parallel_for(p.batch * p.filters * positions, grain_for(group_channels * taps * 4),
+               [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t filter = i / positions % p.filters, batch = i / positions / p.filters;
+      const int64_t at[3] = {i % positions / p.out[2] / p.out[1], i / p.out[2] % p.out[1],
+                             i % p.out[2]};
+      int64_t channel = filter / group_filters * group_channels;
+      double sum = bias ? bias[filter] : 0.0;
+      for (int64_t c = 0; c < group_channels; ++c) {
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const int64_t tap_at[3] = {tap / p.kernel[2] / p.kernel[1], tap / p.kernel[2] % p.kernel[1],
+                                     tap % p.kernel[2]};
+          int64_t offset = batch * p.x_strides[0] + (channel + c) * p.x_strides[1];
+          bool inside_all = true;
+          for (int axis = 0; axis < 3; ++axis) {
+            int64_t in = at[axis] * p.stride[axis] + tap_at[axis] * p.dilation[axis] -
+                         p.padding[axis];
+            inside_all = inside_all && in >= 0 && in < p.in[axis];
+            offset += in * p.x_strides[2 + axis];
+          }
+          if (inside_all) sum += weight[(filter * group_channels + c) * taps + tap] * x[offset];
+        }
+      }
+      out[i] = sum;
+    }
+  });
+}
+
 }  // namespace
 }  // namespace fusec
 
@@ -214,4 +250,7 @@ FUSEC_KERNEL void fusec_conv_bf16(void* const* buffers, const int64_t* params) {
 }
 FUSEC_KERNEL void fusec_conv_f16(void* const* buffers, const int64_t* params) {
   fusec::conv<fusec::f16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_conv_f64(void* const* buffers, const int64_t* params) {
+  fusec::conv_f64(buffers, params);
 }

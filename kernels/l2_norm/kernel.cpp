@@ -1,5 +1,5 @@
 // l2_norm: every row divided by its length.
-#include <fusec/rows.h>
+#include <fusec/double.h>
 
 namespace fusec {
 namespace {
@@ -31,6 +31,26 @@ void l2_norm(void* const* buffers, const int64_t* params) {
   });
 }
 
+void l2_norm_f64(void* const* buffers, const int64_t* params) {
+  const double* x = static_cast<const double*>(buffers[0]);
+  double* out = static_cast<double*>(buffers[1]);
+  Outer outer{params + SIZES};
+  int64_t n = params[N];
+  double eps = f64_param(params[EPS]);
+  bool use_max = params[USE_MAX] != 0;
+  parallel_for(outer.rows(), grain_for(4 * n), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      const double* a = x + outer.offset(row, params + X);
+      double* o = out + outer.offset(row, params + OUT);
+      double squares = 0.0;
+      for (int64_t i = 0; i < n; ++i) squares += a[i] * a[i];
+      double length = ::sqrt(use_max ? squares : squares + eps);
+      if (use_max && length < eps) length = eps;
+      for (int64_t i = 0; i < n; ++i) o[i] = a[i] / length;
+    }
+  });
+}
+
 }  // namespace
 }  // namespace fusec
 
@@ -45,4 +65,7 @@ FUSEC_KERNEL void fusec_l2_norm_bf16(void* const* buffers, const int64_t* params
 }
 FUSEC_KERNEL void fusec_l2_norm_f16(void* const* buffers, const int64_t* params) {
   fusec::l2_norm<fusec::f16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_l2_norm_f64(void* const* buffers, const int64_t* params) {
+  fusec::l2_norm_f64(buffers, params);
 }

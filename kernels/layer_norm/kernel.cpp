@@ -1,5 +1,5 @@
 // layer_norm: out = (x - mean) * rsqrt(variance + eps) * weight + bias over the last dim.
-#include <fusec/rows.h>
+#include <fusec/double.h>
 
 namespace fusec {
 namespace {
@@ -47,6 +47,32 @@ void layer_norm(void* const* buffers, const int64_t* params) {
   });
 }
 
+void layer_norm_f64(void* const* buffers, const int64_t* params) {
+  int next = 0;
+  const double* x = static_cast<const double*>(buffers[next++]);
+  const void* weight = params[WEIGHT] ? buffers[next++] : nullptr;
+  const void* bias = params[BIAS] ? buffers[next++] : nullptr;
+  double* out = static_cast<double*>(buffers[next]);
+  Outer outer{params + SIZES};
+  int64_t n = params[N];
+  double eps = f64_param(params[EPS]);
+  parallel_for(outer.rows(), grain_for(8 * n), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      const double* a = x + outer.offset(row, params + X);
+      double* o = out + outer.offset(row, params + OUT);
+      double sum = 0.0, squares = 0.0;
+      for (int64_t i = 0; i < n; ++i) sum += a[i];
+      double mean = sum / static_cast<double>(n);
+      for (int64_t i = 0; i < n; ++i) squares += (a[i] - mean) * (a[i] - mean);
+      double scale = 1.0 / ::sqrt(squares / static_cast<double>(n) + eps);
+      for (int64_t i = 0; i < n; ++i) {
+        double shift = bias ? weight_f64(bias, params[BIAS], i) : 0.0;
+        o[i] = (a[i] - mean) * scale * weight_f64(weight, params[WEIGHT], i) + shift;
+      }
+    }
+  });
+}
+
 }  // namespace
 }  // namespace fusec
 
@@ -61,4 +87,7 @@ FUSEC_KERNEL void fusec_layer_norm_bf16(void* const* buffers, const int64_t* par
 }
 FUSEC_KERNEL void fusec_layer_norm_f16(void* const* buffers, const int64_t* params) {
   fusec::layer_norm<fusec::f16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_layer_norm_f64(void* const* buffers, const int64_t* params) {
+  fusec::layer_norm_f64(buffers, params);
 }

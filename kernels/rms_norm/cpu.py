@@ -6,9 +6,9 @@ from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr, float_attr, int_attr, str_attr
 from fusec.kernels.cpu import (
     ACTIVATIONS,
+    any_float_kernel,
     cpp_kernel,
     flags,
-    float_kernel,
     operands,
     outer_params,
     weight_kind,
@@ -55,7 +55,7 @@ def _one_dtype(graph: Graph, node: Node, target: Target) -> str | None:
     first, second = graph.type(node.inputs[0]).dtype, graph.type(node.inputs[2]).dtype
     if first != second:
         return f"its two operands are `{first}` and `{second}`"
-    return float_kernel(graph, node, target)
+    return any_float_kernel(graph, node, target)
 
 
 def _gated_rms_norm(call: Call) -> Launch:

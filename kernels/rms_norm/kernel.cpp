@@ -1,5 +1,5 @@
 // rms_norm and its relatives: with a residual added before, with a gate after, two at once.
-#include <fusec/rows.h>
+#include <fusec/double.h>
 
 namespace fusec {
 namespace {
@@ -144,6 +144,96 @@ void gated_rms_norm(void* const* buffers, const int64_t* params) {
   });
 }
 
+// ---- f64 ----
+
+template <class Value>
+FUSEC_INLINE double inverse_rms_f64(int64_t n, double eps, const Value& value) {
+  double squares = 0.0;
+  for (int64_t i = 0; i < n; ++i) squares += value(i) * value(i);
+  return 1.0 / ::sqrt(squares / static_cast<double>(n) + eps);
+}
+
+int rms_norm_f64(void* const* buffers, const int64_t* params) {
+  int next = 0;
+  const double* x = static_cast<const double*>(buffers[next++]);
+  int64_t kind = params[NormParams::WEIGHT], n = params[NormParams::N];
+  const void* weight = kind ? buffers[next++] : nullptr;
+  double* out = static_cast<double*>(buffers[next++]);
+  Outer outer{params + NormParams::SIZES};
+  double eps = f64_param(params[NormParams::EPS]);
+  double offset = kind ? static_cast<double>(params[NormParams::WEIGHT_OFFSET]) : 0.0;
+  parallel_for(outer.rows(), grain_for(8 * n), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      const double* a = x + outer.offset(row, params + NormParams::X);
+      double* o = out + outer.offset(row, params + NormParams::OUT);
+      double scale = inverse_rms_f64(n, eps, [=](int64_t i) { return a[i]; });
+      for (int64_t i = 0; i < n; ++i) {
+        o[i] = a[i] * scale * (weight_f64(weight, kind, i) + offset);
+      }
+    }
+  });
+  return next;
+}
+
+void dual_rms_norm_f64(void* const* buffers, const int64_t* params) {
+  int used = rms_norm_f64(buffers, params);
+  rms_norm_f64(buffers + used, params + NormParams::COUNT);
+}
+
+void add_rms_norm_f64(void* const* buffers, const int64_t* params) {
+  int next = 0;
+  const double* x = static_cast<const double*>(buffers[next++]);
+  const double* residual = static_cast<const double*>(buffers[next++]);
+  int64_t kind = params[AddParams::WEIGHT], n = params[AddParams::N];
+  const void* weight = kind ? buffers[next++] : nullptr;
+  double* out = static_cast<double*>(buffers[next++]);
+  double* sum = static_cast<double*>(buffers[next]);
+  Outer outer{params + AddParams::SIZES};
+  double eps = f64_param(params[AddParams::EPS]);
+  double offset = kind ? static_cast<double>(params[AddParams::WEIGHT_OFFSET]) : 0.0;
+  parallel_for(outer.rows(), grain_for(8 * n), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      const double* a = x + outer.offset(row, params + AddParams::X);
+      const double* b = residual + outer.offset(row, params + AddParams::RESIDUAL);
+      double* o = out + outer.offset(row, params + AddParams::OUT);
+      double* s = sum + outer.offset(row, params + AddParams::SUM);
+      for (int64_t i = 0; i < n; ++i) s[i] = a[i] + b[i];
+      double scale = inverse_rms_f64(n, eps, [=](int64_t i) { return s[i]; });
+      for (int64_t i = 0; i < n; ++i) {
+        o[i] = s[i] * scale * (weight_f64(weight, kind, i) + offset);
+      }
+    }
+  });
+}
+
+void gated_rms_norm_f64(void* const* buffers, const int64_t* params) {
+  int next = 0;
+  const double* x = static_cast<const double*>(buffers[next++]);
+  int64_t kind = params[GatedParams::WEIGHT], n = params[GatedParams::N];
+  const void* weight = kind ? buffers[next++] : nullptr;
+  const double* gate = static_cast<const double*>(buffers[next++]);
+  double* out = static_cast<double*>(buffers[next]);
+  Outer outer{params + GatedParams::SIZES};
+  double eps = f64_param(params[GatedParams::EPS]);
+  double offset = kind ? static_cast<double>(params[GatedParams::WEIGHT_OFFSET]) : 0.0;
+  int64_t activation = params[GatedParams::ACTIVATION];
+  bool norm_first = params[GatedParams::NORM_BEFORE_GATE] != 0;
+  parallel_for(outer.rows(), grain_for(40 * n), [&](int64_t begin, int64_t end, int) {
+    Scratch<double> factors(n);
+    for (int64_t row = begin; row < end; ++row) {
+      const double* a = x + outer.offset(row, params + GatedParams::X);
+      const double* g = gate + outer.offset(row, params + GatedParams::GATE);
+      double* o = out + outer.offset(row, params + GatedParams::OUT);
+      for (int64_t i = 0; i < n; ++i) factors[i] = activate_f64(activation, g[i]);
+      double scale = inverse_rms_f64(
+          n, eps, [&](int64_t i) { return norm_first ? a[i] : a[i] * factors[i]; });
+      for (int64_t i = 0; i < n; ++i) {
+        o[i] = a[i] * factors[i] * scale * (weight_f64(weight, kind, i) + offset);
+      }
+    }
+  });
+}
+
 }  // namespace
 }  // namespace fusec
 
@@ -163,6 +253,9 @@ FUSEC_KERNEL void fusec_rms_norm_bf16(void* const* buffers, const int64_t* param
 FUSEC_KERNEL void fusec_rms_norm_f16(void* const* buffers, const int64_t* params) {
   fusec::rms_norm<fusec::f16>(buffers, params);
 }
+FUSEC_KERNEL void fusec_rms_norm_f64(void* const* buffers, const int64_t* params) {
+  fusec::rms_norm_f64(buffers, params);
+}
 
 // Two independent rms_norms in one step.
 // buffers: x1, [weight1], out1, x2, [weight2], out2
@@ -175,6 +268,9 @@ FUSEC_KERNEL void fusec_dual_rms_norm_bf16(void* const* buffers, const int64_t* 
 }
 FUSEC_KERNEL void fusec_dual_rms_norm_f16(void* const* buffers, const int64_t* params) {
   fusec::dual_rms_norm<fusec::f16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_dual_rms_norm_f64(void* const* buffers, const int64_t* params) {
+  fusec::dual_rms_norm_f64(buffers, params);
 }
 
 // sum = x + residual (rounded to the dtype), out = rms_norm of the unrounded sum
@@ -190,6 +286,9 @@ FUSEC_KERNEL void fusec_add_rms_norm_bf16(void* const* buffers, const int64_t* p
 FUSEC_KERNEL void fusec_add_rms_norm_f16(void* const* buffers, const int64_t* params) {
   fusec::add_rms_norm<fusec::f16>(buffers, params);
 }
+FUSEC_KERNEL void fusec_add_rms_norm_f64(void* const* buffers, const int64_t* params) {
+  fusec::add_rms_norm_f64(buffers, params);
+}
 
 // norm_before_gate: out = rms_norm(x) * activation(gate), else out = rms_norm(x * activation(gate))
 // buffers: x, [weight [N]], gate, out
@@ -203,4 +302,7 @@ FUSEC_KERNEL void fusec_gated_rms_norm_bf16(void* const* buffers, const int64_t*
 }
 FUSEC_KERNEL void fusec_gated_rms_norm_f16(void* const* buffers, const int64_t* params) {
   fusec::gated_rms_norm<fusec::f16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_gated_rms_norm_f64(void* const* buffers, const int64_t* params) {
+  fusec::gated_rms_norm_f64(buffers, params);
 }

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr, int_attr, str_attr
-from fusec.kernels.cpu import OUTER_DIMS, cpp_kernel, flags, float_kernel, operands, outer_params
+from fusec.kernels.cpu import (
+    OUTER_DIMS,
+    any_float_kernel,
+    cpp_kernel,
+    flags,
+    operands,
+    outer_params,
+)
 from fusec.kernels.launch import Call, Launch, Storage
 from fusec.symbolic import Dim
 from fusec.target import Target
@@ -20,7 +27,7 @@ def _supports(graph: Graph, node: Node, target: Target) -> str | None:
         return f"it takes operands of rank up to {OUTER_DIMS + 1}, not {x.rank}"
     if int_attr(node.attrs, "rotary_dim") % 2:
         return "it turns pairs, and `rotary_dim` is odd"
-    return float_kernel(graph, node, target)
+    return any_float_kernel(graph, node, target)
 
 
 def _broadcast(table: Storage, shape: tuple[Dim, ...]) -> Storage:

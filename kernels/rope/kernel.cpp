@@ -1,5 +1,5 @@
 // rope: rotary position embedding of the first `rotary` elements of every row.
-#include <fusec/rows.h>
+#include <fusec/double.h>
 
 namespace fusec {
 namespace {
@@ -94,6 +94,30 @@ void rope(void* const* buffers, const int64_t* p) {
   });
 }
 
+void rope_f64(void* const* buffers, const int64_t* p) {
+  const double* x = static_cast<const double*>(buffers[0]);
+  double* out = static_cast<double*>(buffers[3]);
+  Outer outer{p + SIZES};
+  int64_t depth = p[D], rotary = p[ROTARY], half = rotary / 2;
+  bool interleaved = p[INTERLEAVED] != 0, pairs_out = interleaved && !p[DEINTERLEAVE];
+  parallel_for(outer.rows(), grain_for(4 * depth), [&](int64_t begin, int64_t end, int) {
+    Scratch<double> turned(depth);
+    for (int64_t row = begin; row < end; ++row) {
+      const double* a = x + outer.offset(row, p + X);
+      int64_t cos_at = outer.offset(row, p + COS), sin_at = outer.offset(row, p + SIN);
+      for (int64_t i = 0; i < half; ++i) {
+        double c = weight_f64(buffers[1], p[TABLE_KIND], cos_at + i * p[TABLE_STEP]);
+        double s = weight_f64(buffers[2], p[TABLE_KIND], sin_at + i * p[TABLE_STEP]);
+        double u = interleaved ? a[2 * i] : a[i], v = interleaved ? a[2 * i + 1] : a[half + i];
+        turned[pairs_out ? 2 * i : i] = u * c - v * s;
+        turned[pairs_out ? 2 * i + 1 : half + i] = v * c + u * s;
+      }
+      for (int64_t i = rotary; i < depth; ++i) turned[i] = a[i];
+      memcpy(out + outer.offset(row, p + OUT), turned, static_cast<size_t>(depth) * sizeof(double));
+    }
+  });
+}
+
 }  // namespace
 }  // namespace fusec
 
@@ -111,4 +135,7 @@ FUSEC_KERNEL void fusec_rope_bf16(void* const* buffers, const int64_t* params) {
 }
 FUSEC_KERNEL void fusec_rope_f16(void* const* buffers, const int64_t* params) {
   fusec::rope<fusec::f16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_rope_f64(void* const* buffers, const int64_t* params) {
+  fusec::rope_f64(buffers, params);
 }

@@ -1,5 +1,5 @@
 // silu_mul, gelu_mul and swiglu_oai: activation(gate) * up, for gate and up anywhere in memory.
-#include <fusec/rows.h>
+#include <fusec/double.h>
 
 namespace fusec {
 namespace {
@@ -57,6 +57,32 @@ void gated_activation(void* const* buffers, const int64_t* p) {
   });
 }
 
+void gated_activation_f64(void* const* buffers, const int64_t* p) {
+  const double* gate = static_cast<const double*>(buffers[0]);
+  const double* up = static_cast<const double*>(buffers[1]);
+  double* out = static_cast<double*>(buffers[2]);
+  Outer outer{p + SIZES};
+  int64_t n = p[N];
+  double alpha = f64_param(p[ALPHA]), limit = f64_param(p[LIMIT]);
+  parallel_for(outer.rows(), grain_for(40 * n), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      const double* gates = gate + outer.offset(row, p + GATE);
+      const double* ups = up + outer.offset(row, p + UP);
+      double* o = out + outer.offset(row, p + OUT);
+      for (int64_t i = 0; i < n; ++i) {
+        double g = gates[i * p[GATE_STEP]], u = ups[i * p[UP_STEP]];
+        if (p[ACTIVATION] != ACTIVATION_SWIGLU_OAI) {
+          o[i] = activate_f64(p[ACTIVATION], g) * u;
+          continue;
+        }
+        g = g > limit ? limit : g;
+        u = u > limit ? limit : u < -limit ? -limit : u;
+        o[i] = g * sigmoid_f64(alpha * g) * (u + 1.0);
+      }
+    }
+  });
+}
+
 }  // namespace
 }  // namespace fusec
 
@@ -74,4 +100,7 @@ FUSEC_KERNEL void fusec_gated_activation_bf16(void* const* buffers, const int64_
 }
 FUSEC_KERNEL void fusec_gated_activation_f16(void* const* buffers, const int64_t* params) {
   fusec::gated_activation<fusec::f16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_gated_activation_f64(void* const* buffers, const int64_t* params) {
+  fusec::gated_activation_f64(buffers, params);
 }

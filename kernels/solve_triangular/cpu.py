@@ -15,7 +15,7 @@ def _supports(graph: Graph, node: Node, target: Target) -> str | None:
         return f"it solves in f32 and f64, not {out.dtype}"
     if out.rank - 2 > OUTER_DIMS:
         return f"it takes up to {OUTER_DIMS} batch dims, not {out.rank - 2}"
-    if not bool_attr(node.attrs, "left"):
+    if node.attrs.get("left") is False:
         return "it solves A X = B, not X A = B"
     return None
 
