@@ -106,7 +106,7 @@ def prepare_folder(
     if quantisation is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
         if stored:
-            message = f"the checkpoint is quantised by `{method}`, which is not read yet"
+            message = f"the checkpoint is quantised by `{method}`, which fusec does not read"
             raise UnsupportedError(message, at=str(folder), hint="give an unquantised checkpoint")
         config.quantization_config = None
         del config.quantization_config
