@@ -224,7 +224,7 @@ def _converted(dtype: DType, array: Array, declared: bool) -> Array | None:
         return array
     same_kind = source.kind in "iu" if dtype.is_integer else source.kind == "f" and dtype.is_float
     if not declared and dtype.is_integer and source.kind in "iu":
-        limits = np.iinfo(dtype.numpy)
+        limits = np.iinfo(str(dtype.numpy))
         if array.min() >= limits.min and array.max() <= limits.max:
             return array.astype(dtype.numpy)
     if same_kind and dtype.bits > 8 and np.can_cast(source, dtype.numpy, "safe"):

@@ -131,7 +131,7 @@ class _Header:
 
 
 class _Stream(Protocol):
-    def read(self, size: int = -1, /) -> bytes | memoryview: ...
+    def read(self, size: int = -1, /) -> bytes: ...
 
 
 class NpzFile:
@@ -155,8 +155,8 @@ class NpzFile:
                         self._streams[member.removesuffix(".npy")] = stream
             except (OSError, *_BAD_ZIP) as error:
                 raise InputError(f"cannot read `{path}`: {_reason(error)}") from None
-            for name, stream in self._streams.items():
-                self._headers[name] = self._header(name, stream)
+            for name, opened in self._streams.items():
+                self._headers[name] = self._header(name, opened)
             self._cleanup = cleanup.pop_all()
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -217,11 +217,11 @@ class _Memory:
     """Reads from an array as from a file."""
 
     def __init__(self, array: Array) -> None:
-        self._data = memoryview(array.reshape(-1).view(np.uint8))
+        self._data = array.reshape(-1).view(np.uint8).data
 
-    def read(self, size: int = -1, /) -> memoryview:
+    def read(self, size: int = -1, /) -> bytes:
         result, self._data = self._data[:size], self._data[size:]
-        return result
+        return bytes(result)
 
 
 # --- .safetensors ---------------------------------------------------------------------------

@@ -187,7 +187,7 @@ class ArraysWriter(Writer):
         for spec in self._outputs:
             array = np.ascontiguousarray(self._stored(spec, outputs[spec.name]))
             with write_errors(self._path):
-                self._scratch[spec.name].write(memoryview(array.reshape(-1).view(np.uint8)))
+                self._scratch[spec.name].write(array.reshape(-1).view(np.uint8).data)
 
     def write_error(self, record: BadRecord) -> None:
         """A record at fault has no rows."""

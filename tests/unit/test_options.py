@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fusec.diagnostics import RequirementError, UsageError
 from fusec.options import check_requirements, parse_dims, parse_requirement, selected_passes
 from fusec.passes import PIPELINE
