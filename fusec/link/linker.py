@@ -17,7 +17,7 @@ from fusec.kernels.cpu import CORE_SOURCES
 from fusec.link.cache import ObjectCache
 from fusec.link.elf import dynamic_symbols
 from fusec.link.toolchain import Toolchain
-from fusec.lower.codegen_cpp import GeneratedFunction, print_file
+from fusec.lower.codegen_cpp import print_file
 from fusec.lower.lowering import Lowered
 from fusec.target import Target
 
@@ -240,8 +240,3 @@ def _check(lowered: Lowered, defined: dict[str, int], undefined: frozenset[str])
 def _in_a_library(symbol: str) -> bool:
     name = symbol.partition("@")[0]
     return name in LIBRARY_SYMBOLS or name in _MATHEMATICS or name.removesuffix("f") in _MATHEMATICS
-
-
-def function_named(lowered: Lowered, symbol: str) -> GeneratedFunction | None:
-    """The generated function `symbol`, if it is one."""
-    return next((one for one in lowered.functions if one.symbol == symbol), None)

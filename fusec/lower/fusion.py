@@ -15,7 +15,7 @@ group: every reader computes them for itself.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from fusec.ir import Attr, Graph, Node, TensorType
@@ -281,8 +281,7 @@ class _Grouper:
                 if seen is None:
                     return False
                 registers[index] = seen
-        operands = sum(1 for one in group.nodes for value in one.inputs)
-        if operands + len(node.inputs) - len(registers) > MAX_OPERANDS + len(group.nodes):
+        if len(group.operand_axes) + len(node.inputs) - len(registers) > MAX_OPERANDS:
             return False
         reduced = self._row_axes(node)
         known = {**shared, **registers}
@@ -458,8 +457,3 @@ def _same(left: Attr, right: Attr) -> bool:
 def is_number(held: Attr) -> bool:
     """Whether `held` is a number or an expression."""
     return isinstance(held, bool | int | float | Expr)
-
-
-def operands_of(group: Group) -> Sequence[Node]:
-    """The nodes of a group in order."""
-    return group.nodes

@@ -11,7 +11,6 @@ Floats narrower than 32 bits are computed in f32 and rounded when they are store
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fusec.ir import Attr
@@ -163,14 +162,3 @@ def _renumbered(value: Value, number: dict[int, int]) -> Value:
         return value
     attrs = tuple((key, number[axis] if key == "axis" else held) for key, held in value.attrs)
     return replace(value, attrs=attrs)
-
-
-def dims_of(region: Region) -> Iterator[Dim]:
-    """Every size, step and number of `region` that may be an expression, in a fixed order."""
-    yield from region.axes
-    for operand in region.operands:
-        yield from operand.strides
-    for value in region.values:
-        for _, held in value.attrs:
-            if held is not None and not isinstance(held, bool | float | str | tuple):
-                yield held
