@@ -17,14 +17,16 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "axis": "take the softmax over the last axis of the scores, that of the keys",
         "batch": "give q, k and v one batch size",
         "dtype": "cast q, k and v to one dtype before the product",
-        "empty-rows": "hide keys by minus infinity or by flags, not by finite numbers",
         "fill": "hide keys by minus infinity, or by the lowest number of the dtype",
         "heads": "repeat the heads of k and v up to those of q; the fusion takes that back",
-        "mask-not-analysed": "make the mask from comparisons of positions; it is read whole now",
         "mask-shape": "give the mask a shape that broadcasts to [batch, heads, queries, keys]",
         "rank": "give q, k and v as [batch, heads, positions, size]",
         "scores": "call `scaled_dot_product_attention`, or scale, cap and mask in this order",
         "sinks-shape": "give one sink for each head",
+    },
+    "attention_mask": {
+        "empty-rows": "hide keys by minus infinity or by flags, not by finite numbers",
+        "mask-not-analysed": "make the mask from comparisons of positions; it is read whole now",
     },
     "dual_rms_norm": {
         "single": "only a model whose queries are low-rank as well (`q_lora_rank`) has both norms",

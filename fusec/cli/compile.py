@@ -140,7 +140,10 @@ def compile(
     ] = None,
     toolchain: Annotated[
         str | None,
-        typer.Option(help="The C++ compiler for CPU targets: `clang++`, `g++`, `zig` or a path."),
+        typer.Option(
+            metavar="COMPILER",
+            help="The C++ compiler for CPU targets: `clang++`, `g++`, `zig` or a path.",
+        ),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print what `fusec inspect --json` prints.")
