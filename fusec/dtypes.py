@@ -100,7 +100,7 @@ def bf16_to_f32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 def f32_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round to bfloat16 bits, to nearest even; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    bits = np.asarray(values, dtype=np.float32, order="C").view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
     quiet = (bits >> 16) | np.uint32(0x40)
     return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)

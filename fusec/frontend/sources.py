@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from fusec.diagnostics import InputError, UsageError
+from fusec.diagnostics import InputError, InternalError, UsageError
 from fusec.frontend.aten import AtenProgram
 from fusec.frontend.dims import DimRequest, DimSpec, dim_specs
 from fusec.frontend.sniff import HOW_TO_EXPORT, UNPICKLED_UNDER_TRUST, Kind, refusal, sniff
@@ -25,6 +25,9 @@ from fusec.rewrite.decisions import Decision
 
 if TYPE_CHECKING:
     from fusec.frontend.live import Call, Exported
+
+_UNSOUND = (KeyError, TypeError, AttributeError, IndexError, ValueError)
+"""What translating a program raises whose parts do not fit together."""
 
 SourceKind = Literal["export", "onnx", "huggingface", "module"]
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -161,7 +164,7 @@ def _from_archive(path: Path, options: Options) -> Source:
     promised = promise(archive.program, archive.guards, archive.shapes, archive.hints, names, specs)
     try:
         graph, notes = _graph(promised, path.stem, archive.output_names)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except (InternalError, *_UNSOUND) as error:
         # An archive is not trusted to be sound: to define what it names, to have the right types.
         message = "the archive's program cannot be translated: it is damaged, or fusec is at fault"
         detail = (f"{type(error).__name__}: {error}",)
