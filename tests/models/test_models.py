@@ -182,6 +182,23 @@ def test_every_decision_names_a_site_of_the_model(compiled_model: Compile) -> No
     assert ("add_rms_norm", "model.norm") in sites
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt_oss", "bert"])
+def test_padding_is_left_out(name: str, tmp_path: Path, compiled_model: Compile) -> None:
+    """With a mask, what counts is what PyTorch computes, whatever the padding holds."""
+    folder = compiled_model(name, "float32").folder
+    made = fusec.compile(folder, tmp_path / "m.fusec", target="cpu", attention_mask=True)
+    (target,) = made.document["targets"]
+    assert target["residual"] == []
+    mask = np.ones((3, 21), dtype=np.int64)
+    mask[0, :9] = 0
+    mask[1, 15:] = 0
+    given = {**tokens(3, 21), "attention_mask": mask}
+    got = fusec.load(made.path).run(given)
+    for output, values in eager(folder, given, torch.float32).items():
+        rows = slice(1, None) if values.ndim == 2 else mask.astype(bool)
+        assert largest_error(got[output][rows], values[rows]) <= FLOAT32_TOLERANCE
+
+
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path, compiled_model: Compile) -> None:
     made = compiled_model("llama", "float32")
     again = fusec.compile(made.folder, tmp_path / "again.fusec", target="cpu")
