@@ -95,7 +95,8 @@ def compile(
         require: fusions that must fire: `FUSION` or `FUSION>=N`.
         disable: passes to leave out.
         dtype: of a model folder: `f32`, `bf16` or `f16`; by default the configuration's.
-        weights: `embed` in the artifact, `external` beside it, or `none`.
+        weights: `embed` in the artifact, `external` beside it, or `none`; a source that has no
+            values, such as a folder with only `config.json`, gives `none`.
         attention_mask: whether a model folder also takes `attention_mask`.
         allow_host_fallback: whether a GPU target may leave operations to the host.
         trust_pickle: whether pickled modules may be loaded, which runs code in them.
@@ -171,6 +172,8 @@ def compile(
         residual={name: model for each in built for name, model in each.residual.items()},
         tokenizer=None if read.tokenizer_path is None else read.tokenizer_path.read_bytes(),
     )
+    if any(weight.read is None for each in built for weight in each.weights):
+        weights = "none"  # the source has names and shapes only, and says so in its notes
     with report.stage("wrote") as said:
         written = write_artifact(path, contents, storage=weights)
         document = inspect_document(open_artifact(path))

@@ -6,6 +6,7 @@ exported with.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from reference import Arrays, eager, images, largest_error, rms_error, tokens
 
 import fusec
 from fusec.api import Compiled
+from fusec.diagnostics import ArtifactError
 from fusec.runtime import Model
 
 CAUSAL = (
@@ -197,6 +199,20 @@ def test_padding_is_left_out(name: str, tmp_path: Path, compiled_model: Compile)
     for output, values in eager(folder, given, torch.float32).items():
         rows = slice(1, None) if values.ndim == 2 else mask.astype(bool)
         assert largest_error(got[output][rows], values[rows]) <= FLOAT32_TOLERANCE
+
+
+def test_a_folder_without_weights_gives_names_and_shapes(
+    tmp_path: Path, compiled_model: Compile
+) -> None:
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    shutil.copy(compiled_model("llama", "float32").folder / "config.json", folder)
+    made = fusec.compile(folder, tmp_path / "llama.fusec", target="cpu")
+    weights = made.document["weights"]
+    assert weights["storage"] == "none"
+    assert weights["bytes"] > made.path.stat().st_size
+    with pytest.raises(ArtifactError, match="have to be given"):
+        fusec.load(made.path)
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path, compiled_model: Compile) -> None:
