@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from typing import Any, cast
 
 import typer
 
 from fusec import __version__
 from fusec.cli import compile, doctor, explain, inspect, list, run
 from fusec.cli.console import say
-from fusec.diagnostics import FusecError, InternalError
+from fusec.diagnostics import FusecError, InternalError, UsageError
 
 app = typer.Typer(
     name="fusec",
@@ -20,6 +22,9 @@ app = typer.Typer(
 )
 
 DEBUG = "--debug"
+
+WRONG_CALL = cast("tuple[type[Exception], ...]", typer.BadParameter.__bases__)
+"""What typer raises for wrong options; between its releases it has had several homes."""
 
 
 def _version(wanted: bool) -> None:
@@ -56,7 +61,13 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
     debug = DEBUG in given
     given = [DEBUG] * debug + [argument for argument in given if argument != DEBUG]
     try:
-        app(given, prog_name="fusec")
+        code = app(given, prog_name="fusec", standalone_mode=False)
+    except WRONG_CALL as error:
+        if not given:  # the help
+            say(error.format_message())
+        else:
+            say(_usage_error(error).render())
+        sys.exit(UsageError.exit_code)
     except FusecError as error:
         if debug:
             raise
@@ -74,3 +85,12 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
         say(f"error: a bug in fusec: {type(error).__name__}: {error}")
         say("\nhint: run the command again with `--debug` and report what it prints")
         sys.exit(InternalError.exit_code)
+    sys.exit(code or 0)
+
+
+def _usage_error(error: Any) -> UsageError:
+    """What typer says of a wrong call, in the words and the form of all other errors."""
+    said = error.format_message().strip().rstrip(".").replace("Value error, ", "")
+    said = re.sub(r"'([^']*)'|(?<![\w'-])(--[a-z][\w-]*)", r"`\1\2`", said)
+    command = "fusec" if error.ctx is None else error.ctx.command_path
+    return UsageError(said[:1].lower() + said[1:], hint=f"`{command} --help` shows what it takes")

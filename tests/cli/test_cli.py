@@ -248,7 +248,10 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("run", "ARTIFACT", "--input", "ROWS", "--device", "hip:0"), 5, "holds no code"),
     (("run", "ARTIFACT", "--input", "ROWS", "--json"), 2, "--output"),
     (("run", "ARTIFACT"), 2, "--input"),
-    (("list", "nothing"), 2, "nothing"),
+    (("compile", "--target", "cpu"), 2, "error: missing argument `SOURCE`\n\nhint: "),
+    (("compile", "ARCHIVE", "--tp", "2"), 2, "error: no such option: `--tp`"),
+    (("run", "ARTIFACT", "--input", "ROWS", "--threads", "0"), 2, "value for `--threads`"),
+    (("list", "nothing"), 2, "`nothing` is not one of `targets`, `passes`, `kernels`"),
     (("magic",), 2, "magic"),
 ]
 
