@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any, cast
+from typing import Any
 
 import typer
 
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 DEBUG = "--debug"
 
-WRONG_CALL = cast("tuple[type[Exception], ...]", typer.BadParameter.__bases__)
+WRONG_CALL: Any = typer.BadParameter.__bases__
 """What typer raises for wrong options; between its releases it has had several homes."""
 
 
