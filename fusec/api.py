@@ -40,6 +40,12 @@ class Reporter(Protocol):
     def stage(self, word: str) -> AbstractContextManager[list[str]]:
         """Enter a stage."""
 
+    def status(self, text: str) -> None:
+        """Say what is being done at the moment; the next text takes its place."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Say how much of a stage is done."""
+
 
 class Silent:
     """Tells nobody."""
@@ -48,6 +54,12 @@ class Silent:
     def stage(self, word: str) -> Iterator[list[str]]:
         """Enter a stage."""
         yield []
+
+    def status(self, text: str) -> None:
+        """Say nothing."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,7 @@ def compile(
             trust_pickle=trust_pickle,
             trust_remote_code=trust_remote_code,
             example_inputs=example_inputs,
+            report=report.status,
         )
         said += _said_of_source(read)
     with report.stage("rewrite") as said:
@@ -141,6 +154,7 @@ def compile(
                 allow_host_fallback=allow_host_fallback,
                 jobs=jobs or os.cpu_count() or 1,
                 toolchain=toolchain,
+                progress=report.progress,
             )
             for each in targets
         ]
@@ -175,7 +189,7 @@ def compile(
     if any(weight.read is None for each in built for weight in each.weights):
         weights = "none"  # the source has names and shapes only, and says so in its notes
     with report.stage("wrote") as said:
-        written = write_artifact(path, contents, storage=weights)
+        written = write_artifact(path, contents, storage=weights, progress=report.progress)
         document = inspect_document(open_artifact(path))
         said += [_said_of_file(path, written.bytes, document)]
     return Compiled(path, document)
@@ -205,7 +219,7 @@ def decide(
             attention_mask=False,
             trust_pickle=trust_pickle,
             trust_remote_code=trust_remote_code,
-            example_inputs=None,
+            report=report.status,
         )
         said += _said_of_source(read)
     with report.stage("rewrite") as said:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.status import Status
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -34,6 +35,8 @@ class Stages:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
+        self._word = ""
+        self._spinner: Status | None = None
 
     @contextmanager
     def stage(self, word: str) -> Iterator[list[str]]:
@@ -46,13 +49,25 @@ class Stages:
         if self.quiet:
             yield said
             return
-        with err.status(word):
+        self._word = word
+        with err.status(word) as self._spinner:
             yield said
+        self._spinner = None
         seconds = time.monotonic() - begin
         first, *rest = said or [""]
         say(f"{word:<9} {first:<70} {seconds:8.1f} s".rstrip())
         for line in rest:
             say(f"{'':<9} {line}")
+
+    def status(self, text: str) -> None:
+        """Show `text` beside the spinner."""
+        if self._spinner is not None:
+            self._spinner.update(f"{self._word:<9} {text}")
+
+    def progress(self, done: int, total: int) -> None:
+        """Show how much of the stage is done."""
+        if total:
+            self.status(f"{100 * done // total} %")
 
 
 @contextmanager

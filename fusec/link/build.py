@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -57,6 +57,7 @@ def build_target(
     allow_host_fallback: bool,
     jobs: int,
     toolchain: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Built:
     """Lower `graph` for `target`, compile what it needs, and check that it fits together.
 
@@ -66,6 +67,7 @@ def build_target(
         allow_host_fallback: whether a GPU target may leave operations to the host.
         jobs: compilers to run at once.
         toolchain: the C++ compiler for a CPU target; by default the first that is found.
+        progress: is told how many objects are ready, and of how many.
 
     Raises:
         UnsupportedError: operations cannot be lowered.
@@ -73,12 +75,19 @@ def build_target(
     """
     if target.is_gpu:
         return _build_gpu(graph, target, allow_host_fallback, jobs)
-    return _build_cpu(lower(graph, target), target, find_toolchain(toolchain), jobs)
+    return _build_cpu(lower(graph, target), target, find_toolchain(toolchain), jobs, progress)
 
 
-def _build_cpu(lowered: Lowered, target: Target, toolchain: Toolchain, jobs: int) -> Built:
+def _build_cpu(
+    lowered: Lowered,
+    target: Target,
+    toolchain: Toolchain,
+    jobs: int,
+    progress: Callable[[int, int], None] | None,
+) -> Built:
     models = _residual_models(lowered)
-    linked = link(lowered, toolchain, ObjectCache(default_cache_directory()), jobs=jobs)
+    cache = ObjectCache(default_cache_directory())
+    linked = link(lowered, toolchain, cache, jobs=jobs, progress=progress)
     entry = module_entry(target.arch, linked.code, "so")
     digest = hashlib.sha256(linked.code).hexdigest()
     kernels = tuple(
