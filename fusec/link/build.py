@@ -127,15 +127,18 @@ def _residual_models(lowered: Lowered) -> dict[str, bytes]:
     """What onnxruntime runs, by entry; refuses with every node that it cannot run."""
     models: dict[str, bytes] = {}
     refused: list[str] = []
+    failed = 0
     for residual in lowered.residual:
         try:
             node = lowered.graph.node(residual.node)
             models[residual.model] = build_residual(lowered.graph, node).data
         except UnsupportedError as error:
+            failed += 1
             refused += error.detail or (str(error),)
     if refused:
+        operations = "operation" if failed == 1 else "operations"
         raise UnsupportedError(
-            f"{len(refused)} operations can run neither natively nor on onnxruntime",
+            f"{failed} {operations} can run neither natively nor on onnxruntime",
             at=lowered.graph.name,
             detail=tuple(refused),
             hint="export the model without them, or with a model code that does not use them",
