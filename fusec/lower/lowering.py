@@ -179,13 +179,37 @@ def lower(graph: Graph, target: Target) -> Lowered:
     `residual`, with every reason.
 
     Raises:
-        UnsupportedError: the target is not a CPU.
+        UnsupportedError: the target is not a CPU, or a size depends on data.
     """
     if target.is_gpu:
         raise UnsupportedError(
             f"whole programs are not lowered for `{target.name}`", hint="compile for `cpu`"
         )
+    _check_sizes(graph)
     return _Lowering(graph, target).run()
+
+
+def _check_sizes(graph: Graph) -> None:
+    """Every size follows from the sizes of the inputs.
+
+    Raises:
+        UnsupportedError: one depends on the values of a tensor.
+    """
+    known = {name for value in graph.inputs for name in _symbols(graph, value)}
+    known |= {name for name, (least, most) in graph.symbols.items() if least == most}
+    for node in graph.nodes():
+        for value in node.outputs:
+            if unknown := _symbols(graph, value) - known:
+                raise UnsupportedError(
+                    f"the size `{min(unknown)}` depends on data: `{node.op}` makes it",
+                    at=node.origin.path or node.name,
+                    hint="give the model a version of that part whose sizes follow from its inputs",
+                )
+
+
+def _symbols(graph: Graph, value: str) -> frozenset[str]:
+    dims = graph.type(value).shape
+    return frozenset(name for dim in dims for name in symbolic.symbols_of(dim))
 
 
 @dataclass(frozen=True, slots=True)

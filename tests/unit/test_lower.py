@@ -16,7 +16,8 @@ from lowered_runner import Array, Compiled, decoded, host_target, random_array, 
 
 import fusec.lower.lowering
 from fusec import symbolic
-from fusec.ir import Graph, TensorType, Weight
+from fusec.diagnostics import UnsupportedError
+from fusec.ir import Graph, TensorType, Weight, parse_graph
 from fusec.ir.interpret import interpret
 from fusec.ir.weights import from_array
 from fusec.kernels.registry import NoKernel
@@ -363,3 +364,14 @@ def test_what_nothing_computes_is_residual_with_a_reason() -> None:
     assert [each.op for each in residual] == ["aten.special_i0", "sort"]
     assert "aten.special_i0" in residual[0].reason
     assert residual[0].model != residual[1].model
+
+
+def test_a_size_that_depends_on_data_is_refused() -> None:
+    text = """\
+graph @main(%x: f32[n, 4]) symbols(n in [1, 8], found in [0, 32]) {
+  %k: i64[2, found] = onnx.ai.NonZero(%x) {_version = 18}
+  return %k as "k"
+}
+"""
+    with pytest.raises(UnsupportedError, match="`found` depends on data: `onnx.ai.NonZero`"):
+        lower(parse_graph(text), host_target())
