@@ -29,10 +29,18 @@ class Block(nn.Module):
         return {"y": self.down(hidden) + total}
 
 
-def export_block(path: Path) -> Path:
-    """Save the block as an archive whose size `batch` may be 1 to 64."""
+class TiedBlock(Block):
+    """The block, with a weight that is read twice: gate and up cannot be joined."""
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = super().forward(x, residual)
+        return {"y": outputs["y"] + self.gate.weight.sum()}
+
+
+def export_block(path: Path, kind: type[Block] = Block) -> Path:
+    """Save a block as an archive whose size `batch` may be 1 to 64."""
     rows = torch.export.Dim("batch", min=1, max=64)
     inputs = (torch.randn(3, WIDTH), torch.randn(3, WIDTH))
-    program = torch.export.export(Block().eval(), inputs, dynamic_shapes=({0: rows}, {0: rows}))
+    program = torch.export.export(kind().eval(), inputs, dynamic_shapes=({0: rows}, {0: rows}))
     torch.export.save(program, path)
     return path

@@ -237,10 +237,11 @@ def test_written_commands_use_options_that_exist() -> None:
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the examples begin with."""
-    from small_block import WIDTH, export_block
+    from small_block import WIDTH, TiedBlock, export_block
 
     folder = tmp_path_factory.mktemp("example")
     export_block(folder / "block.pt2")
+    export_block(folder / "tied.pt2", TiedBlock)
     x, residual = np.random.default_rng(0).standard_normal((2, 5, WIDTH)).astype(np.float32)
     np.savez(folder / "rows.npz", x=x, residual=residual)
     (folder / "bad.jsonl").write_text('{"x": [1]}\nnot json\n', encoding="utf-8")
