@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -347,6 +348,15 @@ def test_python_examples_run(code: str, example: Path, monkeypatch: pytest.Monke
     """All blocks of a page, one after the other; what only shows a form is marked `py`."""
     monkeypatch.chdir(example)
     exec(compile(code, "page", "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("name", ["compile", "load"])
+def test_every_argument_is_on_the_page(name: str) -> None:
+    section = sections(DOCS / "python.md")[f"fusec.{name}"]
+    words = set(re.findall(r"\w+", section))
+    arguments = set(inspect.signature(getattr(fusec, name)).parameters)
+    # These two are given by position, and the third is for the command line.
+    assert arguments - {"source", "output", "reporter"} <= words
 
 
 # --- links ----------------------------------------------------------------------------------
