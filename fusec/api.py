@@ -81,6 +81,7 @@ def compile(
     *,
     target: str | Sequence[str] = "cpu",
     example_inputs: Mapping[str, object] | Sequence[object] | None = None,
+    dynamic_shapes: object = None,
     dims: Sequence[str] | Mapping[str, DimRequest] = (),
     require: Sequence[str] = (),
     disable: Sequence[str] = (),
@@ -103,6 +104,8 @@ def compile(
         output: the artifact; by default the source's name in the current folder.
         target: one or more architectures or products.
         example_inputs: tensors to export an `nn.Module` with, by name or position.
+        dynamic_shapes: names of the axes of these inputs that stay dynamic, in the form that
+            `torch.export.export` takes, such as `{"x": {0: "batch"}}`.
         dims: ranges of named sizes: `NAME=MIN:OPT:MAX`, or a mapping to `(1, 64)` and the like.
         require: fusions that must fire: `FUSION` or `FUSION>=N`.
         disable: passes to leave out.
@@ -137,6 +140,7 @@ def compile(
             trust_pickle=trust_pickle,
             trust_remote_code=trust_remote_code,
             example_inputs=example_inputs,
+            dynamic_shapes=dynamic_shapes,
             report=report.status,
         )
         said += _said_of_source(read)
