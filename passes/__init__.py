@@ -14,6 +14,7 @@ from fusec.passes.dual_rms_norm import DualRmsNorm
 from fusec.passes.gated_delta_rule import GatedDeltaRule
 from fusec.passes.gated_rms_norm import GatedRmsNorm
 from fusec.passes.gelu_mul import GeluMul
+from fusec.passes.grouped_weight import GroupedWeight
 from fusec.passes.l2_norm import L2Norm
 from fusec.passes.layer_norm import LayerNorm
 from fusec.passes.linear import Linear
@@ -46,6 +47,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     AttentionMask,
     Moe,
     DenseExperts,
+    GroupedWeight,
     CausalConv1d,
     GatedDeltaRule,
     # merge

@@ -147,7 +147,7 @@ def _weight(name: str, named: dict[str, np.ndarray]) -> np.ndarray:
         return np.concatenate([_weight(part, named) for part in name.split("+")])
     if name.endswith(".flat"):
         return _weight(name.removesuffix(".flat"), named)
-    return _weight(name.removesuffix("^T"), named).T
+    return _weight(name.removesuffix("^T"), named).swapaxes(-1, -2)
 
 
 def _update(case: Case, after: str | None, refused: list[str]) -> None:
