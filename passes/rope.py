@@ -109,7 +109,7 @@ def _fits(match: Match, found: Region) -> bool:
         assert stacked is not None
         shape = graph.type(stacked.output).shape
         paired = shape[-2:] == (found.half, 2) and int_attr(stacked.attrs, "axis") == last + 1
-        if "turned_pairs" in nodes and graph.type(pairs.output) != graph.type(match.values["base"]):
+        if "turned_pairs" in nodes and graph.type(pairs.output) != graph.type(match.values["x"]):
             return False
         return paired and found.style == "interleaved" and len(shape) == last + 2
     return "turned" not in nodes or found.style == "half"
