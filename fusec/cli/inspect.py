@@ -13,6 +13,10 @@ from fusec.report import counts_text, explain_text, inspect_document, size_text
 from fusec.runtime.artifact import open_artifact
 
 
+VERIFIED_BYTES = 256 << 20
+"""Weights inside an artifact up to this size are always compared with their digests."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command()(inspect)
@@ -32,6 +36,9 @@ def inspect(
     decisions: Annotated[
         bool, typer.Option("--decisions", help="List every fusion that fired or was refused.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every bit of large weights, too.")
+    ] = False,
 ) -> None:
     """Show what is in an artifact; nothing of it is executed.
 
@@ -40,6 +47,9 @@ def inspect(
     if json and graph:
         raise UsageError("`--json` and `--graph` exclude each other")
     opened = open_artifact(artifact)
+    table = opened.manifest.weights
+    if verify or (table.storage == "embed" and table.bytes <= VERIFIED_BYTES):
+        opened.verify_weights(opened.weights())
     if graph:
         data(opened.graph_text().rstrip())
         return

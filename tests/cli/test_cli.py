@@ -293,3 +293,18 @@ def test_module_and_version() -> None:
     command = [sys.executable, "-m", "fusec", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("fusec ")
+
+
+def test_a_flipped_bit_in_a_weight_is_seen(fusec: Fusec, artifact: Path, tmp_path: Path) -> None:
+    from fusec.runtime import open_artifact
+
+    opened = open_artifact(artifact)
+    name = opened.manifest.weights.tensors[0].name
+    held = bytes(opened.weights()[name])
+    data = artifact.read_bytes()
+    damaged = tmp_path / "damaged.fusec"
+    at = data.index(held) + len(held) // 2
+    damaged.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    done = fusec("inspect", damaged)
+    assert (done.code, done.out) == (5, "")
+    assert f"`{name}` is not the one that was written" in done.err
