@@ -12,7 +12,6 @@ from fusec.diagnostics import UsageError
 from fusec.report import counts_text, explain_text, inspect_document, size_text
 from fusec.runtime.artifact import open_artifact
 
-
 VERIFIED_BYTES = 256 << 20
 """Weights inside an artifact up to this size are always compared with their digests."""
 
