@@ -20,8 +20,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from fusec.passes.facts import keeps_shape, with_cast
-from fusec.rewrite import FusionPass, Guard, Match, Maybe, Number, Op, Pattern, Rejection, Var
+from fusec.passes.facts import keeps_dtype, keeps_shape, with_cast
+from fusec.rewrite import FusionPass, Guard, Match, Maybe, Number, Op, Pattern, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
 
@@ -69,14 +69,6 @@ FORMS: tuple[Op, ...] = (
 """Each root is named after the activation it is, and its attribute if it has one."""
 
 
-def _dtype(match: Match, target: Target) -> Rejection | None:
-    x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))
-    if x.dtype == result.dtype:
-        return None
-    reason = f"x is {x.dtype}, but the result is rounded to {result.dtype}"
-    return Rejection("dtype", reason, match.root.name)
-
-
 class Activations(FusionPass):
     """Tries every form in turn; then takes the casts around an activation away."""
 
@@ -86,7 +78,7 @@ class Activations(FusionPass):
         *FORMS,
         Op("cast", (Op(ACTIVATIONS, (Op("cast", (X,), shared=True),), name="activation"),)),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_dtype, keeps_shape)
+    guards: ClassVar[tuple[Guard, ...]] = (keeps_dtype, keeps_shape)
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the activation."""

@@ -46,6 +46,37 @@ def keeps_shape(match: Match, target: Target) -> Rejection | None:
     return Rejection("shape", f"`{x}` is widened to `{result}`", match.root.name)
 
 
+def keeps_dtype(match: Match, target: Target) -> Rejection | None:
+    """Guard: a cast at the root takes the result back to the dtype of x."""
+    if match.root.op != "cast":
+        return None
+    x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))
+    if x.dtype == result.dtype:
+        return None
+    reason = f"x is {x.dtype}, but the result is rounded to {result.dtype}"
+    return Rejection("dtype", reason, match.root.name)
+
+
+def mean_of_rows(match: Match, target: Target) -> Rejection | None:
+    """Guard: the node called `mean`, if there is one, goes over the last axis alone."""
+    mean = match.nodes.get("mean")
+    if mean is None or reduces_rows(match.graph, mean):
+        return None
+    return Rejection("axis", f"`%{mean.name}` is not a mean over the last axis alone", mean.name)
+
+
+def weighs_columns(match: Match, target: Target) -> Rejection | None:
+    """Guard: `weight` and `bias`, where there are any, hold one number for each column of x."""
+    for name in ("weight", "bias"):
+        value = match.values.get(name)
+        if value is None or is_row_vector(match.graph, value, match.values["x"]):
+            continue
+        kind, rows = match.graph.type(value), match.graph.type(match.values["x"])
+        reason = f"`{kind}` is not one number for each column of `{rows}`"
+        return Rejection("weight", reason, value)
+    return None
+
+
 def is_row_vector(graph: Graph, value: str, rows: str) -> bool:
     """Whether `value` holds one float for each column of `rows`, as the weight of a norm does."""
     kind, x = graph.type(value), graph.type(rows)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Attr
-from fusec.passes.facts import keeps_shape, reduces_rows, with_cast
+from fusec.passes.facts import keeps_dtype, keeps_shape, reduces_rows, with_cast
 from fusec.rewrite import FusionPass, Guard, Match, Maybe, Number, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -45,16 +45,6 @@ def _bound(match: Match, target: Target) -> Rejection | None:
     return Rejection("bound", f"`%{clamp.name}` bounds the length from above", clamp.name)
 
 
-def _dtype(match: Match, target: Target) -> Rejection | None:
-    if match.root.op != "cast":
-        return None
-    x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))
-    if x.dtype == result.dtype:
-        return None
-    reason = f"x is {x.dtype}, but the norm is rounded to {result.dtype}"
-    return Rejection("dtype", reason, match.root.name)
-
-
 class L2Norm(FusionPass):
     """First the norm, then the casts around it."""
 
@@ -72,7 +62,7 @@ class L2Norm(FusionPass):
         ),
         Op("cast", (Op("l2_norm", (WIDENED,), name="norm"),)),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_axis, _bound, _dtype, keeps_shape)
+    guards: ClassVar[tuple[Guard, ...]] = (_axis, _bound, keeps_dtype, keeps_shape)
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the norm."""

@@ -18,7 +18,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Attr
-from fusec.passes.facts import before_widening, is_row_vector, reduces_rows, with_cast
+from fusec.passes.facts import (
+    before_widening,
+    keeps_dtype,
+    mean_of_rows,
+    weighs_columns,
+    with_cast,
+)
 from fusec.rewrite import FusionPass, Guard, Match, Maybe, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -33,39 +39,11 @@ SHIFTED = Op("layer_norm", (X, WEIGHT, BIAS), name="norm")
 WIDENED = Op("cast", (X,), shared=True)
 
 
-def _axis(match: Match, target: Target) -> Rejection | None:
-    mean = match.nodes.get("mean")
-    if mean is None or reduces_rows(match.graph, mean):
-        return None
-    return Rejection("axis", f"`%{mean.name}` is not a mean over the last axis alone", mean.name)
-
-
-def _weight(match: Match, target: Target) -> Rejection | None:
-    for name in ("weight", "bias"):
-        value = match.values.get(name)
-        if value is None or is_row_vector(match.graph, value, match.values["x"]):
-            continue
-        kind, rows = match.graph.type(value), match.graph.type(match.values["x"])
-        reason = f"`{kind}` is not one number for each column of `{rows}`"
-        return Rejection("weight", reason, value)
-    return None
-
-
 def _offset(match: Match, target: Target) -> Rejection | None:
     norm = match.nodes.get("norm")
     if norm is None or norm.attrs.get("weight_offset", 0) == 0:
         return None
     return Rejection("offset", f"`%{norm.name}` multiplies by 1 + weight", norm.name)
-
-
-def _dtype(match: Match, target: Target) -> Rejection | None:
-    if match.root.op != "cast":
-        return None
-    x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))
-    if x.dtype == result.dtype:
-        return None
-    reason = f"x is {x.dtype}, but the norm is rounded to {result.dtype}"
-    return Rejection("dtype", reason, match.root.name)
 
 
 class LayerNorm(FusionPass):
@@ -87,7 +65,12 @@ class LayerNorm(FusionPass):
             )
         ),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_axis, _weight, _offset, _dtype)
+    guards: ClassVar[tuple[Guard, ...]] = (
+        mean_of_rows,
+        weighs_columns,
+        _offset,
+        keeps_dtype,
+    )
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the norm, and a cast where its reader had another dtype than x."""

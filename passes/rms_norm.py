@@ -20,7 +20,14 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Attr
-from fusec.passes.facts import before_widening, is_row_vector, keeps_shape, reduces_rows, with_cast
+from fusec.passes.facts import (
+    before_widening,
+    keeps_dtype,
+    keeps_shape,
+    mean_of_rows,
+    weighs_columns,
+    with_cast,
+)
 from fusec.rewrite import FusionPass, Guard, Match, Maybe, Number, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -34,35 +41,14 @@ NORM = Op("rms_norm", (X,), name="norm", attrs={"has_weight": False})
 WIDENED = Op("cast", (X,), shared=True)
 
 
-def _axis(match: Match, target: Target) -> Rejection | None:
-    mean = match.nodes.get("mean")
-    if mean is None or reduces_rows(match.graph, mean):
-        return None
-    return Rejection("axis", f"`%{mean.name}` is not a mean over the last axis alone", mean.name)
-
-
-def _weight(match: Match, target: Target) -> Rejection | None:
-    weight = match.values.get("weight")
-    if weight is None or is_row_vector(match.graph, weight, match.values["x"]):
-        return None
-    kind, rows = match.graph.type(weight), match.graph.type(match.values["x"])
-    return Rejection("weight", f"`{kind}` is not one number for each column of `{rows}`", weight)
-
-
 def _dtype(match: Match, target: Target) -> Rejection | None:
     mean = match.nodes.get("mean")
-    if mean is not None:
-        x, taken = (match.graph.type(value) for value in (match.values["x"], mean.output))
-        if taken.element.bits >= x.element.bits:
-            return None
-        return Rejection("dtype", f"the mean of {x.dtype} is taken in {taken.dtype}", mean.name)
-    if match.root.op != "cast":
+    if mean is None:
+        return keeps_dtype(match, target)
+    x, taken = (match.graph.type(value) for value in (match.values["x"], mean.output))
+    if taken.element.bits >= x.element.bits:
         return None
-    x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))
-    if x.dtype == result.dtype:
-        return None
-    reason = f"x is {x.dtype}, but the norm is rounded to {result.dtype}"
-    return Rejection("dtype", reason, match.root.name)
+    return Rejection("dtype", f"the mean of {x.dtype} is taken in {taken.dtype}", mean.name)
 
 
 class RmsNorm(FusionPass):
@@ -77,7 +63,12 @@ class RmsNorm(FusionPass):
         Op("cast", (Op("rms_norm", (WIDENED,), name="norm"),)),
         Op("cast", (Op("rms_norm", (WIDENED, WEIGHT), name="norm"),)),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_axis, _weight, _dtype, keeps_shape)
+    guards: ClassVar[tuple[Guard, ...]] = (
+        mean_of_rows,
+        weighs_columns,
+        _dtype,
+        keeps_shape,
+    )
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the norm, and a cast where the product had another dtype than x."""

@@ -27,7 +27,7 @@ from typing import ClassVar, Literal
 from fusec.diagnostics import VerifyError
 from fusec.ir import Attr, Graph, Node
 from fusec.ir.types import broadcast, dim_attr, int_attr
-from fusec.passes.facts import before_widening
+from fusec.passes.facts import before_widening, keeps_dtype
 from fusec.passes.tables import angles_repeat
 from fusec.rewrite import FusionPass, Guard, Match, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
@@ -168,16 +168,6 @@ def _table(match: Match, target: Target) -> Rejection | None:
     return None
 
 
-def _dtype(match: Match, target: Target) -> Rejection | None:
-    if match.root.op != "cast":
-        return None
-    x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))
-    if x.dtype == result.dtype:
-        return None
-    reason = f"x is {x.dtype}, but the result is rounded to {result.dtype}"
-    return Rejection("dtype", reason, match.root.name)
-
-
 class Rope(FusionPass):
     """First the rotation, then what was done around it: pass-through, pairs, casts."""
 
@@ -200,7 +190,7 @@ class Rope(FusionPass):
         Op("concat", (Op("rope", (BODY, COS, SIN), name="rope"), REST)),
         Op("cast", (Op("rope", (WIDE_X, COS, SIN), name="rope"),)),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_layout, _shape, _table, _dtype)
+    guards: ClassVar[tuple[Guard, ...]] = (_layout, _shape, _table, keeps_dtype)
 
     def site(self, match: Match) -> str:
         """The projection that is rotated, and which of its columns; else the attention module."""
