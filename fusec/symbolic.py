@@ -224,15 +224,7 @@ def substitute(dim: Dim, values: Mapping[str, Dim]) -> Dim:
     """`dim` with symbols replaced by integers or expressions."""
     if isinstance(dim, int):
         return dim
-    total: Dim = 0
-    for monomial, factor in dim.terms:
-        term: Dim = factor
-        for atom, power in monomial:
-            value = _substitute_atom(atom, values)
-            for _ in range(power):
-                term = term * value
-        total = total + term
-    return total
+    return _with_atoms(dim, lambda atom: _substitute_atom(atom, values))
 
 
 def bounds(dim: Dim, ranges: Mapping[str, Range]) -> tuple[float, float]:
@@ -258,15 +250,7 @@ def simplify(dim: Dim, ranges: Mapping[str, Range]) -> Dim:
     """`dim` without the functions that the ranges decide, such as `max(seq, 1)`."""
     if isinstance(dim, int):
         return dim
-    total: Dim = 0
-    for monomial, factor in dim.terms:
-        term: Dim = factor
-        for atom, power in monomial:
-            value = _simplified_atom(atom, ranges)
-            for _ in range(power):
-                term = term * value
-        total = total + term
-    return total
+    return _with_atoms(dim, lambda atom: _simplified_atom(atom, ranges))
 
 
 def parse_dim(text: str) -> Dim:
@@ -386,6 +370,19 @@ def _extreme(name: str, choose: Callable[[list[int]], int], dims: tuple[Dim, ...
     if len(others) == 1:
         return others[0]
     return _atom(name, *sorted(others, key=str))
+
+
+def _with_atoms(dim: Expr, value_of: Callable[[Atom], Dim]) -> Dim:
+    """`dim` with each symbol or function replaced by its value."""
+    total: Dim = 0
+    for monomial, factor in dim.terms:
+        term: Dim = factor
+        for atom, power in monomial:
+            value = value_of(atom)
+            for _ in range(power):
+                term = term * value
+        total = total + term
+    return total
 
 
 def _substitute_atom(atom: Atom, values: Mapping[str, Dim]) -> Dim:
