@@ -15,7 +15,16 @@ import numpy as np
 
 from fusec import symbolic
 from fusec.diagnostics import InputError
-from fusec.frontend.onnx_ops.base import FOLD_LIMIT, Call, Contents, Context, Ratio, Value, objects
+from fusec.frontend.onnx_ops.base import (
+    FOLD_LIMIT,
+    Call,
+    Contents,
+    Context,
+    Ratio,
+    Value,
+    known,
+    objects,
+)
 from fusec.frontend.onnx_ops.tensors import DTYPE_OF
 from fusec.ir.types import TensorType
 from fusec.symbolic import Dim, Expr
@@ -35,7 +44,7 @@ def fold(ctx: Context, call: Call) -> Value | tuple[Value, ...] | None:
         return _shape(call)
     if call.op == "Size":
         total = call.operand(0).type.elements
-        return _known(ctx, objects([total], ()), "i64")
+        return known(objects([total], ()), "i64")
     rule = _RULES.get(call.op)
     if rule is None or not call.inputs:
         return None
@@ -51,12 +60,8 @@ def fold(ctx: Context, call: Call) -> Value | tuple[Value, ...] | None:
         return None
     if isinstance(result, list):
         dtype = call.operand(0).dtype
-        return tuple(_known(ctx, part, dtype) for part in result)
-    return _known(ctx, result, _result_dtype(call)) if result is not None else None
-
-
-def _known(ctx: Context, content: Contents, dtype: str) -> Value:
-    return Value(TensorType(dtype, content.shape), content=content)
+        return tuple(known(part, dtype) for part in result)
+    return known(result, _result_dtype(call)) if result is not None else None
 
 
 _FLAGS = frozenset(

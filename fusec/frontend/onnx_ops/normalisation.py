@@ -6,7 +6,7 @@ import numpy as np
 
 from fusec import symbolic
 from fusec.diagnostics import InputError
-from fusec.dtypes import DTYPES, bf16_to_f32, f32_to_bf16
+from fusec.dtypes import bf16_to_f32
 from fusec.frontend.onnx_ops.base import (
     MICROSOFT,
     Call,
@@ -17,6 +17,7 @@ from fusec.frontend.onnx_ops.base import (
     operator,
     positive_axes,
 )
+from fusec.frontend.onnx_ops.quantisation import narrow_bits
 from fusec.ir.types import Attrs
 from fusec.ir.weights import Bits, Weight, digest
 from fusec.symbolic import Dim
@@ -201,11 +202,11 @@ def _folded(weights: list[Weight], eps: float) -> tuple[Weight, Weight]:
 
     def factor() -> Bits:
         scale, _, _, variance = (_wide(weight) for weight in weights)
-        return _narrow(scale / np.sqrt(variance + eps), kind.dtype)
+        return narrow_bits(scale / np.sqrt(variance + eps), kind.dtype)
 
     def offset() -> Bits:
         scale, bias, mean, variance = (_wide(weight) for weight in weights)
-        return _narrow(bias - mean * scale / np.sqrt(variance + eps), kind.dtype)
+        return narrow_bits(bias - mean * scale / np.sqrt(variance + eps), kind.dtype)
 
     known = all(weight.read is not None for weight in weights)
     names = weights[0].name, weights[1].name
@@ -220,12 +221,6 @@ def _wide(weight: Weight) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     if weight.type.dtype == "bf16":
         return bf16_to_f32(bits.astype(np.uint16)).astype(np.float64)
     return bits.astype(np.float64)
-
-
-def _narrow(array: np.ndarray[tuple[int, ...], np.dtype[np.float64]], dtype: str) -> Bits:
-    if dtype == "bf16":
-        return f32_to_bf16(array.astype(np.float32))
-    return array.astype(DTYPES[dtype].numpy)
 
 
 @operator("MeanVarianceNormalization")
