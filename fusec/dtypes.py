@@ -11,8 +11,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fusec.diagnostics import InputError
-
 Kind = Literal["float", "int", "uint", "bool", "packed"]
 
 
@@ -78,19 +76,6 @@ DTYPES: dict[str, DType] = {
 
 BY_SAFETENSORS: dict[str, DType] = {entry.safetensors: entry for entry in DTYPES.values()}
 """Every element type by its name in a safetensors header."""
-
-
-def dtype_named(name: str) -> DType:
-    """The element type called `name`.
-
-    Raises:
-        InputError: there is none; the hint lists what there is.
-    """
-    found = DTYPES.get(name)
-    if found is None:
-        known = ", ".join(f"`{known}`" for known in DTYPES)
-        raise InputError(f"unknown dtype `{name}`", hint=f"known dtypes are {known}")
-    return found
 
 
 def bf16_to_f32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

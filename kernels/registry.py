@@ -30,11 +30,6 @@ Packing: TypeAlias = Callable[[Weight], Weight]
 """Makes, of a weight, the bytes in the order in which the kernel reads them."""
 
 
-def always(graph: Graph, node: Node, target: Target) -> str | None:
-    """A kernel that takes every node of its operation."""
-    return None
-
-
 def all_contiguous(graph: Graph, node: Node) -> tuple[Layout, ...]:
     """A kernel that needs every operand and result dense."""
     contiguous: Layout = "contiguous"

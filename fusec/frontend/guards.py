@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusec import symbolic
-from fusec.diagnostics import ParseError
 from fusec.symbolic import Dim, Range
 
 DENSE = 4096
@@ -390,11 +389,3 @@ def _mentioned(text: str, shapes: Shapes) -> set[str]:
             for dim in shape:
                 names |= symbolic.symbols_of(dim)
     return names
-
-
-def parse_or_none(text: str) -> Dim | None:
-    """The expression `text`; `None` if it is not one over integers."""
-    try:
-        return symbolic.parse_dim(text)
-    except ParseError:
-        return None

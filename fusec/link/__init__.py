@@ -1,0 +1,1 @@
+"""Linking: compiles what lowering wrote, checks every symbol, and writes the artifact."""

@@ -81,12 +81,6 @@ class Region:
     values: tuple[Value, ...]
     stores: tuple[Store, ...]
 
-    @property
-    def reduces(self) -> bool:
-        """Whether some value needs a whole row."""
-        rows = REDUCTIONS | ARG_REDUCTIONS | SCANS
-        return any(value.op in rows for value in self.values)
-
     def indexed_axes(self) -> frozenset[int]:
         """The axes along which some value needs its place."""
         axes = {value.attr("axis") for value in self.values if value.op == "index"}
