@@ -124,7 +124,7 @@ def prepare_folder(
             listed = ", ".join(f"`{name}`" for name in unused[:4]) + more
             notes.append(f"the model has no use for {len(unused)} stored tensors: {listed}")
     else:
-        notes.append("the folder has no safetensors files: weights are given when the artifact is loaded")
+        notes.append("the folder has no safetensors files: weights are given at load")
     call = model_call(model, dims, attention_mask)
     return Prepared(model, call, weights, tuple(notes))
 
