@@ -18,6 +18,7 @@ from fusec.passes.grouped_weight import GroupedWeight
 from fusec.passes.l2_norm import L2Norm
 from fusec.passes.layer_norm import LayerNorm
 from fusec.passes.linear import Linear
+from fusec.passes.loop_experts import LoopExperts
 from fusec.passes.merge_gate_up import MergeGateUp
 from fusec.passes.merge_qkv import MergeQkv
 from fusec.passes.moe import Moe
@@ -47,6 +48,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     AttentionMask,
     Moe,
     DenseExperts,
+    LoopExperts,
     GroupedWeight,
     CausalConv1d,
     GatedDeltaRule,
