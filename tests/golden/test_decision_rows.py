@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from test_golden import CASES, Case
 
 from fusec.ir import Graph, parse_graph
 from fusec.passes import PIPELINE
 from fusec.rewrite import DecisionLog, run_pipeline
 from fusec.target import target_named
-from tests.golden.test_golden import CASES, Case
 
 MIXER = """
 graph @main(%g: f32[n, 8, 5], %u: f32[n, 8, 5]) symbols(n in [1, 64]) {
