@@ -131,19 +131,17 @@ def compile(
     passes = selected_passes(disable)
     if output is not None and Path(output).is_dir():
         raise UsageError(f"`{output}` is a folder", hint="name a file, such as `-o model.fusec`")
-    with report.stage("export") as said:
-        read = load_source(
-            source,
-            dims=_requests(dims),
-            dtype=dtype,
-            attention_mask=attention_mask,
-            trust_pickle=trust_pickle,
-            trust_remote_code=trust_remote_code,
-            example_inputs=example_inputs,
-            dynamic_shapes=dynamic_shapes,
-            report=report.status,
-        )
-        said += _said_of_source(read)
+    read = _read(
+        source,
+        report,
+        dims=_requests(dims),
+        dtype=dtype,
+        attention_mask=attention_mask,
+        trust_pickle=trust_pickle,
+        trust_remote_code=trust_remote_code,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+    )
     with report.stage("rewrite") as said:
         rewritten = {
             each.name: _rewritten(read, each, passes, requirements, dump_ir, len(targets) > 1)
@@ -215,21 +213,26 @@ def decide(
     """
     report = reporter or Silent()
     targets, passes = _targets(target), selected_passes(())
-    with report.stage("export") as said:
-        read = load_source(
-            source,
-            dims=_requests(dims),
-            dtype=dtype,
-            attention_mask=False,
-            trust_pickle=trust_pickle,
-            trust_remote_code=trust_remote_code,
-            report=report.status,
-        )
-        said += _said_of_source(read)
+    read = _read(
+        source,
+        report,
+        dims=_requests(dims),
+        dtype=dtype,
+        trust_pickle=trust_pickle,
+        trust_remote_code=trust_remote_code,
+    )
     with report.stage("rewrite") as said:
         logs = {each.name: _rewritten(read, each, passes, (), None, False)[1] for each in targets}
         said += _said_of_decisions(logs)
     return logs
+
+
+def _read(source: object, report: Reporter, **asked: Any) -> Source:
+    """The stage that takes the source in; `asked` are arguments of `load_source`."""
+    with report.stage("export") as said:
+        read = load_source(source, report=report.status, **asked)
+        said += _said_of_source(read)
+    return read
 
 
 def _targets(names: str | Sequence[str]) -> tuple[Target, ...]:

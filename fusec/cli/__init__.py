@@ -79,7 +79,7 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    except Exception as error:
+    except Exception as error:  # the last resort: whatever comes here is a bug, and says so
         if debug:
             raise
         say(f"error: a bug in fusec: {type(error).__name__}: {error}")

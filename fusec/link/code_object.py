@@ -40,13 +40,11 @@ class KernelMetadata:
         threads: the largest work group it may be launched with.
         resources: registers, memory in bytes and spills.
         arguments: offset and size of each argument, in order.
-        argument_bytes: the size of all arguments.
     """
 
     threads: int
     resources: Mapping[str, int]
     arguments: tuple[tuple[int, int], ...]
-    argument_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,5 +85,4 @@ def _kernel(fields: Mapping[str, Any]) -> KernelMetadata:
         threads=int(fields[".max_flat_workgroup_size"]),
         resources={name: int(fields.get(key, 0)) for name, key in _RESOURCES.items()},
         arguments=arguments,
-        argument_bytes=int(fields[".kernarg_segment_size"]),
     )

@@ -18,10 +18,9 @@ from fusec.kernels.launch import Call, Launch, Storage, TritonSource
 from fusec.kernels.registry import Kernel, NoKernel, choose
 from fusec.kernels.triton_rows import has_even_rows
 from fusec.link.triton_build import GpuKernel
+from fusec.lower.program import SCHEMA, size_json
 from fusec.lower.storage import VIEWS, dense, viewed
 from fusec.target import Target
-
-PROGRAM_SCHEMA = "fusec.program/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +74,13 @@ class GpuProgram:
     ) -> dict[str, object]:
         """The program as JSON; `entry` names the module that holds a kernel."""
         return {
-            "schema": PROGRAM_SCHEMA,
+            "schema": SCHEMA,
             "target": self.target.name,
             "arch": self.target.arch,
             "symbols": {name: [low, high] for name, (low, high) in self.graph.symbols.items()},
             "inputs": list(self.graph.inputs),
             "outputs": list(self.graph.outputs),
-            "buffers": [{"value": value, "bytes": _json(size)} for value, size in self.buffers],
+            "buffers": [{"value": value, "bytes": size_json(size)} for value, size in self.buffers],
             "steps": [
                 _host_step(step) if isinstance(step, HostNode) else _launch_step(step, built, entry)
                 for step in self.order
@@ -194,19 +193,15 @@ def _launch_step(
         "kernel": step.kernel.name,
         "module": entry(kernel),
         "symbol": kernel.symbol,
-        "grid": [_json(size) for size in step.launch.grid],
+        "grid": [size_json(size) for size in step.launch.grid],
         "block": [kernel.threads, 1, 1],
         "shared_bytes": kernel.resources["lds_bytes"],
         "buffers": [
-            [storage.buffer, _json(storage.byte_offset)] for storage in step.launch.operands
+            [storage.buffer, size_json(storage.byte_offset)] for storage in step.launch.operands
         ],
         "params": [
-            {"f32": param} if isinstance(param, float) else _json(param)
+            {"f32": param} if isinstance(param, float) else size_json(param)
             for param in step.launch.params
         ],
         "arguments": [list(argument) for argument in kernel.arguments],
     }
-
-
-def _json(dim: symbolic.Dim) -> int | str:
-    return dim if isinstance(dim, int) else str(dim)
