@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from fusec.diagnostics import InternalError
 from fusec.dtypes import DTYPES
 from fusec.ir import Attrs, Graph, Node, TensorType
 from fusec.symbolic import Dim
@@ -77,6 +79,15 @@ def dense_strides(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return tuple(reversed(strides))
 
 
+def no_scratch(dtype: str, shape: tuple[Dim, ...]) -> Storage:
+    """For lowerings whose kernels have no intermediate buffers.
+
+    Raises:
+        InternalError: always.
+    """
+    raise InternalError(f"there is no room for an intermediate {dtype}{list(shape)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A node whose operands have a place in memory.
@@ -87,6 +98,8 @@ class Call:
         target: for what.
         inputs: storages of the operands, in order; a packed weight is one dense row of bytes.
         outputs: storages of the results, in order.
+        scratch: gives a dense buffer of a dtype and shape that lives for this node alone; what is
+            in it at first is undefined.
     """
 
     graph: Graph
@@ -94,6 +107,7 @@ class Call:
     target: Target
     inputs: tuple[Storage, ...]
     outputs: tuple[Storage, ...]
+    scratch: Callable[[str, tuple[Dim, ...]], Storage] = no_scratch
 
     @property
     def attrs(self) -> Attrs:
@@ -131,6 +145,25 @@ class TritonSource:
 
 
 @dataclass(frozen=True, slots=True)
+class HipSource:
+    """A HIP C++ file with the constants that make it one code object.
+
+    Attributes:
+        file: below the folder of `fusec.kernels`, such as `rms_norm/kernel.hip`.
+        function: the `extern "C"` kernel that is launched.
+        signature: its arguments in order, each with a type: `ptr`, `i32`, `i64` or `f32`.
+        defines: macros that are set for the preprocessor, sorted by name.
+        threads: work items of a work group.
+    """
+
+    file: str
+    function: str
+    signature: tuple[tuple[str, str], ...]
+    defines: tuple[tuple[str, int], ...]
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """One call of a native symbol.
 
@@ -141,7 +174,7 @@ class Launch:
         scratch_bytes: size of one more buffer, passed last, when not 0; may use the symbol
             `threads`.
         grid: work groups along each axis, on a GPU.
-        triton: what makes the symbol, for a Triton kernel.
+        code: what makes the symbol, on a GPU.
     """
 
     symbol: str
@@ -149,4 +182,4 @@ class Launch:
     params: tuple[Param, ...]
     scratch_bytes: Dim = 0
     grid: tuple[Dim, Dim, Dim] = (1, 1, 1)
-    triton: TritonSource | None = None
+    code: TritonSource | HipSource | None = None

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Literal, TypeAlias
@@ -57,7 +57,7 @@ class Kernel:
         families: target families it is for.
         source: its file, below the folder of `fusec.kernels`; for a generator, "".
         supports: `None`, or why it cannot compute a node.
-        launch: how to call it, once operands have a place in memory.
+        launch: how to call it, once operands have a place in memory; several launches run in order.
         layouts: what it needs of operands and results.
         packing: weights that it reads packed, by operand; such an operand is a parameter.
         output_order: axes of the first result from outermost to innermost in memory, if they are
@@ -70,18 +70,44 @@ class Kernel:
     families: tuple[Family, ...]
     source: str
     supports: Supports
-    launch: Callable[[Call], Launch]
+    launch: Callable[[Call], Launch | tuple[Launch, ...]]
     layouts: Layouts = all_contiguous
     packing: Callable[[Graph, Node, Target], Mapping[int, Packing]] = no_packing
     output_order: Callable[[Graph, Node], tuple[int, ...] | None] = row_major
 
+    def launches(self, call: Call) -> tuple[Launch, ...]:
+        """What runs, in order, for a node whose operands have a place in memory."""
+        launch = self.launch(call)
+        return (launch,) if isinstance(launch, Launch) else launch
+
 
 @dataclass(frozen=True, slots=True)
-class NoKernel:
-    """No kernel computes `node`; `reasons` has one line for each that was asked."""
+class Refused:
+    """A kernel that was asked before one was found, and why it cannot compute the node."""
 
-    node: str
-    reasons: tuple[str, ...] = field(default=())
+    kernel: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kernel}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The kernel that computes a node, and those that were asked before it.
+
+    Attributes:
+        kernel: the first that can, or `None`.
+        refused: the others that were asked, in order.
+    """
+
+    kernel: Kernel | None
+    refused: tuple[Refused, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why no kernel can, in one line."""
+        return "; ".join(map(str, self.refused))
 
 
 @cache
@@ -99,14 +125,22 @@ def kernels() -> Mapping[str, tuple[Kernel, ...]]:
     return MappingProxyType({op: tuple(records) for op, records in found.items()})
 
 
-def choose(graph: Graph, node: Node, target: Target) -> Kernel | NoKernel:
-    """The first kernel that can compute `node` on `target`, or every reason why none can."""
-    reasons: list[str] = []
-    for kernel in kernels().get(node.op, ()):
-        if target.family not in kernel.families:
+def choose(graph: Graph, node: Node, target: Target, preferred: Sequence[Kernel] = ()) -> Choice:
+    """The first kernel that can compute `node` on `target`, and every reason why others cannot.
+
+    Args:
+        graph: of the node.
+        node: what to compute.
+        target: for what.
+        preferred: records that are asked before those of the registry: those of a library that
+            was asked for.
+    """
+    refused: list[Refused] = []
+    for kernel in (*preferred, *kernels().get(node.op, ())):
+        if kernel.op != node.op or target.family not in kernel.families:
             continue
         why_not = kernel.supports(graph, node, target)
         if why_not is None:
-            return kernel
-        reasons.append(f"{kernel.name}: {why_not}")
-    return NoKernel(node.name, tuple(reasons))
+            return Choice(kernel, tuple(refused))
+        refused.append(Refused(kernel.name, why_not))
+    return Choice(None, tuple(refused))

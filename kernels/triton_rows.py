@@ -142,7 +142,7 @@ def launch_rows(
         operands=tuple(operands.values()),
         params=(*strides.values(), *floats.values()),
         grid=(row_count(call.outputs[0]), columns, 1),
-        triton=TritonSource(
+        code=TritonSource(
             module=f"fusec.kernels.{folder}.triton_kernel",
             function=function,
             signature=tuple(signature),

@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fusec import symbolic
 from fusec.diagnostics import UnsupportedError
-from fusec.ir import Graph, Node
-from fusec.kernels.launch import Call, Launch, Storage, TritonSource
-from fusec.kernels.registry import Kernel, NoKernel, choose
+from fusec.ir import Graph, Node, TensorType
+from fusec.kernels.launch import Call, Launch, Storage, TritonSource, dense_strides
+from fusec.kernels.registry import Kernel, choose
 from fusec.kernels.triton_rows import has_even_rows
 from fusec.link.triton_build import GpuKernel
 from fusec.lower.program import SCHEMA, size_json
 from fusec.lower.storage import VIEWS, dense, viewed
+from fusec.symbolic import Dim
 from fusec.target import Target
 
 
@@ -57,7 +57,7 @@ class GpuProgram:
     graph: Graph
     target: Target
     order: tuple[GpuStep | HostNode, ...]
-    buffers: tuple[tuple[str, symbolic.Dim], ...]
+    buffers: tuple[tuple[str, Dim], ...]
 
     @property
     def steps(self) -> tuple[GpuStep, ...]:
@@ -113,7 +113,7 @@ class _Lowering:
         self.graph = graph
         self.target = target
         self.order: list[GpuStep | HostNode] = []
-        self.buffers: list[tuple[str, symbolic.Dim]] = []
+        self.buffers: list[tuple[str, Dim]] = []
         self.storages: dict[str, Storage] = {}
         for value in (*graph.inputs, *graph.parameters):
             self._allocate(value)
@@ -123,10 +123,10 @@ class _Lowering:
             return
         for value in node.outputs:
             self._allocate(value)
-        chosen = choose(self.graph, node, self.target)
-        if isinstance(chosen, NoKernel):
-            reason = "; ".join(chosen.reasons) or "no kernel computes it on a GPU yet"
-            self._leave(node, reason)
+        choice = choose(self.graph, node, self.target)
+        chosen = choice.kernel
+        if chosen is None:
+            self._leave(node, choice.reason or "no kernel computes it on a GPU yet")
             return
         inputs, outputs = (
             tuple(self.storages[value] for value in values)
@@ -138,11 +138,12 @@ class _Lowering:
             if not storage.meets(layout) or (layout == "rows" and not has_even_rows(storage)):
                 self._leave(node, f"{chosen.name}: `%{value}` is not laid out as it needs it")
                 return
-        launch = chosen.launch(Call(self.graph, node, self.target, inputs, outputs))
-        if launch.triton is None:
-            self._leave(node, f"{chosen.name}: it is not a Triton kernel")
-            return
-        self.order.append(GpuStep(node, chosen, launch, launch.triton))
+        call = Call(self.graph, node, self.target, inputs, outputs, self._scratch(node))
+        for launch in chosen.launches(call):
+            if not isinstance(launch.code, TritonSource):
+                self._leave(node, f"{chosen.name}: it is not a Triton kernel")
+                return
+            self.order.append(GpuStep(node, chosen, launch, launch.code))
 
     def _view(self, node: Node) -> bool:
         shape = self.graph.type(node.output).shape
@@ -154,8 +155,19 @@ class _Lowering:
 
     def _allocate(self, value: str) -> None:
         kind = self.graph.type(value)
-        self.storages[value] = dense(len(self.buffers), kind.dtype, kind.shape)
+        strides = dense_strides(kind.memory_shape)
+        self.storages[value] = Storage(len(self.buffers), kind.dtype, kind.shape, strides)
         self.buffers.append((value, kind.nbytes))
+
+    def _scratch(self, node: Node) -> Callable[[str, tuple[Dim, ...]], Storage]:
+        """Gives buffers between the launches of `node`."""
+
+        def allocate(dtype: str, shape: tuple[Dim, ...]) -> Storage:
+            storage = dense(len(self.buffers), dtype, shape)
+            self.buffers.append((f"{node.name}.scratch", TensorType(dtype, shape).nbytes))
+            return storage
+
+        return allocate
 
     def _leave(self, node: Node, reason: str) -> None:
         self.order.append(HostNode(node.op, node.name, node.origin.path, reason))

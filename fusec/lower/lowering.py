@@ -279,12 +279,12 @@ class _Lowering:
             self.reasons[node.name] = f"fusec does not know `{node.op}`"
             return False
         found = choose(self.graph, node, self.target)
-        if isinstance(found, Kernel):
-            self.chosen[node.name] = found
+        if found.kernel is not None:
+            self.chosen[node.name] = found.kernel
             return False
         if why_not is None:
             return True
-        self.reasons[node.name] = "; ".join(found.reasons) or why_not
+        self.reasons[node.name] = found.reason or why_not
         return False
 
     def _place_concat_operands(self) -> None:
@@ -529,7 +529,7 @@ class _Lowering:
                 place = whole
             outputs.append(place)
         call = Call(self.graph, node, self.target, tuple(inputs), tuple(outputs))
-        launch = kernel.launch(call)
+        (launch,) = kernel.launches(call)
         scratch = None
         if launch.scratch_bytes != 0:
             scratch = self._buffer("arena", launch.scratch_bytes)

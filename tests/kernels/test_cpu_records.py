@@ -21,7 +21,7 @@ from fusec.ir.ops import OPS
 from fusec.ir.types import Attr
 from fusec.ir.weights import from_array
 from fusec.kernels.launch import Call, Storage
-from fusec.kernels.registry import Kernel, NoKernel, choose
+from fusec.kernels.registry import Kernel, choose
 from fusec.symbolic import Expr, evaluate, symbol
 from fusec.target import target_named
 
@@ -309,15 +309,16 @@ def test_record(module: Module, case: Case, dtype: str) -> None:
         else:
             names.append(graph.add_input(name, TensorType(kind, operand.shape)))
     node = graph.add(case.op, names, case.attrs)
-    kernel = choose(graph, node, TARGET)
-    assert not isinstance(kernel, NoKernel), kernel
+    choice = choose(graph, node, TARGET)
+    kernel = choice.kernel
+    assert kernel is not None, choice.reason
     assert kernel.name == (case.kernel or f"{case.op}.cpp")
 
     buffers, storages = operands_of(graph, kernel, case, dtype, stored)
     results = results_of(graph, kernel, len(buffers))
     outputs = tuple(storage for _, storage in results)
     call = Call(graph, node, TARGET, tuple(storages), outputs)
-    launch = kernel.launch(call)
+    (launch,) = kernel.launches(call)
     memory = [*buffers, *(base for base, _ in results)]
     passed = [
         memory[storage.buffer].reshape(-1)[evaluate(storage.offset, {}) :]
@@ -399,14 +400,14 @@ def test_sizes_may_be_symbols() -> None:
     graph = Graph(symbols={"batch": (1, 64)})
     value = graph.add_input("x", TensorType("f32", (batch, 7, 33)))
     node = graph.add("rms_norm", [value], {**NORM, "has_weight": False})
-    kernel = choose(graph, node, TARGET)
-    assert isinstance(kernel, Kernel)
+    kernel = choose(graph, node, TARGET).kernel
+    assert kernel is not None
     dense = Storage(0, "f32", (batch, 7, 33), (231, 33, 1))
     sliced = Storage(1, "f32", (batch, 7, 33), (462, 66, 1))
-    merged = kernel.launch(Call(graph, node, TARGET, (dense,), (sliced,)))
+    (merged,) = kernel.launches(Call(graph, node, TARGET, (dense,), (sliced,)))
     assert merged.params[:12] == (1, 1, 1, 7 * batch, 0, 0, 0, 33, 0, 0, 0, 66)
     apart = Storage(1, "f32", (batch, 7, 33), (1000, 66, 1))
-    separate = kernel.launch(Call(graph, node, TARGET, (dense,), (apart,)))
+    (separate,) = kernel.launches(Call(graph, node, TARGET, (dense,), (apart,)))
     assert separate.params[:12] == (1, 1, batch, 7, 0, 0, 231, 33, 0, 0, 1000, 66)
 
 
@@ -416,7 +417,8 @@ def test_a_refusal_says_why() -> None:
     ends = graph.add_input("ends", TensorType("i32", (3,)))
     cube = graph.add("reshape", [w], {"shape": (3, 4, 1)}).output
     node = graph.add("grouped_mm", [x, cube, ends])
-    reason = (
+    choice = choose(graph, node, TARGET)
+    assert choice.kernel is None
+    assert choice.reason == (
         "grouped_mm.cpp: it packs the weights ahead of time, and these are computed at run time"
     )
-    assert choose(graph, node, TARGET) == NoKernel(node.name, (reason,))

@@ -11,7 +11,7 @@ import pytest
 
 from fusec.ir import Graph, TensorType
 from fusec.ir.types import Attr
-from fusec.kernels.launch import Call, Storage, dense_strides
+from fusec.kernels.launch import Call, Storage, TritonSource, dense_strides
 from fusec.kernels.registry import kernels
 from fusec.link.triton_build import build
 from fusec.symbolic import Dim, symbol
@@ -61,12 +61,12 @@ def test_code_objects(op: str, target_name: str) -> None:
     )
     inputs, outputs = storages[: len(names)], storages[len(names) :]
     record = next(kernel for kernel in kernels()[op] if kernel.provider == "triton")
-    launch = record.launch(Call(graph, node, target, inputs, outputs))
-    assert launch.triton is not None
-    built = build(launch.triton, target)
+    (launch,) = record.launches(Call(graph, node, target, inputs, outputs))
+    assert isinstance(launch.code, TritonSource)
+    built = build(launch.code, target)
     assert built.code.startswith(b"\x7fELF")
     assert str(Path(__file__).parents[2]).encode() not in built.code
-    assert build(launch.triton, target).code == built.code
+    assert build(launch.code, target).code == built.code
     if target.family == "amdgpu":
         assert built.resources["vgpr"] <= 64
         assert not built.resources["vgpr_spills"]

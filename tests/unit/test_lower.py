@@ -20,7 +20,7 @@ from fusec.diagnostics import UnsupportedError
 from fusec.ir import Graph, TensorType, Weight, parse_graph
 from fusec.ir.interpret import interpret
 from fusec.ir.weights import from_array
-from fusec.kernels.registry import NoKernel
+from fusec.kernels.registry import Choice
 from fusec.lower import lower
 from fusec.lower.lowering import KernelStep, step_buffers
 
@@ -36,9 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def only_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel is chosen, so that code is generated for all it can be."""
-    monkeypatch.setattr(
-        fusec.lower.lowering, "choose", lambda graph, node, target: NoKernel(node.name)
-    )
+    monkeypatch.setattr(fusec.lower.lowering, "choose", lambda graph, node, target: Choice(None))
 
 
 def inputs_of(graph: Graph, seed: int, **symbols: int) -> dict[str, Array]:
