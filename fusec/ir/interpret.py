@@ -13,6 +13,7 @@ import numpy as np
 from fusec import symbolic
 from fusec.diagnostics import InputError, UnsupportedError
 from fusec.dtypes import bf16_to_f32
+from fusec.formats import decode
 from fusec.ir.graph import Graph, Node
 from fusec.ir.ops import is_opaque, op_named
 from fusec.ir.ops.base import Array
@@ -94,20 +95,14 @@ def bind_symbols(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def widen(array: Array, dtype: str) -> Array:
-    """`array` as the references take it: float64, int64 or bool.
-
-    Raises:
-        UnsupportedError: `array` holds the bits of a format that has no plain numbers.
-    """
+    """`array` as the references take it: float64, int64 or bool; pairs of 4-bit floats as bytes."""
     kind = TensorType(dtype, ())
     if kind.dtype == "bool":
         return array.astype(np.bool_)
     if kind.element.is_float and not np.issubdtype(array.dtype, np.floating):
         if dtype == "bf16" and array.dtype == np.uint16:
             return bf16_to_f32(array).astype(np.float64)
-        raise UnsupportedError(f"cannot interpret the bits of `{dtype}`")
-    if kind.element.kind == "packed":
-        raise UnsupportedError(f"cannot interpret the bits of `{dtype}`")
+        return decode(array, dtype)
     return array.astype(np.float64 if kind.element.is_float else np.int64)
 
 

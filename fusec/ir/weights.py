@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusec.diagnostics import InputError, VerifyError
-from fusec.dtypes import DTYPES
+from fusec.dtypes import DTYPES, f32_to_bf16
+from fusec.formats import decode, expand_blocks, unpack_e2m1
 from fusec.ir.types import TensorType
 
 Bits = NDArray[np.generic]
@@ -33,6 +34,7 @@ class Weight:
         identity: equal for equal contents: names the source entry and what was done to it.
         packing: what was done to the source's own bytes; `plain` for nothing.
         sources: the names in the source that it is made from; empty for its own name alone.
+        quantised: the form of fewer bits in which the source holds it, if it does.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Weight:
     identity: str
     packing: str = "plain"
     sources: tuple[str, ...] = ()
+    quantised: Quantised | None = None
 
     @property
     def made_from(self) -> tuple[str, ...]:
@@ -49,16 +52,21 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The sizes, all integers."""
+        """The logical sizes, all integers."""
         return integers(self.type)
 
     @property
+    def memory_shape(self) -> tuple[int, ...]:
+        """The sizes of what `load` gives: padded where the type is padded."""
+        return integers(TensorType(self.type.dtype, self.type.memory_shape))
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the elements."""
-        return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.type.dtype].itemsize
+        """Bytes of the elements, padding included."""
+        return int(np.prod(self.memory_shape, dtype=np.int64)) * DTYPES[self.type.dtype].itemsize
 
     def load(self) -> Bits:
-        """The elements.
+        """The elements, `memory_shape` of them.
 
         Raises:
             InputError: the source has no values.
@@ -68,7 +76,7 @@ class Weight:
             raise InputError(f"the source has no values for `{self.name}`", hint=hint)
         array = self.read()
         storage = DTYPES[self.type.dtype].numpy
-        if array.shape != self.shape or array.dtype != storage:
+        if array.shape != self.memory_shape or array.dtype != storage:
             got = f"{array.dtype}{list(array.shape)}"
             raise VerifyError(f"weight `{self.name}` is `{self.type}`, but its values are {got}")
         return array
@@ -81,6 +89,94 @@ class Weight:
         packing = how if self.packing == "plain" else f"{self.packing}, {how}"
         identity = digest(how, str(type), self.identity)
         return Weight(name, type, read, identity, packing, self.made_from)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantised:
+    """The codes and scales of a weight, from which its elements are exact.
+
+    Attributes:
+        codes: [..., N, K] of an 8-bit float, or [..., N, K/2] of f4e2m1x2, pairs along K.
+        scale: [..., ceil(N/rows), ceil(K/columns)] of f32 or e8m0: an element is its code times
+            the scale of its block.
+        block: rows and columns that share a scale.
+        turned: whether the weight's last two sizes are [K, N].
+        input_scale: f32 [1], where the source says how activations are scaled; else they are
+            scaled as they come.
+    """
+
+    codes: Weight
+    scale: Weight
+    block: tuple[int, int]
+    turned: bool = False
+    input_scale: Weight | None = None
+
+    @property
+    def values_shape(self) -> tuple[int, ...]:
+        """[..., N, K]."""
+        *outer, columns = self.codes.shape
+        return (*outer, columns * 2 if self.codes.type.dtype == "f4e2m1x2" else columns)
+
+    def values(self) -> NDArray[np.float64]:
+        """The elements [..., N, K]."""
+        codes, dtype = self.codes.load(), self.codes.type.dtype
+        plain = unpack_e2m1(codes) if dtype == "f4e2m1x2" else decode(codes, dtype)
+        scale = self.scale.load()
+        wide = decode(scale, "e8m0") if self.scale.type.dtype == "e8m0" else scale
+        return plain * expand_blocks(wide, self.block, plain.shape)
+
+
+def dequantised(name: str, dtype: str, quantised: Quantised) -> Weight:
+    """The weight whose exact form is `quantised`, its elements in `dtype` (f32, bf16 or f16)."""
+    shape = quantised.values_shape
+    if quantised.turned:
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    kind = TensorType(dtype, shape)
+    parts = (quantised.codes, quantised.scale)
+
+    def read() -> Bits:
+        values = quantised.values().astype(np.float32)
+        if quantised.turned:
+            values = values.swapaxes(-1, -2)
+        values = np.ascontiguousarray(values)
+        return f32_to_bf16(values) if dtype == "bf16" else values.astype(DTYPES[dtype].numpy)
+
+    known = all(part.read is not None for part in parts)
+    identity = digest(
+        "dequantised", str(kind), str(quantised.block), *(part.identity for part in parts)
+    )
+    sources = tuple(source for part in parts for source in part.made_from)
+    return Weight(name, kind, read if known else None, identity, "dequantised", sources, quantised)
+
+
+def _joined(parts: tuple[Weight, ...], axis: int) -> Quantised | None:
+    """The codes of weights joined along their rows, if all have such and blocks do not straddle."""
+    held = [part.quantised for part in parts]
+    first = held[0]
+    if first is None or axis != 0 or first.turned or len(parts[0].shape) != 2:
+        return None
+    found: list[Quantised] = []
+    for each in held:
+        fits = (
+            each is not None
+            and each.codes.type.dtype == first.codes.type.dtype
+            and each.scale.type.dtype == first.scale.type.dtype
+            and each.block == first.block
+            and each.input_scale is None
+            and not each.turned
+        )
+        if each is None or not fits:
+            return None
+        found.append(each)
+    if any(each.codes.shape[0] % first.block[0] for each in found[:-1]):
+        return None
+    codes = tuple(each.codes for each in found)
+    scales = tuple(each.scale for each in found)
+    return Quantised(
+        concatenated("+".join(code.name for code in codes), codes, 0),
+        concatenated("+".join(scale.name for scale in scales), scales, 0),
+        first.block,
+    )
 
 
 def from_array(name: str, dtype: str, array: Bits) -> Weight:
@@ -105,7 +201,8 @@ def concatenated(name: str, parts: tuple[Weight, ...], axis: int) -> Weight:
     known = all(part.read is not None for part in parts)
     sources = tuple(source for part in parts for source in part.made_from)
     packing = f"concatenated along {axis}"
-    return Weight(name, kind, read if known else None, how, packing, sources)
+    value = read if known else None
+    return Weight(name, kind, value, how, packing, sources, _joined(parts, axis))
 
 
 def integers(type: TensorType) -> tuple[int, ...]:

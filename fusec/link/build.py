@@ -210,7 +210,7 @@ def merge_weights(built: Iterable[Built]) -> tuple[WeightData, ...]:
         WeightData(
             name=weight.name,
             dtype=weight.type.dtype,
-            shape=weight.shape,
+            shape=weight.memory_shape,
             chunks=partial(_chunks, weight),
             packing=weight.packing,
             sources=weight.made_from,

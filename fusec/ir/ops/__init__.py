@@ -1,6 +1,6 @@
 """Every operation, defined once: a type rule and a meaning in numpy."""
 
-from fusec.ir.ops import elementwise, linear_algebra, raised, reduction, shape
+from fusec.ir.ops import elementwise, linear_algebra, quantised, raised, reduction, shape
 from fusec.ir.ops.base import OPS, OpDef, is_opaque, op_named
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "is_opaque",
     "linear_algebra",
     "op_named",
+    "quantised",
     "raised",
     "reduction",
     "shape",

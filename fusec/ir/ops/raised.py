@@ -342,7 +342,7 @@ def _moe(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ..
         hidden = x[token] @ gate_up[expert].T
         if bool_attr(attrs, "has_bias"):
             hidden = hidden + arrays[5][expert]
-        hidden = _expert_activation(hidden, attrs)
+        hidden = expert_activation(hidden, attrs)
         out = hidden @ down[expert].T
         if bool_attr(attrs, "has_bias"):
             out = out + arrays[6][expert]
@@ -350,7 +350,8 @@ def _moe(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ..
     return (result,)
 
 
-def _expert_activation(hidden: Array, attrs: Attrs) -> Array:
+def expert_activation(hidden: Array, attrs: Attrs) -> Array:
+    """The activation of an expert, by the attributes of `moe`."""
     activation = str_attr(attrs, "activation")
     if not bool_attr(attrs, "gated"):
         return ACTIVATIONS[activation](hidden)
