@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fusec.diagnostics import RequirementError, UsageError
 from fusec.passes import FUSIONS, PIPELINE
-from fusec.rewrite import Decision, DecisionLog, Pass
+from fusec.rewrite import DEFAULTS, Decision, DecisionLog, Pass, Settings
 
 _REQUIREMENT = re.compile(r"(?P<fusion>\w+)(?:>=(?P<count>\d+))?")
 
@@ -97,8 +97,8 @@ def _sites(refused: list[Decision]) -> str | None:
     return f"{refused[0].site}{more}"
 
 
-def selected_passes(disabled: Iterable[str]) -> tuple[Pass, ...]:
-    """The pipeline without the passes called `disabled`.
+def selected_passes(disabled: Iterable[str], settings: Settings = DEFAULTS) -> tuple[Pass, ...]:
+    """The pipeline without the passes called `disabled`, each as `settings` ask for it.
 
     Raises:
         UsageError: no pass has such a name.
@@ -109,4 +109,4 @@ def selected_passes(disabled: Iterable[str]) -> tuple[Pass, ...]:
         if name not in names:
             known = ", ".join(f"`{known}`" for known in names)
             raise UsageError(f"unknown pass `{name}`", hint=f"passes are {known}")
-    return tuple(each() for each in PIPELINE if each.name not in without)
+    return tuple(each.configured(settings) for each in PIPELINE if each.name not in without)

@@ -20,8 +20,10 @@ from fusec.rewrite.decisions import Decision, DecisionLog
 from fusec.rewrite.driver import FusionPass, Pass, run_pipeline
 from fusec.rewrite.guard import Guard, Rejection
 from fusec.rewrite.pattern import Match, Maybe, Number, Op, Pattern, Var, find
+from fusec.rewrite.settings import DEFAULTS, QuantRequest, Settings
 
 __all__ = [
+    "DEFAULTS",
     "Decision",
     "DecisionLog",
     "FusionPass",
@@ -32,7 +34,9 @@ __all__ = [
     "Op",
     "Pass",
     "Pattern",
+    "QuantRequest",
     "Rejection",
+    "Settings",
     "Var",
     "find",
     "run_pipeline",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,9 @@ class Decision:
         reason: the guard's sentence, when refused.
         hint: what to change so that it fires.
         node: the node in the graph: the new one if fired, else the one left alone.
+        details: what the pass says of the place, such as how much is padded.
+        backend: the kernel that computes the node, once kernels were chosen.
+        rejected: kernels that were asked before that one, each with its reason.
     """
 
     fusion: str
@@ -29,10 +32,13 @@ class Decision:
     reason: str | None = None
     hint: str | None = None
     node: str = ""
+    details: Mapping[str, str | int | float] = field(default_factory=dict)
+    backend: str | None = None
+    rejected: tuple[Mapping[str, str], ...] = ()
 
-    def as_json(self) -> dict[str, str | None]:
+    def as_json(self) -> dict[str, Any]:
         """The record as it stands in `decisions.jsonl`."""
-        return asdict(self)
+        return {**asdict(self), "rejected": [dict(each) for each in self.rejected]}
 
 
 class DecisionLog:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from fusec.diagnostics import InternalError, VerifyError
 from fusec.ir import Attrs, Graph, Node
 from fusec.rewrite.decisions import Decision, DecisionLog
 from fusec.rewrite.guard import Guard, Rejection
 from fusec.rewrite.pattern import Match, Op, find
+from fusec.rewrite.settings import DEFAULTS, Settings
 from fusec.target import Target
 
 
@@ -24,6 +25,14 @@ class Pass(ABC):
 
     name: ClassVar[str]
     after: ClassVar[tuple[str, ...]] = ()
+    settings: Settings = DEFAULTS
+
+    @classmethod
+    def configured(cls, settings: Settings) -> Self:
+        """The pass as `settings` ask for it."""
+        made = cls()
+        made.settings = settings
+        return made
 
     @abstractmethod
     def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
@@ -80,6 +89,10 @@ class FusionPass(Pass):
     def site(self, match: Match) -> str:
         """The module path that decisions name."""
         return match.root.origin.path or match.root.name
+
+    def details(self, match: Match, target: Target) -> Mapping[str, str | int | float]:
+        """What a person should know of a place that is rewritten, such as how much is padded."""
+        return {}
 
     @abstractmethod
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
@@ -148,7 +161,8 @@ class FusionPass(Pass):
         log.absorb(inner)
         if self.fusion is not None:
             node = build.added[-1] if build.added else match.root.name
-            log.add(Decision(self.fusion, site, "fired", node=node))
+            details = self.details(match, target)
+            log.add(Decision(self.fusion, site, "fired", node=node, details=details))
 
 
 def _escapes(match: Match, kept: tuple[str, ...]) -> Rejection | None:
