@@ -38,11 +38,13 @@ def assemble(assembly: str, arch: str) -> bytes:
     """
     assembler = _assembler()
     linker = _linker()
+    refusal = f"the assembler of Triton refuses code for `{arch}`"
     try:
         made: bytes = assembler(assembly, arch, "")
     except (RuntimeError, ValueError) as error:
-        message = f"the assembler of Triton refuses code for `{arch}`: {error}"
-        raise UnsupportedError(message) from error
+        raise UnsupportedError(f"{refusal}: {error}") from error
+    if not made:
+        raise UnsupportedError(refusal, detail=("it says why on the standard error stream",))
     with tempfile.TemporaryDirectory(prefix="fusec-") as folder:
         relocatable, code = Path(folder) / "module.o", Path(folder) / "module.hsaco"
         relocatable.write_bytes(made)
@@ -68,6 +70,7 @@ def device_library(name: str) -> Path:
 
 def _assembler() -> Callable[[str, str, str], bytes]:
     _require_triton()
+    _module("triton._C.libtriton.llvm").init_targets()
     for module, name in _ASSEMBLERS:
         found: Callable[[str, str, str], bytes] | None = getattr(_module(module), name, None)
         if found is not None:
