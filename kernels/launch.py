@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from fusec.diagnostics import InternalError
 from fusec.dtypes import DTYPES
 from fusec.ir import Attrs, Graph, Node, TensorType
+from fusec.kernels.external.call import ExternalCall
 from fusec.symbolic import Dim
 from fusec.target import Target
 
@@ -174,7 +175,7 @@ class Launch:
         scratch_bytes: size of one more buffer, passed last, when not 0; may use the symbol
             `threads`.
         grid: work groups along each axis, on a GPU.
-        code: what makes the symbol, on a GPU.
+        code: what makes the symbol, on a GPU; or the library's function that is called instead.
     """
 
     symbol: str
@@ -182,4 +183,4 @@ class Launch:
     params: tuple[Param, ...]
     scratch_bytes: Dim = 0
     grid: tuple[Dim, Dim, Dim] = (1, 1, 1)
-    code: TritonSource | HipSource | None = None
+    code: TritonSource | HipSource | ExternalCall | None = None
