@@ -79,3 +79,7 @@ class TargetError(ArtifactError):
 
 class CodeError(ArtifactError):
     """Native code could not be loaded, or failed while it ran."""
+
+
+class LibraryError(ArtifactError):
+    """A library that the artifact calls is not the one it was compiled for."""

@@ -270,7 +270,7 @@ class Adapter:
             library=manifest.library,
             version=str(version),
             versions=tuple(map(str, form.versions)),
-            distributions=manifest.distributions,
+            distributions=manifest.distributions_of(version),
             module=form.module,
             function=form.function,
             signature=form.signature,

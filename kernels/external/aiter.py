@@ -41,7 +41,7 @@ def backend_of(module: str) -> Backend:
 
 AITER: Manifest = read_manifest(
     "aiter",
-    distributions=("amd-aiter", "aiter"),
+    distributions={"amd-aiter": "0.1.8", "aiter": "0.1.1"},
     backend_of=backend_of,
     file=Path(__file__).with_name("aiter_manifest.json"),
 )

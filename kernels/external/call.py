@@ -40,7 +40,7 @@ class ExternalCall:
         version: the version that was asked for.
         versions: all versions known to have the function in this form; another one must not be
             installed in its place.
-        distributions: names under which the library is installed.
+        distributions: names under which the library is installed, that of `version` first.
         module: where the function is.
         function: its name there.
         signature: what it must be.

@@ -8,7 +8,7 @@ function with sixteen.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,15 +111,21 @@ class Manifest:
 
     Attributes:
         library: its name for `--provider`, which is also what one imports.
-        distributions: names under which it is installed.
+        distributions: names under which it is installed, the newest first, each with the first
+            version that has it.
         versions: its releases, in order.
         forms: every function that was written down.
     """
 
     library: str
-    distributions: tuple[str, ...]
+    distributions: tuple[tuple[str, Version], ...]
     versions: tuple[Version, ...]
     forms: tuple[Form, ...]
+
+    def distributions_of(self, version: Version) -> tuple[str, ...]:
+        """Names under which it is installed, that of `version` first."""
+        names = [name for name, first in self.distributions if first <= version]
+        return tuple(dict.fromkeys((*names, *(name for name, _ in self.distributions))))
 
     def forms_of(self, version: Version) -> tuple[Form, ...]:
         """What `version` has."""
@@ -160,7 +166,7 @@ def _wanted(form: Form, need: Need) -> str:
 
 def read_manifest(
     library: str,
-    distributions: tuple[str, ...],
+    distributions: Mapping[str, str],
     backend_of: Callable[[str], Backend],
     file: Path,
 ) -> Manifest:
@@ -168,7 +174,8 @@ def read_manifest(
 
     Args:
         library: the library's name.
-        distributions: names under which it is installed.
+        distributions: names under which it is installed, the newest first, and the first version
+            of each.
         backend_of: what the functions of a module run.
         file: JSON: `versions` in order, and `forms` with the spans of versions that have them.
     """
@@ -193,7 +200,8 @@ def read_manifest(
                 ),
             )
         )
-    return Manifest(library, distributions, versions, tuple(forms))
+    names = tuple((name, _version(first)) for name, first in distributions.items())
+    return Manifest(library, names, versions, tuple(forms))
 
 
 def _version(text: str) -> Version:
