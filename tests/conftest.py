@@ -13,3 +13,16 @@ settings.load_profile("fusec")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The option that rewrites golden files."""
     parser.addoption("--update-golden", action="store_true", help="write what came out")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu(arch)` on a machine without such a GPU."""
+    for marker in item.iter_markers("gpu"):
+        import torch
+
+        (arch,) = marker.args
+        if not torch.cuda.is_available():
+            pytest.skip(f"it needs an {arch} GPU, and PyTorch sees none")
+        major, minor = torch.cuda.get_device_capability()
+        if f"sm_{major}{minor}" != arch:
+            pytest.skip(f"it needs an {arch} GPU; this one is sm_{major}{minor}")
