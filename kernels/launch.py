@@ -135,6 +135,7 @@ class TritonSource:
         constants: its compile-time arguments.
         divisible: run-time arguments that are multiples of 16.
         warps: waves or warps of a work group.
+        options: further options of Triton's backend for the target, such as `num_stages`.
     """
 
     module: str
@@ -143,6 +144,7 @@ class TritonSource:
     constants: tuple[tuple[str, int], ...]
     divisible: tuple[str, ...]
     warps: int
+    options: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
