@@ -62,6 +62,8 @@ class Kernel:
         packing: weights that it reads packed, by operand; such an operand is a parameter.
         output_order: axes of the first result from outermost to innermost in memory, if they are
             not in order; saves the transposition that usually follows.
+        scratch_bytes: memory beside its registers that a lane may use on a GPU; a code object that
+            uses more is refused.
     """
 
     op: str
@@ -74,6 +76,7 @@ class Kernel:
     layouts: Layouts = all_contiguous
     packing: Callable[[Graph, Node, Target], Mapping[int, Packing]] = no_packing
     output_order: Callable[[Graph, Node], tuple[int, ...] | None] = row_major
+    scratch_bytes: int = 0
 
     def launches(self, call: Call) -> tuple[Launch, ...]:
         """What runs, in order, for a node whose operands have a place in memory."""
@@ -125,7 +128,18 @@ def kernels() -> Mapping[str, tuple[Kernel, ...]]:
     return MappingProxyType({op: tuple(records) for op, records in found.items()})
 
 
-def choose(graph: Graph, node: Node, target: Target, preferred: Sequence[Kernel] = ()) -> Choice:
+def no_objection(kernel: Kernel) -> str | None:
+    """For callers that have nothing to say against a kernel."""
+    return None
+
+
+def choose(
+    graph: Graph,
+    node: Node,
+    target: Target,
+    preferred: Sequence[Kernel] = (),
+    objection: Callable[[Kernel], str | None] = no_objection,
+) -> Choice:
     """The first kernel that can compute `node` on `target`, and every reason why others cannot.
 
     Args:
@@ -134,12 +148,13 @@ def choose(graph: Graph, node: Node, target: Target, preferred: Sequence[Kernel]
         target: for what.
         preferred: records that are asked before those of the registry: those of a library that
             was asked for.
+        objection: what the caller has against a kernel that could compute the node, or `None`.
     """
     refused: list[Refused] = []
     for kernel in (*preferred, *kernels().get(node.op, ())):
         if kernel.op != node.op or target.family not in kernel.families:
             continue
-        why_not = kernel.supports(graph, node, target)
+        why_not = kernel.supports(graph, node, target) or objection(kernel)
         if why_not is None:
             return Choice(kernel, tuple(refused))
         refused.append(Refused(kernel.name, why_not))

@@ -75,7 +75,18 @@ class WeightData:
 
 @dataclass(frozen=True, slots=True)
 class KernelRecord:
-    """One kernel of a target, as `fusec inspect` shows it."""
+    """One kernel of a target, as `fusec inspect` shows it.
+
+    Attributes:
+        name: of its record.
+        op: what it computes.
+        provider: the language it is written in, or `external`.
+        symbol: that is called.
+        sha256: of its module; of what says how it is called, if a library has it.
+        bytes: of its code; 0 if a library has it.
+        resources: registers, memory and spills.
+        machine: what its instructions show, on a GPU.
+    """
 
     name: str
     op: str
@@ -84,6 +95,7 @@ class KernelRecord:
     sha256: str
     bytes: int
     resources: Mapping[str, int] = field(default_factory=dict)
+    machine: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +329,7 @@ def _target(target: TargetContents) -> dict[str, object]:
             "sha256": kernel.sha256,
             "bytes": kernel.bytes,
             "resources": dict(kernel.resources),
+            "machine": dict(kernel.machine),
         }
         for kernel in target.kernels
     ]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,7 +11,8 @@ import numpy as np
 
 from fusec.diagnostics import UnsupportedError
 from fusec.ir import Graph, Weight
-from fusec.kernels.launch import TritonSource
+from fusec.kernels.launch import HipSource
+from fusec.kernels.registry import Choice, Kernel
 from fusec.link.artifact_writer import (
     KernelRecord,
     ResidualRecord,
@@ -21,13 +21,17 @@ from fusec.link.artifact_writer import (
     module_entry,
 )
 from fusec.link.cache import ObjectCache, default_cache_directory
+from fusec.link.gpu_kernel import RESOURCES, GpuKernel
+from fusec.link.gpu_link import link_gpu
+from fusec.link.hip_build import find_hip_compiler
 from fusec.link.linker import link
 from fusec.link.toolchain import Toolchain, find_toolchain
-from fusec.link.triton_build import GpuKernel, build, triton_version
-from fusec.lower.gpu import lower_gpu
+from fusec.link.triton_build import triton_version
+from fusec.lower.gpu import ExternalStep, GpuProgram, GpuStep, lower_gpu
 from fusec.lower.lowering import Lowered, lower
 from fusec.lower.program import program_document
 from fusec.lower.residual import build_residual
+from fusec.runtime.documents import canonical_json
 from fusec.target import Target
 
 
@@ -41,6 +45,7 @@ class Built:
         residual: models for onnxruntime, by entry.
         tools: versions of what made it.
         summary: a line about it, for people.
+        choices: by node, the kernel that computes it and those that were asked before it.
     """
 
     contents: TargetContents
@@ -48,6 +53,7 @@ class Built:
     residual: Mapping[str, bytes] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     summary: str = ""
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
 
 def build_target(
@@ -57,6 +63,7 @@ def build_target(
     allow_host_fallback: bool,
     jobs: int,
     toolchain: str | None = None,
+    providers: Sequence[Kernel] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Built:
     """Lower `graph` for `target`, compile what it needs, and check that it fits together.
@@ -67,6 +74,7 @@ def build_target(
         allow_host_fallback: whether a GPU target may leave operations to the host.
         jobs: compilers to run at once.
         toolchain: the C++ compiler for a CPU target; by default the first that is found.
+        providers: kernels of libraries that were asked for, preferred to fusec's own on a GPU.
         progress: is told how many objects are ready, and of how many.
 
     Raises:
@@ -74,7 +82,10 @@ def build_target(
         LinkError: a symbol is missing, or a compiler refuses a source.
     """
     if target.is_gpu:
-        return _build_gpu(graph, target, allow_host_fallback, jobs)
+        program = lower_gpu(
+            graph, target, allow_host_fallback=allow_host_fallback, providers=providers
+        )
+        return _build_gpu(program, providers, jobs, progress)
     return _build_cpu(lower(graph, target), target, find_toolchain(toolchain), jobs, progress)
 
 
@@ -146,53 +157,81 @@ def _residual_models(lowered: Lowered) -> dict[str, bytes]:
     return models
 
 
-def _build_gpu(graph: Graph, target: Target, allow_host_fallback: bool, jobs: int) -> Built:
-    program = lower_gpu(graph, target, allow_host_fallback=allow_host_fallback)
-    sources = list(dict.fromkeys(step.source for step in program.steps))
-    with ThreadPoolExecutor(jobs) as pool:
-        made = list(pool.map(partial(build, target=target), sources))
-    built: dict[TritonSource, GpuKernel] = dict(zip(sources, made, strict=True))
+def _build_gpu(
+    program: GpuProgram,
+    providers: Sequence[Kernel],
+    jobs: int,
+    progress: Callable[[int, int], None] | None,
+) -> Built:
+    target = program.target
+    cache = ObjectCache(default_cache_directory())
+    linked = link_gpu(program, cache, jobs=jobs, providers=providers, progress=progress)
 
     def entry(kernel: GpuKernel) -> str:
         return module_entry(target.arch, kernel.code, kernel.suffix)
 
-    first = {step.source: step for step in reversed(program.steps)}
-    kernels = tuple(
-        KernelRecord(
-            name=first[source].kernel.name,
-            op=first[source].node.op,
-            provider=first[source].kernel.provider,
-            symbol=kernel.symbol,
-            sha256=hashlib.sha256(kernel.code).hexdigest(),
-            bytes=len(kernel.code),
-            resources={**_no_resources(), **kernel.resources},
-        )
-        for source, kernel in built.items()
-    )
-    weights = tuple(graph.parameters.values())
+    records = [_gpu_record(step, linked.kernels[step.source]) for step in program.steps]
+    records += [_external_record(step) for step in program.external]
+    kernels = {(record.name, record.symbol, record.sha256): record for record in reversed(records)}
+    weights = tuple(program.graph.parameters.values())
+    launches = len(program.steps) + len(program.external)
     contents = TargetContents(
         target=target.name,
         family=target.family,
         arch=target.arch,
         features=(),
-        program=program.document(built, entry),
-        modules={entry(kernel): kernel.code for kernel in made},
-        kernels=kernels,
-        launches=len(program.steps),
+        program=program.document(linked.kernels, entry),
+        modules={entry(kernel): kernel.code for kernel in linked.kernels.values()},
+        kernels=tuple(reversed(kernels.values())),
+        launches=launches,
         residual=tuple(ResidualRecord(node.op, node.node, node.reason) for node in program.host),
         weights_bytes=sum(weight.nbytes for weight in weights),
         arena_bytes=0,
     )
     summary = (
-        f"{target.name}: {len(kernels)} code objects in {len(program.steps)} launches, no spills, "
-        f"every symbol resolved; {len(program.host)} operations left to the host"
+        f"{target.name}: {len(contents.modules)} code objects in {launches} launches, "
+        f"{linked.compiled} compiled, {linked.cached} cached, every symbol resolved; "
+        f"{len(program.host)} operations left to the host"
     )
-    return Built(contents, weights, {}, {"triton": triton_version()}, summary)
+    tools = {"triton": triton_version()}
+    if any(isinstance(step.source, HipSource) for step in program.steps):
+        tools["hip"] = find_hip_compiler().version
+    return Built(contents, weights, {}, tools, summary, program.choices)
+
+
+def _gpu_record(step: GpuStep, kernel: GpuKernel) -> KernelRecord:
+    return KernelRecord(
+        name=step.kernel.name,
+        op=step.node.op,
+        provider=step.kernel.provider,
+        symbol=kernel.symbol,
+        sha256=kernel.sha256,
+        bytes=len(kernel.code),
+        resources=kernel.resources,
+        machine={
+            "threads": kernel.threads,
+            "waves_per_unit": kernel.waves,
+            "widest_load": kernel.machine.widest_load,
+            "widest_store": kernel.machine.widest_store,
+            "mfma": list(kernel.machine.mfma),
+        },
+    )
+
+
+def _external_record(step: ExternalStep) -> KernelRecord:
+    return KernelRecord(
+        name=step.kernel.name,
+        op=step.node.op,
+        provider="external",
+        symbol=step.call.symbol,
+        sha256=hashlib.sha256(canonical_json(step.call.document())).hexdigest(),
+        bytes=0,
+        resources=_no_resources(),
+    )
 
 
 def _no_resources() -> dict[str, int]:
-    names = ("vgpr", "agpr", "sgpr", "lds_bytes", "scratch_bytes", "vgpr_spills", "sgpr_spills")
-    return dict.fromkeys(names, 0)
+    return dict.fromkeys(RESOURCES, 0)
 
 
 def merge_weights(built: Iterable[Built]) -> tuple[WeightData, ...]:

@@ -35,12 +35,16 @@ class ObjectCache:
         return path if path.is_file() else None
 
     def keep(self, digest: str, made: Path) -> Path:
-        """Move the file `made` into the cache; whoever comes second with the same digest wins."""
+        """Copy the file `made` into the cache; whoever comes second with the same digest wins."""
+        return self.keep_bytes(digest, made.read_bytes())
+
+    def keep_bytes(self, digest: str, made: bytes) -> Path:
+        """Write `made` into the cache."""
         path = self.path(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
-            temporary.write_bytes(made.read_bytes())
+            temporary.write_bytes(made)
             temporary.replace(path)
         finally:
             with contextlib.suppress(FileNotFoundError):

@@ -104,7 +104,8 @@ def build_hip(source: HipSource, target: Target) -> CompiledCode:
     root = Path(fusec.kernels.__path__[0])
     with tempfile.TemporaryDirectory(prefix="fusec-") as folder:
         made = Path(folder) / "kernel.s"
-        command = [*compiler.command, *hip_flags(source, target)]
+        command = [*compiler.command, *_code_flags(source, target)]
+        command += ["-Xclang", "-mlink-builtin-bitcode", "-Xclang", str(device_library("ocml"))]
         command += [f"-ffile-prefix-map={root}=kernels", "-I", str(root / "include")]
         command += [str(root / source.file), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
@@ -125,16 +126,13 @@ def build_hip(source: HipSource, target: Target) -> CompiledCode:
     )
 
 
-def hip_flags(source: HipSource, target: Target) -> tuple[str, ...]:
-    """Flags that decide what code comes out."""
-    library = device_library("ocml")
+def _code_flags(source: HipSource, target: Target) -> tuple[str, ...]:
     return (
         *_FLAGS,
         f"--offload-arch={target.arch}",
         *_ARCH_FLAGS.get(target.arch, ()),
         f"-DFUSEC_THREADS={source.threads}",
         *(f"-D{name}={value}" for name, value in source.defines),
-        *("-Xclang", "-mlink-builtin-bitcode", "-Xclang", str(library)),
     )
 
 

@@ -139,7 +139,7 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _headers_digest(text: bytes, include: Path) -> str:
+def headers_digest(text: bytes, include: Path) -> str:
     """The digest of the headers that a source includes, however indirectly."""
     found: dict[str, bytes] = {}
     names = _INCLUDES.findall(text)
@@ -178,7 +178,7 @@ class _Work:
         """The object of `unit`, and whether it was there already."""
         flags = self.toolchain.flags(self.target, generated=unit.generated)
         state = hashlib.sha256()
-        headers = _headers_digest(unit.text, self.include)
+        headers = headers_digest(unit.text, self.include)
         for part in (self.toolchain.version, headers, *flags):
             state.update(part.encode() + b"\0")
         state.update(unit.text)

@@ -8,15 +8,16 @@ was allowed: a model that falls back in silence is the outage that fusec exists 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fusec.diagnostics import UnsupportedError
+from fusec.diagnostics import InternalError, UnsupportedError
 from fusec.ir import Graph, Node, TensorType
-from fusec.kernels.launch import Call, Launch, Storage, TritonSource, dense_strides
-from fusec.kernels.registry import Kernel, choose
+from fusec.kernels.external.call import ExternalCall
+from fusec.kernels.launch import Call, HipSource, Launch, Storage, TritonSource, dense_strides
+from fusec.kernels.registry import Choice, Kernel, choose
 from fusec.kernels.triton_rows import has_even_rows
-from fusec.link.triton_build import GpuKernel
+from fusec.link.gpu_kernel import GpuKernel
 from fusec.lower.program import SCHEMA, size_json
 from fusec.lower.storage import VIEWS, dense, viewed
 from fusec.symbolic import Dim
@@ -35,12 +36,22 @@ class HostNode:
 
 @dataclass(frozen=True, slots=True)
 class GpuStep:
-    """A node, the kernel chosen for it, and how it is launched."""
+    """A launch of the kernel that was chosen for a node, and what makes its code object."""
 
     node: Node
     kernel: Kernel
     launch: Launch
-    source: TritonSource
+    source: TritonSource | HipSource
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalStep:
+    """A call of a library that is installed beside the artifact, for a node."""
+
+    node: Node
+    kernel: Kernel
+    launch: Launch
+    call: ExternalCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +61,17 @@ class GpuProgram:
     Attributes:
         graph: what was lowered.
         target: for what.
-        order: every step: a launch, or a node that is left to the host.
+        order: every step: a launch, a call of a library, or a node that is left to the host.
         buffers: size of each buffer, by number, and the value it holds.
+        choices: by the name of each node that needs a kernel: the kernel, and those that were asked
+            before it, each with the reason why it cannot compute the node.
     """
 
     graph: Graph
     target: Target
-    order: tuple[GpuStep | HostNode, ...]
+    order: tuple[GpuStep | ExternalStep | HostNode, ...]
     buffers: tuple[tuple[str, Dim], ...]
+    choices: Mapping[str, Choice]
 
     @property
     def steps(self) -> tuple[GpuStep, ...]:
@@ -65,14 +79,28 @@ class GpuProgram:
         return tuple(step for step in self.order if isinstance(step, GpuStep))
 
     @property
+    def external(self) -> tuple[ExternalStep, ...]:
+        """The calls of libraries."""
+        return tuple(step for step in self.order if isinstance(step, ExternalStep))
+
+    @property
     def host(self) -> tuple[HostNode, ...]:
         """The nodes that are left to the host."""
         return tuple(step for step in self.order if isinstance(step, HostNode))
 
     def document(
-        self, built: Mapping[TritonSource, GpuKernel], entry: Callable[[GpuKernel], str]
+        self, built: Mapping[TritonSource | HipSource, GpuKernel], entry: Callable[[GpuKernel], str]
     ) -> dict[str, object]:
         """The program as JSON; `entry` names the module that holds a kernel."""
+
+        def document(step: GpuStep | ExternalStep | HostNode) -> dict[str, object]:
+            if isinstance(step, HostNode):
+                return _host_step(step)
+            if isinstance(step, ExternalStep):
+                return _external_step(step)
+            kernel = built[step.source]
+            return _launch_step(step, kernel, entry(kernel))
+
         return {
             "schema": SCHEMA,
             "target": self.target.name,
@@ -81,38 +109,42 @@ class GpuProgram:
             "inputs": list(self.graph.inputs),
             "outputs": list(self.graph.outputs),
             "buffers": [{"value": value, "bytes": size_json(size)} for value, size in self.buffers],
-            "steps": [
-                _host_step(step) if isinstance(step, HostNode) else _launch_step(step, built, entry)
-                for step in self.order
-            ],
+            "steps": [document(step) for step in self.order],
         }
 
 
-def lower_gpu(graph: Graph, target: Target, *, allow_host_fallback: bool) -> GpuProgram:
+def lower_gpu(
+    graph: Graph, target: Target, *, allow_host_fallback: bool, providers: Sequence[Kernel] = ()
+) -> GpuProgram:
     """Choose a kernel for every node that has one.
 
     Args:
         graph: rewritten for `target`.
         target: a GPU.
         allow_host_fallback: whether nodes without a kernel may be left to the host.
+        providers: records that are asked before those of the registry: those of libraries that
+            were asked for.
 
     Raises:
         UnsupportedError: there are such nodes, and they may not; it lists them.
     """
-    lowering = _Lowering(graph, target)
+    lowering = _Lowering(graph, target, providers)
     for node in graph.nodes():
         lowering.add(node)
-    program = GpuProgram(graph, target, tuple(lowering.order), tuple(lowering.buffers))
+    order, buffers = tuple(lowering.order), tuple(lowering.buffers)
+    program = GpuProgram(graph, target, order, buffers, lowering.choices)
     if program.host and not allow_host_fallback:
         raise _not_lowered(program)
     return program
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, target: Target) -> None:
+    def __init__(self, graph: Graph, target: Target, providers: Sequence[Kernel]) -> None:
         self.graph = graph
         self.target = target
-        self.order: list[GpuStep | HostNode] = []
+        self.providers = providers
+        self.choices: dict[str, Choice] = {}
+        self.order: list[GpuStep | ExternalStep | HostNode] = []
         self.buffers: list[tuple[str, Dim]] = []
         self.storages: dict[str, Storage] = {}
         for value in (*graph.inputs, *graph.parameters):
@@ -123,7 +155,14 @@ class _Lowering:
             return
         for value in node.outputs:
             self._allocate(value)
-        choice = choose(self.graph, node, self.target)
+        choice = choose(
+            self.graph,
+            node,
+            self.target,
+            self.providers,
+            lambda kernel: self._laid_out_otherwise(node, kernel),
+        )
+        self.choices[node.name] = choice
         chosen = choice.kernel
         if chosen is None:
             self._leave(node, choice.reason or "no kernel computes it on a GPU yet")
@@ -132,18 +171,18 @@ class _Lowering:
             tuple(self.storages[value] for value in values)
             for values in (node.inputs, node.outputs)
         )
-        layouts = chosen.layouts(self.graph, node)
-        operands = zip((*node.inputs, *node.outputs), (*inputs, *outputs), layouts, strict=True)
-        for value, storage, layout in operands:
-            if not storage.meets(layout) or (layout == "rows" and not has_even_rows(storage)):
-                self._leave(node, f"{chosen.name}: `%{value}` is not laid out as it needs it")
-                return
         call = Call(self.graph, node, self.target, inputs, outputs, self._scratch(node))
         for launch in chosen.launches(call):
-            if not isinstance(launch.code, TritonSource):
-                self._leave(node, f"{chosen.name}: it is not a Triton kernel")
-                return
-            self.order.append(GpuStep(node, chosen, launch, launch.code))
+            self.order.append(_step(node, chosen, launch))
+
+    def _laid_out_otherwise(self, node: Node, kernel: Kernel) -> str | None:
+        """Why `kernel` cannot read the operands of `node` where they lie, if it cannot."""
+        values = (*node.inputs, *node.outputs)
+        for value, layout in zip(values, kernel.layouts(self.graph, node), strict=True):
+            storage = self.storages[value]
+            if not storage.meets(layout) or (layout == "rows" and not has_even_rows(storage)):
+                return f"`%{value}` is not laid out as it needs it"
+        return None
 
     def _view(self, node: Node) -> bool:
         shape = self.graph.type(node.output).shape
@@ -173,6 +212,14 @@ class _Lowering:
         self.order.append(HostNode(node.op, node.name, node.origin.path, reason))
 
 
+def _step(node: Node, kernel: Kernel, launch: Launch) -> GpuStep | ExternalStep:
+    if isinstance(launch.code, ExternalCall):
+        return ExternalStep(node, kernel, launch, launch.code)
+    if launch.code is None:
+        raise InternalError(f"`{kernel.name}` does not say what makes `{launch.symbol}`")
+    return GpuStep(node, kernel, launch, launch.code)
+
+
 def _not_lowered(program: GpuProgram) -> UnsupportedError:
     counts = Counter(node.op for node in program.host)
     first = {node.op: node for node in reversed(program.host)}
@@ -194,20 +241,37 @@ def _host_step(step: HostNode) -> dict[str, object]:
     return {"kind": "host", "op": step.op, "node": step.node, "reason": step.reason}
 
 
-def _launch_step(
-    step: GpuStep, built: Mapping[TritonSource, GpuKernel], entry: Callable[[GpuKernel], str]
-) -> dict[str, object]:
-    kernel = built[step.source]
+def _external_step(step: ExternalStep) -> dict[str, object]:
+    return {
+        "kind": "external",
+        "op": step.node.op,
+        "node": step.node.name,
+        "kernel": step.kernel.name,
+        "call": step.call.document(),
+        "operands": [
+            {
+                "buffer": storage.buffer,
+                "offset": size_json(storage.byte_offset),
+                "dtype": storage.dtype,
+                "shape": [size_json(size) for size in storage.shape],
+                "strides": [size_json(stride) for stride in storage.strides],
+            }
+            for storage in step.launch.operands
+        ],
+    }
+
+
+def _launch_step(step: GpuStep, kernel: GpuKernel, module: str) -> dict[str, object]:
     return {
         "kind": "launch",
         "op": step.node.op,
         "node": step.node.name,
         "kernel": step.kernel.name,
-        "module": entry(kernel),
+        "module": module,
         "symbol": kernel.symbol,
         "grid": [size_json(size) for size in step.launch.grid],
         "block": [kernel.threads, 1, 1],
-        "shared_bytes": kernel.resources["lds_bytes"],
+        "shared_bytes": kernel.shared_bytes,
         "buffers": [
             [storage.buffer, size_json(storage.byte_offset)] for storage in step.launch.operands
         ],
@@ -216,4 +280,5 @@ def _launch_step(
             for param in step.launch.params
         ],
         "arguments": [list(argument) for argument in kernel.arguments],
+        "kernarg_bytes": kernel.kernarg_bytes,
     }

@@ -45,7 +45,7 @@ def test_a_kernel_is_compiled_without_a_gpu(name: str) -> None:
     assert read.arch == name
     kernel = read.kernels["scale_rows"]
     assert kernel.threads == 256
-    assert [size for _, size in kernel.arguments] == [8, 8, 8, 8, 8, 8, 4]
+    assert [argument.size for argument in kernel.arguments] == [8, 8, 8, 8, 8, 8, 4]
     assert kernel.resources["lds_bytes"] == 2 * 4 * 4
     assert not kernel.resources["scratch_bytes"]
     assert built.machine.widest_load == 16

@@ -17,7 +17,7 @@ from fusec.diagnostics import InputError, InternalError, UnsupportedError
 from fusec.ir import Graph, TensorType
 from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.link.elf import dynamic_symbols
-from fusec.link.linker import CORE_SYMBOLS, LinkError, _headers_digest, link
+from fusec.link.linker import CORE_SYMBOLS, LinkError, headers_digest, link
 from fusec.link.toolchain import Toolchain, find_toolchain
 from fusec.lower import Lowered, lower
 from fusec.target import CPU_ARCHES
@@ -67,11 +67,11 @@ def test_an_object_depends_on_the_headers_it_includes_alone(tmp_path: Path) -> N
     (folder / "b.h").write_text("int b;\n")
     (folder / "other.h").write_text("int other;\n")
     source = b"#include <stdint.h>\n#include <fusec/a.h>\n"
-    before = _headers_digest(source, tmp_path)
+    before = headers_digest(source, tmp_path)
     (folder / "other.h").write_text("int changed;\n")
-    assert _headers_digest(source, tmp_path) == before
+    assert headers_digest(source, tmp_path) == before
     (folder / "b.h").write_text("int changed;\n")
-    assert _headers_digest(source, tmp_path) != before
+    assert headers_digest(source, tmp_path) != before
 
 
 def test_other_instruction_sets_are_other_objects(cache: ObjectCache) -> None:
