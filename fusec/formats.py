@@ -121,13 +121,14 @@ def encode(values: NDArray[Any], dtype: str) -> Bytes:
 
 
 def _nearest_codes(magnitude: Floats, dtype: str) -> NDArray[np.int64]:
-    held = magnitudes(dtype)
-    clamped = np.minimum(np.nan_to_num(magnitude, nan=0.0, posinf=held[-1]), held[-1])
-    above = np.clip(np.searchsorted(held, clamped), 1, len(held) - 1)
-    below = above - 1
-    from_below, to_above = clamped - held[below], held[above] - clamped
-    take_above = (to_above < from_below) | ((to_above == from_below) & (above % 2 == 0))
-    return np.asarray(np.where(take_above, above, below))
+    """Codes of magnitudes: the exponent's step is 1, so that rint rounds to codes, ties to even."""
+    layout = _LAYOUTS[dtype]
+    clamped = np.fmin(magnitude, magnitudes(dtype)[-1])
+    clamped = np.where(np.isnan(magnitude), 0.0, clamped)
+    exponent = np.maximum((clamped.view(np.int64) >> 52) - 1023, 1 - layout.bias)
+    per_step = ((layout.mantissa - exponent + 1023) << 52).view(np.float64)
+    steps = np.rint(clamped * per_step).astype(np.int64)
+    return np.asarray(((exponent + (layout.bias - 1)) << layout.mantissa) + steps)
 
 
 def rounded(values: NDArray[Any], dtype: str) -> Floats:
