@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from fusec.diagnostics import UsageError
 from fusec.frontend.dims import DimRequest
 from fusec.frontend.sources import Source, load_source
 from fusec.ir import Graph, print_graph
+from fusec.kernels.external.provider import parse_provider, records
+from fusec.kernels.registry import Choice
 from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
 from fusec.link.build import build_target, merge_weights
 from fusec.lower.memory_plan import UNBOUNDED
@@ -27,7 +29,7 @@ from fusec.options import (
 )
 from fusec.passes.hints import hint_for
 from fusec.report import artifact_name, counts_text, inspect_document, size_text
-from fusec.rewrite import DecisionLog, Pass, run_pipeline
+from fusec.rewrite import Decision, DecisionLog, Pass, run_pipeline
 from fusec.runtime.artifact import Source as SourceRecord
 from fusec.runtime.artifact import TensorSpec, open_artifact
 from fusec.runtime.cpu import host_features
@@ -89,6 +91,7 @@ def compile(
     weights: WeightStorage = "embed",
     attention_mask: bool = False,
     allow_host_fallback: bool = False,
+    provider: Sequence[str] = (),
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
     dump_ir: str | os.PathLike[str] | None = None,
@@ -114,6 +117,7 @@ def compile(
             values, such as a folder with only `config.json`, gives `none`.
         attention_mask: whether a model folder also takes `attention_mask`.
         allow_host_fallback: whether a GPU target may leave operations to the host.
+        provider: libraries whose kernels are preferred, such as `aiter==0.1.14`.
         trust_pickle: whether pickled modules may be loaded, which runs code in them.
         trust_remote_code: whether code that comes with a model folder may be run.
         dump_ir: a folder for the graph after each pass that changed it.
@@ -129,6 +133,7 @@ def compile(
     targets = _targets(target)
     requirements = tuple(parse_requirement(text) for text in require)
     passes = selected_passes(disable)
+    providers = [kernel for text in provider for kernel in records(parse_provider(text))]
     if output is not None and Path(output).is_dir():
         raise UsageError(f"`{output}` is a folder", hint="name a file, such as `-o model.fusec`")
     read = _read(
@@ -156,6 +161,7 @@ def compile(
                 allow_host_fallback=allow_host_fallback,
                 jobs=jobs or os.cpu_count() or 1,
                 toolchain=toolchain,
+                providers=providers,
                 progress=report.progress,
             )
             for each in targets
@@ -173,9 +179,9 @@ def compile(
         },
         graph=print_graph(rewritten[targets[0].name][0]),
         decisions=[
-            {"target": name, **decision.as_json()}
-            for name, (_, log) in rewritten.items()
-            for decision in log
+            {"target": each.name, **_with_backend(decision, made.choices).as_json()}
+            for each, made in zip(targets, built, strict=True)
+            for decision in rewritten[each.name][1]
         ],
         targets=tuple(each.contents for each in built),
         weights=merge_weights(built),
@@ -184,7 +190,12 @@ def compile(
             **_versions(),
             **{k: v for b in built for k, v in b.tools.items()},
         },
-        options={"dtype": dtype, "disable": sorted(disable), "attention_mask": attention_mask},
+        options={
+            "dtype": dtype,
+            "disable": sorted(disable),
+            "attention_mask": attention_mask,
+            "provider": sorted(provider),
+        },
         residual={name: model for each in built for name, model in each.residual.items()},
         tokenizer=None if read.tokenizer_path is None else read.tokenizer_path.read_bytes(),
     )
@@ -195,6 +206,16 @@ def compile(
         document = inspect_document(open_artifact(path))
         said += [_said_of_file(path, written.bytes, document)]
     return Compiled(path, document)
+
+
+def _with_backend(decision: Decision, choices: Mapping[str, Choice]) -> Decision:
+    """The decision, with the kernel that computes its node and those that cannot."""
+    choice = choices.get(decision.node) if decision.status == "fired" else None
+    if choice is None:
+        return decision
+    refused = tuple({"backend": each.kernel, "reason": each.reason} for each in choice.refused)
+    backend = None if choice.kernel is None else choice.kernel.name
+    return replace(decision, backend=backend, rejected=(*decision.rejected, *refused))
 
 
 def decide(

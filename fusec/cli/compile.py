@@ -110,6 +110,15 @@ def compile(
             help="Write the artifact although a GPU target leaves operations to the host.",
         ),
     ] = False,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--provider",
+            metavar="LIB==VERSION",
+            help="Prefer the kernels of a library, in the form that this release of it has, to "
+            "fusec's own: `aiter==0.1.14`; repeatable. It is checked again where it is loaded.",
+        ),
+    ] = None,
     trust_pickle: Annotated[
         bool,
         typer.Option(
@@ -167,6 +176,7 @@ def compile(
         weights=weights.value,
         attention_mask=attention_mask,
         allow_host_fallback=allow_host_fallback,
+        provider=provider or (),
         trust_pickle=trust_pickle,
         trust_remote_code=trust_remote_code,
         dump_ir=dump_ir,

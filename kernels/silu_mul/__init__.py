@@ -1,5 +1,5 @@
 """Gated activations: act(gate) * up."""
 
-from fusec.kernels.silu_mul import cpu, triton
+from fusec.kernels.silu_mul import cpu, hip, triton
 
-KERNELS = (*cpu.KERNELS, *triton.TRITON)
+KERNELS = (*cpu.KERNELS, *hip.HIP, *triton.TRITON)
