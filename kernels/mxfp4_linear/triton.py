@@ -1,0 +1,149 @@
+"""Records of the Triton kernels: codes by the scaled matrix units, or a weight that becomes bf16.
+
+Both choose their tiles by how many rows there are, as `triton_gemm` says.
+"""
+
+from __future__ import annotations
+
+from fusec.formats import Scaling
+from fusec.ir import Graph, Node
+from fusec.ir.types import bool_attr
+from fusec.kernels.launch import Call, Launch
+from fusec.kernels.registry import Kernel
+from fusec.kernels.triton_gemm import (
+    Product,
+    Tile,
+    floats_refusal,
+    known,
+    operand_layouts,
+    row_count,
+    scale_strides,
+    weight_refusal,
+)
+from fusec.kernels.triton_rows import FAMILIES, row_stride
+from fusec.target import Target
+
+SCALED_FEW = Tile(rows=32, columns=64, depth=256, warps=4, stages=2)
+SCALED_MANY = Tile(rows=128, columns=128, depth=256, warps=4, stages=2)
+
+DEQUANT_FEW = {
+    "amdgpu": Tile(rows=32, columns=64, depth=128, warps=4, stages=2),
+    "nvidia": Tile(rows=32, columns=64, depth=128, warps=4, stages=4),
+}
+DEQUANT_MANY = {
+    "amdgpu": Tile(rows=128, columns=128, depth=64, warps=4, stages=2),
+    "nvidia": Tile(rows=128, columns=128, depth=64, warps=8, stages=3),
+}
+
+X_PARTS = {"bf16": 1, "f16": 2, "f32": 3}
+"""Numbers of bf16 whose sum is an element exactly (8 bits each; f16 has 11, f32 has 24)."""
+
+
+def scaled_refusal(code: str, target: Target, x_dtype: str) -> str | None:
+    """Why the matrix units cannot multiply codes `x_dtype` by their e8m0 scales; begins `code`."""
+    if not target.native_mxfp4:
+        return f"{code}: native scaled MFMA needs gfx950; this is {target.name}"
+    if x_dtype not in ("f8e4m3fn", "f4e2m1x2"):
+        return f"{code}: scaled products are of f8e4m3fn and f4e2m1x2, not {x_dtype}"
+    return None
+
+
+def launch_scaled(call: Call) -> tuple[Launch, ...]:
+    """A product by the scaled matrix units of x, x_scale, weight, weight_scale and perhaps bias."""
+    x, x_scale, weight, weight_scale = call.inputs[:4]
+    scaling = Scaling.of(call.attrs)
+    kind = call.input_type(2)
+    packed = 2 if kind.dtype == "f4e2m1x2" else 1
+    x_scale_row, x_scale_group = scale_strides(scaling, x_scale)
+    operands = {"x": x, "x_scale": x_scale, "w": weight, "w_scale": weight_scale}
+    if bool_attr(call.attrs, "has_bias"):
+        operands["bias"] = call.inputs[4]
+    product = Product(
+        call,
+        module="mxfp4_linear",
+        function="mx_scaled_kernel",
+        rows=row_count(call.output_type()),
+        columns=known(kind.shape[0]),
+        length=known(kind.shape[1]) * packed,
+        operands=operands,
+        strides={
+            "x_stride": row_stride(x),
+            "x_scale_row": x_scale_row,
+            "x_scale_group": x_scale_group,
+        },
+        constants={
+            "K_MEMORY": known(kind.memory_shape[1]) * packed,
+            "W_STRIDE": known(row_stride(weight)),
+            "W_SCALE_STRIDE": known(row_stride(weight_scale)),
+            "X_PACK": 2 if scaling.packed else 1,
+            "W_PACK": packed,
+        },
+    )
+    return product.launches(SCALED_FEW, SCALED_MANY)
+
+
+def _supports_scaled(graph: Graph, node: Node, target: Target) -> str | None:
+    if not bool_attr(node.attrs, "has_x_scale"):
+        return "scales: it takes x as codes with scales"
+    x, _, weight = map(graph.type, node.inputs[:3])
+    return (
+        scaled_refusal("mxfp4.arch", target, x.dtype)
+        or weight_refusal(weight)
+        or floats_refusal(graph, (*node.inputs[4:], node.output))
+    )
+
+
+def _supports_dequant(graph: Graph, node: Node, target: Target) -> str | None:
+    if bool_attr(node.attrs, "has_x_scale"):
+        return "scales: it takes x as floats, without scales"
+    floats = (node.inputs[0], *node.inputs[3:], node.output)
+    return weight_refusal(graph.type(node.inputs[1])) or floats_refusal(graph, floats)
+
+
+def _launch_dequant(call: Call) -> tuple[Launch, ...]:
+    x, weight, weight_scale = call.inputs[:3]
+    kind = call.input_type(1)
+    operands = {"x": x, "w": weight, "w_scale": weight_scale}
+    if bool_attr(call.attrs, "has_bias"):
+        operands["bias"] = call.inputs[3]
+    product = Product(
+        call,
+        module="mxfp4_linear",
+        function="mxfp4_dequant_kernel",
+        rows=row_count(call.output_type()),
+        columns=known(kind.shape[0]),
+        length=known(kind.shape[1]) * 2,
+        operands=operands,
+        strides={"x_stride": row_stride(x)},
+        constants={
+            "K_MEMORY": known(kind.memory_shape[1]) * 2,
+            "W_STRIDE": known(row_stride(weight)),
+            "W_SCALE_STRIDE": known(row_stride(weight_scale)),
+            "X_PARTS": X_PARTS[x.dtype],
+        },
+    )
+    return product.launches(DEQUANT_FEW[call.target.family], DEQUANT_MANY[call.target.family])
+
+
+KERNELS = (
+    Kernel(
+        op="mxfp4_linear",
+        name="mxfp4_linear.triton_scaled",
+        provider="triton",
+        families=FAMILIES,
+        source="mxfp4_linear/triton_kernel.py",
+        supports=_supports_scaled,
+        launch=launch_scaled,
+        layouts=operand_layouts,
+    ),
+    Kernel(
+        op="mxfp4_linear",
+        name="mxfp4_linear.triton_dequant",
+        provider="triton",
+        families=FAMILIES,
+        source="mxfp4_linear/triton_kernel.py",
+        supports=_supports_dequant,
+        launch=_launch_dequant,
+        layouts=operand_layouts,
+    ),
+)

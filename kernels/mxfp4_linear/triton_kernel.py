@@ -1,0 +1,174 @@
+"""Products with weights of 4-bit floats on a GPU, a scale for each 32 along K.
+
+Either the matrix units take codes and scales as they are, or the weight becomes bf16 on the way
+into them.  Programs, tiles and splits are those of `fp8_linear/triton_kernel.py`.
+"""
+
+import triton
+import triton.language as tl
+
+from fusec.kernels.fp8_linear.triton_kernel import steps_of, store_tile, tile_at
+
+GROUP = tl.constexpr(32)
+"""Elements that share a scale."""
+
+
+@triton.jit
+def bf16_of_e2m1(b_codes, b_scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The numbers bf16 [ROWS, COLUMNS] of codes [ROWS, COLUMNS/2] and scales [ROWS, COLUMNS/32].
+
+    Exact.  A code's three low bits, at the foot of the exponent of an f32, are 2**-126 times what
+    they stand for, subnormal or not.
+    """
+    b_code = tl.join(b_codes & 15, b_codes >> 4).to(tl.uint32)
+    b_bits = ((b_code & 8) << 28) | ((b_code & 7) << 22)
+    b_value = b_bits.to(tl.float32, bitcast=True) * 2.0**126
+    b_scale = b_scale.to(tl.uint32)
+    b_power = tl.where(b_scale == 0, 1 << 22, b_scale << 23)
+    b_power = tl.where(b_scale == 255, 0x7FC00000, b_power).to(tl.float32, bitcast=True)
+    b_value = tl.reshape(b_value, [ROWS, COLUMNS // GROUP, GROUP]) * b_power[:, :, None]
+    return tl.reshape(b_value.to(tl.bfloat16), [ROWS, COLUMNS])
+
+
+@triton.jit
+def dot_bf16_parts(b_x, b_w, b_y, PARTS: tl.constexpr):
+    """Y + x @ w, w bf16; x is taken apart into PARTS of bf16 so that nothing of it is lost."""
+    if PARTS == 1:
+        return tl.dot(b_x, b_w, b_y)
+    b_rest = b_x.to(tl.float32)
+    for _ in tl.static_range(PARTS):
+        b_part = b_rest.to(tl.bfloat16)
+        b_y = tl.dot(b_part, b_w, b_y)
+        b_rest -= b_part.to(tl.float32)
+    return b_y
+
+
+@triton.jit
+def mxfp4_dequant_kernel(
+    p_x,
+    p_w,
+    p_w_scale,
+    p_bias,
+    p_y,
+    M,
+    x_stride,
+    y_stride,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    K_MEMORY: tl.constexpr,
+    W_STRIDE: tl.constexpr,
+    W_SCALE_STRIDE: tl.constexpr,
+    X_PARTS: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    DIES: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Y [M, N] = x @ (w * w_scale).T + bias, x [M, K] floats, w [N, K/2], w_scale [N, K/32].
+
+    Rows of w have K_MEMORY elements, zeros from K on.
+    """
+    i_m, i_n = tile_at(M, N, BLOCK_M, BLOCK_N, GROUP_M, DIES)
+    begin, end = steps_of(K, BLOCK_K, SPLITS)
+    o_m = tl.minimum(i_m + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
+    o_n = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - i_n)
+    o_k = tl.arange(0, BLOCK_K)
+    o_pair = tl.arange(0, BLOCK_K // 2)
+    o_group = tl.arange(0, BLOCK_K // GROUP)
+    p_w += i_n.to(tl.int64) * W_STRIDE
+    p_w_scale += i_n.to(tl.int64) * W_SCALE_STRIDE
+    p_x_tile = p_x + o_m[:, None] * x_stride + o_k[None, :]
+    p_w_tile = p_w + o_n[:, None] * W_STRIDE + o_pair[None, :]
+    p_scale_tile = p_w_scale + o_n[:, None] * W_SCALE_STRIDE + o_group[None, :]
+    b_y = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    for i_step in range(begin, end):
+        i_k = i_step * BLOCK_K
+        if K % BLOCK_K == 0:
+            b_x = tl.load(p_x_tile + i_k)
+        else:
+            b_x = tl.load(p_x_tile + i_k, mask=(i_k + o_k < K)[None, :], other=0.0)
+        if K_MEMORY >= tl.cdiv(K, BLOCK_K) * BLOCK_K:
+            b_codes = tl.load(p_w_tile + i_k // 2)
+            b_scale = tl.load(p_scale_tile + i_k // GROUP)
+        else:
+            m_pair = i_k // 2 + o_pair < K // 2
+            m_group = i_k // GROUP + o_group < K // GROUP
+            b_codes = tl.load(p_w_tile + i_k // 2, mask=m_pair[None, :], other=0)
+            b_scale = tl.load(p_scale_tile + i_k // GROUP, mask=m_group[None, :], other=0)
+        b_w = bf16_of_e2m1(b_codes, b_scale, BLOCK_N, BLOCK_K)
+        b_y = dot_bf16_parts(b_x, tl.trans(b_w), b_y, X_PARTS)
+    store_tile(b_y, p_bias, p_y, i_m, i_n, M, y_stride, N, BLOCK_M, BLOCK_N, BIAS)
+
+
+@triton.jit
+def mx_scaled_kernel(
+    p_x,
+    p_x_scale,
+    p_w,
+    p_w_scale,
+    p_bias,
+    p_y,
+    M,
+    x_stride,
+    x_scale_row,
+    x_scale_group,
+    y_stride,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    K_MEMORY: tl.constexpr,
+    W_STRIDE: tl.constexpr,
+    W_SCALE_STRIDE: tl.constexpr,
+    X_PACK: tl.constexpr,
+    W_PACK: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    DIES: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Y [M, N] = (x * x_scale) @ (w * w_scale).T + bias by the matrix units, all operands codes.
+
+    An element of x is a byte of e4m3fn, or half a byte of e2m1 where X_PACK is 2; so with w.
+    Rows of w have K_MEMORY elements, zeros from K on.
+    """
+    X_FORMAT: tl.constexpr = "e2m1" if X_PACK == 2 else "e4m3"
+    W_FORMAT: tl.constexpr = "e2m1" if W_PACK == 2 else "e4m3"
+    i_m, i_n = tile_at(M, N, BLOCK_M, BLOCK_N, GROUP_M, DIES)
+    begin, end = steps_of(K, BLOCK_K, SPLITS)
+    o_m = tl.minimum(i_m + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
+    o_n = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - i_n)
+    o_x = tl.arange(0, BLOCK_K // X_PACK)
+    o_w = tl.arange(0, BLOCK_K // W_PACK)
+    o_group = tl.arange(0, BLOCK_K // GROUP)
+    p_w += i_n.to(tl.int64) * W_STRIDE
+    p_w_scale += i_n.to(tl.int64) * W_SCALE_STRIDE
+    p_x_tile = p_x + o_m[:, None] * x_stride + o_x[None, :]
+    p_x_scales = p_x_scale + o_m[:, None] * x_scale_row + o_group[None, :] * x_scale_group
+    p_w_tile = p_w + o_n[None, :] * W_STRIDE + o_w[:, None]
+    p_w_scales = p_w_scale + o_n[:, None] * W_SCALE_STRIDE + o_group[None, :]
+    b_y = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    for i_step in range(begin, end):
+        i_k = i_step * BLOCK_K
+        i_group = i_k // GROUP
+        m_group = (i_group + o_group < K // GROUP)[None, :]
+        if K % BLOCK_K == 0:
+            b_x = tl.load(p_x_tile + i_k // X_PACK)
+            b_x_scale = tl.load(p_x_scales + i_group * x_scale_group)
+        else:
+            m_x = (i_k // X_PACK + o_x < K // X_PACK)[None, :]
+            b_x = tl.load(p_x_tile + i_k // X_PACK, mask=m_x, other=0.0)
+            b_x_scale = tl.load(p_x_scales + i_group * x_scale_group, mask=m_group, other=127)
+        if K_MEMORY >= tl.cdiv(K, BLOCK_K) * BLOCK_K:
+            b_w = tl.load(p_w_tile + i_k // W_PACK)
+            b_w_scale = tl.load(p_w_scales + i_group)
+        else:
+            m_w = (i_k // W_PACK + o_w < K // W_PACK)[:, None]
+            b_w = tl.load(p_w_tile + i_k // W_PACK, mask=m_w, other=0.0)
+            b_w_scale = tl.load(p_w_scales + i_group, mask=m_group, other=127)
+        b_y = tl.dot_scaled(b_x, b_x_scale, X_FORMAT, b_w, b_w_scale, W_FORMAT, b_y)
+    store_tile(b_y, p_bias, p_y, i_m, i_n, M, y_stride, N, BLOCK_M, BLOCK_N, BIAS)

@@ -1,0 +1,298 @@
+"""Launches of Triton kernels that multiply matrices: tiles, and what runs for how many rows.
+
+The rows M of the first operand are known at run time only.  A product with few rows is bound by
+reading the weight: it gets narrow tiles, and its sum over K is split among programs until every
+compute unit has one; the parts are added in order by a second launch, so the result is the same in
+every run.  A product with many rows gets large tiles.  Which of the two runs is decided by the
+range of M where that suffices; else both are launched with grids of which one is empty, and an
+empty grid is not launched.
+
+Large tiles are numbered so that neighbours share rows and columns in the cache; on GPUs of several
+dies, each die gets neighbours (`tile_at` in `fp8_linear/triton_kernel.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fusec import symbolic
+from fusec.diagnostics import InternalError
+from fusec.formats import Scaling
+from fusec.ir import Graph, Node, TensorType
+from fusec.kernels.launch import Call, Launch, Layout, Storage, TritonSource
+from fusec.kernels.triton_rows import is_divisible, row_stride
+from fusec.symbolic import Dim
+from fusec.target import Target
+
+POINTER_TYPES = {
+    "f32": "*fp32",
+    "bf16": "*bf16",
+    "f16": "*fp16",
+    "f8e4m3fn": "*fp8e4nv",
+    "f8e4m3fnuz": "*fp8e4b8",
+    "f4e2m1x2": "*u8",
+    "e8m0": "*u8",
+}
+"""Triton's pointer types by dtype."""
+
+FLOATS = ("f32", "bf16", "f16")
+"""What a product gives, and what a bias may be."""
+
+FEW_ROWS = 64
+"""The most rows that narrow tiles are used for."""
+
+LEAST_ROWS = 16
+"""What the matrix units take at least."""
+
+UNITS = {"gfx950": 256, "gfx942": 304, "sm_90": 132}
+"""Compute units: CDNA 4 and CDNA 3 white papers (MI355X, MI300X), H100 data sheet."""
+
+DIES = {"gfx950": 8, "gfx942": 8, "sm_90": 1}
+"""Dies, each with a second-level cache of its own, to which work groups are dealt in turn."""
+
+MIN_STEPS = 4
+"""Steps along K that a part of a split sum has at least."""
+
+SUM_BLOCK = 1024
+"""Columns that a program adds the parts of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What one program computes.
+
+    Attributes:
+        rows: of the result.
+        columns: of the result.
+        depth: elements along K that are multiplied at a time.
+        warps: waves or warps of the program.
+        stages: steps along K in flight at once, as Triton counts them.
+        group: tiles that lie below one another before the next column of tiles begins.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    group: int = 8
+
+    def at_most(self, depth: int) -> Tile:
+        """This, at most `depth` deep."""
+        return dataclasses.replace(self, depth=min(self.depth, depth))
+
+    def for_rows(self, most: float) -> Tile:
+        """This with fewer rows, where there are at most `most`."""
+        fitting = max(LEAST_ROWS, 1 << (int(min(most, self.rows)) - 1).bit_length())
+        return dataclasses.replace(self, rows=min(self.rows, fitting))
+
+
+def row_count(kind: TensorType) -> Dim:
+    """How many rows there are, whatever axes they are along."""
+    return symbolic.product(kind.shape[:-1])
+
+
+def known(dim: Dim) -> int:
+    """A size that is known at compile time.
+
+    Raises:
+        InternalError: it is not; `known_sizes` refuses such operands.
+    """
+    if not isinstance(dim, int):
+        raise InternalError(f"the size `{dim}` is not known at compile time")
+    return dim
+
+
+def operand_layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
+    """Unit stride along the last axis, any strides elsewhere."""
+    rows: Layout = "rows"
+    return (rows,) * (len(node.inputs) + len(node.outputs))
+
+
+def floats_refusal(graph: Graph, values: Iterable[str]) -> str | None:
+    """Why a bias or a result among `values` is none that a product takes."""
+    for value in values:
+        kind = graph.type(value)
+        if kind.dtype not in FLOATS:
+            return f"dtype: `%{value}` is {kind.dtype}, not one of {', '.join(FLOATS)}"
+    return None
+
+
+def weight_refusal(weight: TensorType) -> str | None:
+    """Why a product cannot take `weight`."""
+    if all(isinstance(size, int) for size in weight.shape):
+        return None
+    return f"shape: the weight is `{weight}`, of no size known at compile time"
+
+
+def scale_strides(scaling: Scaling, scale: Storage) -> tuple[Dim, Dim]:
+    """Elements from a row's scales to the next row's, and from a group's scale to the next's."""
+    if scaling.granularity == "tensor":
+        return 0, 0
+    if scaling.layout == "column":
+        return 1, row_stride(scale)
+    return row_stride(scale), 1
+
+
+def splits_of(length: int, columns: int, tile: Tile, target: Target) -> int:
+    """Into how many parts the sum over K is split, so that every compute unit has a program."""
+    steps = -(-length // tile.depth)
+    programs = -(-columns // tile.columns)
+    wanted = min(UNITS[target.name] // programs, steps // MIN_STEPS)
+    if wanted < 2:
+        return 1
+    return -(-steps // -(-steps // wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A launch of a kernel that multiplies, but for what depends on its tile.
+
+    Attributes:
+        call: what is computed.
+        module: of the kernel, below `fusec.kernels`.
+        function: its name.
+        rows: of the result, M.
+        columns: of the result, N.
+        length: of the sums, K.
+        operands: what is passed as pointers `p_NAME`; `bias` is the one that may be left out.
+        strides: further run-time arguments: elements between neighbours.
+        constants: compile-time arguments, but those of the tile.
+    """
+
+    call: Call
+    module: str
+    function: str
+    rows: Dim
+    columns: int
+    length: int
+    operands: Mapping[str, Storage]
+    strides: Mapping[str, Dim]
+    constants: Mapping[str, int]
+
+    def launches(self, few: Tile, many: Tile) -> tuple[Launch, ...]:
+        """What runs, with tiles for few rows and for many."""
+        least, most = symbolic.bounds(self.rows, self.call.graph.symbols)
+        if most <= FEW_ROWS:
+            return self._split(few.for_rows(most), 1)
+        if least > FEW_ROWS:
+            return (self._whole(many, 1),)
+        is_large = symbolic.minimum(1, symbolic.floor_divide(self.rows - 1, FEW_ROWS))
+        return (*self._split(few, 1 - is_large), self._whole(many, is_large))
+
+    def _split(self, tile: Tile, runs: Dim) -> tuple[Launch, ...]:
+        """Launches whose sums over K are split if that gives more compute units work."""
+        splits = splits_of(self.length, self.columns, tile, self.call.target)
+        if splits == 1:
+            return (self._whole(tile, runs),)
+        rows = symbolic.minimum(self.rows, FEW_ROWS)
+        parts = self.call.scratch("f32", (splits, rows, self.columns))
+        operands = {name: each for name, each in self.operands.items() if name != "bias"}
+        product = self._launch(tile, {**operands, "y": parts}, self.columns, splits, runs)
+        return (product, self._sum(parts, splits, runs))
+
+    def _whole(self, tile: Tile, runs: Dim) -> Launch:
+        result = self.call.outputs[0]
+        operands = {**self.operands, "y": result}
+        return self._launch(tile, operands, row_stride(result), 1, runs)
+
+    def _launch(
+        self, tile: Tile, operands: Mapping[str, Storage], y_stride: Dim, splits: int, runs: Dim
+    ) -> Launch:
+        target = self.call.target
+        tiles = symbolic.ceil_divide(self.rows, tile.rows) * -(-self.columns // tile.columns)
+        constants = {
+            **self.constants,
+            "N": self.columns,
+            "K": self.length,
+            "BLOCK_M": tile.rows,
+            "BLOCK_N": tile.columns,
+            "BLOCK_K": tile.depth,
+            "GROUP_M": tile.group,
+            "DIES": DIES[target.name],
+            "SPLITS": splits,
+            "BIAS": int("bias" in operands),
+        }
+        if "bias" not in operands:
+            constants["p_bias"] = 0
+        return launch(
+            f"fusec.kernels.{self.module}.triton_kernel",
+            self.function,
+            operands,
+            sizes={"M": self.rows},
+            strides={**self.strides, "y_stride": y_stride},
+            constants=constants,
+            grid=(tiles * runs, splits, 1),
+            warps=tile.warps,
+            options=(("num_stages", tile.stages),),
+        )
+
+    def _sum(self, parts: Storage, splits: int, runs: Dim) -> Launch:
+        result = self.call.outputs[0]
+        operands = {"parts": parts, "y": result}
+        if "bias" in self.operands:
+            operands["bias"] = self.operands["bias"]
+        constants = {"N": self.columns, "SPLITS": splits, "BIAS": int("bias" in operands)}
+        if "bias" not in operands:
+            constants["p_bias"] = 0
+        return launch(
+            "fusec.kernels.fp8_linear.triton_kernel",
+            "split_sum_kernel",
+            operands,
+            sizes={"M": self.rows},
+            strides={"y_stride": row_stride(result)},
+            constants={**constants, "BLOCK": SUM_BLOCK},
+            grid=(self.rows * runs, -(-self.columns // SUM_BLOCK), 1),
+            warps=4,
+        )
+
+
+def launch(
+    module: str,
+    function: str,
+    operands: Mapping[str, Storage],
+    *,
+    sizes: Mapping[str, Dim],
+    strides: Mapping[str, Dim],
+    constants: Mapping[str, int],
+    grid: tuple[Dim, Dim, Dim],
+    warps: int,
+    options: tuple[tuple[str, int], ...] = (),
+) -> Launch:
+    """A launch of a Triton kernel whose run-time arguments are pointers, sizes, then strides.
+
+    Args:
+        module: of the kernel.
+        function: its name.
+        operands: what is passed as pointers `p_NAME`.
+        sizes: arguments of 32 bits.
+        strides: arguments of 64 bits.
+        constants: compile-time arguments; a pointer that is left out is one, 0.
+        grid: work groups along each axis.
+        warps: waves or warps of a work group.
+        options: of Triton's backend.
+    """
+    signature = [
+        *((f"p_{name}", POINTER_TYPES[storage.dtype]) for name, storage in operands.items()),
+        *((name, "i32") for name in sizes),
+        *((name, "i64") for name in strides),
+    ]
+    divisible = [f"p_{name}" for name, each in operands.items() if is_divisible(each.byte_offset)]
+    divisible += [name for name, stride in strides.items() if is_divisible(stride)]
+    return Launch(
+        symbol=function,
+        operands=tuple(operands.values()),
+        params=(*sizes.values(), *strides.values()),
+        grid=grid,
+        code=TritonSource(
+            module=module,
+            function=function,
+            signature=tuple(signature),
+            constants=tuple(sorted(constants.items())),
+            divisible=tuple(divisible),
+            warps=warps,
+            options=options,
+        ),
+    )
