@@ -86,7 +86,9 @@ def parse_signature(text: str) -> Signature:
         body = []
     match body:
         case [ast.FunctionDef() as function] if text.startswith("("):
-            return signature_of(function)
+            signature = signature_of(function)
+            if len(set(signature.names)) == len(signature.names):
+                return signature
     raise ParseError(f"`{text}` is not a signature")
 
 

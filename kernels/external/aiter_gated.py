@@ -24,7 +24,7 @@ from fusec.kernels.external.adapter import (
 )
 from fusec.kernels.external.aiter import ANY_FLOATS, FINITE_MAX, GATED_MAX
 from fusec.kernels.external.call import Argument
-from fusec.kernels.external.manifest import Need
+from fusec.kernels.external.manifest import needs
 from fusec.kernels.launch import Call, Storage, dense_strides
 from fusec.kernels.triton_rows import row_count
 from fusec.symbolic import Dim
@@ -141,14 +141,12 @@ def _gated_triton(site: Site) -> tuple[Argument, ...]:
 GATED_NORMS = (
     Adapter(
         op="gated_rms_norm_quant",
-        need=Need(
+        need=needs(
             "fused_rms_gated_fp8_group_quant",
             "triton",
-            (
-                "(x, weight, bias, z, eps, *, norm_before_gate=True, use_ue8m0=False,"
-                " activation='silu', out_dtype=None, fp8_min=None, fp8_max=None,"
-                " fp8_min_scaling_factor=None, group_size=None)",
-            ),
+            "(x, weight, bias, z, eps, *, norm_before_gate=True, use_ue8m0=False,"
+            " activation='silu', out_dtype=None, fp8_min=None, fp8_max=None,"
+            " fp8_min_scaling_factor=None, group_size=None)",
         ),
         limits=Limits(dtypes=ANY_FLOATS, rows=(0, 2), same_dtype=False),
         quantising=Quantising(
@@ -165,10 +163,10 @@ GATED_NORMS = (
     ),
     Adapter(
         op="gated_rms_norm_quant",
-        need=Need(
+        need=needs(
             "gated_rmsnorm_fp8_group_quant",
             "hip",
-            ("(out, scale, x, z, weight, epsilon, group_size, transpose_scale=False)",),
+            "(out, scale, x, z, weight, epsilon, group_size, transpose_scale=False)",
         ),
         limits=Limits(rows=(0, 2)),
         quantising=Quantising(FINITE_MAX, groups=(HEAD,), column=True),
@@ -179,10 +177,8 @@ GATED_NORMS = (
     ),
     Adapter(
         op="gated_rms_norm_quant",
-        need=Need(
-            "gated_rmsnorm_fp8_per_token_quant",
-            "hip",
-            ("(out, scale, x, z, weight, epsilon)",),
+        need=needs(
+            "gated_rmsnorm_fp8_per_token_quant", "hip", "(out, scale, x, z, weight, epsilon)"
         ),
         limits=Limits(rows=(0, 2)),
         quantising=Quantising(FINITE_MAX, granularities=("token",)),

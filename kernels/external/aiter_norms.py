@@ -8,7 +8,7 @@ from fusec.ir.types import bool_attr, float_attr
 from fusec.kernels.external.adapter import Adapter, Limits, Site, dense, gemma_norm, operand, value
 from fusec.kernels.external.aiter import LONGEST, MULTIPLE
 from fusec.kernels.external.call import Argument
-from fusec.kernels.external.manifest import Need
+from fusec.kernels.external.manifest import needs
 
 
 def needs_weight(site: Site) -> Iterator[str]:
@@ -63,10 +63,11 @@ def _both_norms(site: Site) -> tuple[int | None, ...]:
 NORMS = (
     Adapter(
         op="rms_norm",
-        need=Need(
+        need=needs(
             "rmsnorm",
             "hip",
-            ("(out, input, weight, epsilon)", "(out, input, weight, epsilon, gemma_norm=False)"),
+            "(out, input, weight, epsilon)",
+            "(out, input, weight, epsilon, gemma_norm=False)",
         ),
         limits=Limits(longest=LONGEST, multiple=MULTIPLE),
         arguments=_rmsnorm,
@@ -74,13 +75,11 @@ NORMS = (
     ),
     Adapter(
         op="rms_norm",
-        need=Need(
+        need=needs(
             "rmsnorm2d_fwd",
             "hip",
-            (
-                "(input, weight, epsilon)",
-                "(input, weight, epsilon, use_model_sensitive_rmsnorm=0)",
-            ),
+            "(input, weight, epsilon)",
+            "(input, weight, epsilon, use_model_sensitive_rmsnorm=0)",
         ),
         limits=Limits(longest=LONGEST, multiple=MULTIPLE),
         arguments=_rmsnorm2d_fwd,
@@ -90,29 +89,25 @@ NORMS = (
     ),
     Adapter(
         op="add_rms_norm",
-        need=Need(
+        need=needs(
             "add_rmsnorm",
             "hip",
-            (
-                "(out, input, residual_in, residual_out, weight, epsilon)",
-                "(out, input, residual_in, residual_out, weight, epsilon, gemma_norm=False)",
-            ),
+            "(out, input, residual_in, residual_out, weight, epsilon)",
+            "(out, input, residual_in, residual_out, weight, epsilon, gemma_norm=False)",
         ),
         limits=Limits(rows=(0, 1), weights=(2,), longest=LONGEST, multiple=MULTIPLE),
         arguments=_add_rmsnorm,
     ),
     Adapter(
         op="add_rms_norm",
-        need=Need(
+        need=needs(
             "rmsnorm2d_fwd_with_add",
             "hip",
-            (
-                "(out, input, residual_in, residual_out, weight, epsilon)",
-                "(out, input, residual_in, residual_out, weight, epsilon,"
-                " use_model_sensitive_rmsnorm=0)",
-                "(out, input, residual_in, residual_out, weight, epsilon,"
-                " gemma_norm=False, use_model_sensitive_rmsnorm=0)",
-            ),
+            "(out, input, residual_in, residual_out, weight, epsilon)",
+            "(out, input, residual_in, residual_out, weight, epsilon,"
+            " use_model_sensitive_rmsnorm=0)",
+            "(out, input, residual_in, residual_out, weight, epsilon,"
+            " gemma_norm=False, use_model_sensitive_rmsnorm=0)",
         ),
         limits=Limits(rows=(0, 1), weights=(2,), longest=LONGEST, multiple=MULTIPLE),
         arguments=_add_rmsnorm,
@@ -120,13 +115,11 @@ NORMS = (
     ),
     Adapter(
         op="dual_rms_norm",
-        need=Need(
+        need=needs(
             "fused_qk_rmsnorm",
             "hip",
-            (
-                "(q, q_weight, q_eps, k, k_weight, k_eps)",
-                "(q_out, q, q_weight, q_eps, k_out, k, k_weight, k_eps)",
-            ),
+            "(q, q_weight, q_eps, k, k_weight, k_eps)",
+            "(q_out, q, q_weight, q_eps, k_out, k, k_weight, k_eps)",
         ),
         limits=Limits(rows=(0, 2), weights=(1, 3), longest=LONGEST, multiple=MULTIPLE),
         arguments=_fused_qk_rmsnorm,

@@ -24,7 +24,7 @@ from fusec.kernels.external.adapter import (
 from fusec.kernels.external.aiter import ANY_FLOATS, FINITE_MAX, LONGEST, MULTIPLE, PACKED_MAX
 from fusec.kernels.external.aiter_norms import needs_weight
 from fusec.kernels.external.call import Argument
-from fusec.kernels.external.manifest import Form, Need
+from fusec.kernels.external.manifest import Form, needs
 from fusec.kernels.launch import Call, Storage, dense_strides
 from fusec.kernels.registry import Layouts, all_contiguous
 from fusec.kernels.triton_rows import row_layouts
@@ -204,19 +204,21 @@ _TRITON_GROUPS = (
     " group_size=128, dtype_quant=fp8_dtype, res1=None, output_unquantized_inp1=False,"
     " transpose_scale=False"
 )
-_TRITON_RMS = Need(
+_TRITON_RMS = needs(
     "fused_rms_fp8_group_quant",
     "triton",
-    (f"{_TRITON_GROUPS})", f"{_TRITON_GROUPS}, is_x_scale_strided=False)"),
+    f"{_TRITON_GROUPS})",
+    f"{_TRITON_GROUPS}, is_x_scale_strided=False)",
 )
 _STATIC_TENSOR = (
     "(inp1, inp1_weight, inp1_epsilon, inp1_scale, inp2=None, inp2_weight=None,"
     " inp2_epsilon=None, dtype_quant=fp8_dtype, res1=None, output_unquantized_inp1=False"
 )
-_STATIC_RMS = Need(
+_STATIC_RMS = needs(
     "fused_rms_fp8_per_tensor_static_quant",
     "triton",
-    (f"{_STATIC_TENSOR})", f"{_STATIC_TENSOR}, rmsnorm_convert_to_inp1_type=False)"),
+    f"{_STATIC_TENSOR})",
+    f"{_STATIC_TENSOR}, rmsnorm_convert_to_inp1_type=False)",
 )
 
 
@@ -252,28 +254,24 @@ _PACKED = (
     "(x1, x1_weight, x1_epsilon, x2=None, x2_weight=None, x2_epsilon=0.0, res1=None,"
     " shuffle=False, scale_shuffle_padding=False"
 )
-_PACKED_RMS = Need(
+_PACKED_RMS = needs(
     "fused_rms_mxfp4_quant",
     "triton",
-    (
-        f"{_PACKED})",
-        f"{_PACKED}, output_unquantized_inp1=False)",
-        f"{_PACKED}, output_unquantized_inp1=False, inargs='auto')",
-    ),
+    f"{_PACKED})",
+    f"{_PACKED}, output_unquantized_inp1=False)",
+    f"{_PACKED}, output_unquantized_inp1=False, inargs='auto')",
 )
 
 
 QUANTISED_NORMS = (
     Adapter(
         op="rms_norm_quant",
-        need=Need(
+        need=needs(
             "rmsnorm_quant",
             "hip",
-            (
-                "(out, input, scale, weight, epsilon, group_size=0, shuffle_scale=False)",
-                "(out, input, scale, weight, epsilon, group_size=0, shuffle_scale=False,"
-                " gemma_norm=False)",
-            ),
+            "(out, input, scale, weight, epsilon, group_size=0, shuffle_scale=False)",
+            "(out, input, scale, weight, epsilon, group_size=0, shuffle_scale=False,"
+            " gemma_norm=False)",
         ),
         limits=Limits(longest=LONGEST, multiple=MULTIPLE),
         quantising=_NORM_FP8,
@@ -309,15 +307,13 @@ QUANTISED_NORMS = (
     ),
     Adapter(
         op="add_rms_norm_quant",
-        need=Need(
+        need=needs(
             "add_rmsnorm_quant",
             "hip",
-            (
-                "(out, input, residual_in, residual_out, scale, weight, epsilon, group_size=0,"
-                " shuffle_scale=False)",
-                "(out, input, residual_in, residual_out, scale, weight, epsilon, group_size=0,"
-                " shuffle_scale=False, gemma_norm=False)",
-            ),
+            "(out, input, residual_in, residual_out, scale, weight, epsilon, group_size=0,"
+            " shuffle_scale=False)",
+            "(out, input, residual_in, residual_out, scale, weight, epsilon, group_size=0,"
+            " shuffle_scale=False, gemma_norm=False)",
         ),
         limits=Limits(rows=(0, 1), weights=(2,), longest=LONGEST, multiple=MULTIPLE),
         quantising=_NORM_FP8,
@@ -350,13 +346,11 @@ QUANTISED_NORMS = (
     ),
     Adapter(
         op="dual_rms_norm_quant",
-        need=Need(
+        need=needs(
             "fused_qk_rmsnorm_per_token_quant",
             "hip",
-            (
-                "(q_out_quantized, q_out_scale, q, q_weight, q_epsilon,"
-                f" {_OPTIONAL}, gemma_norm=False)",
-            ),
+            "(q_out_quantized, q_out_scale, q, q_weight, q_epsilon,"
+            f" {_OPTIONAL}, gemma_norm=False)",
         ),
         limits=_TWO_ROWS,
         quantising=Quantising(FINITE_MAX, granularities=("token",)),
@@ -365,17 +359,15 @@ QUANTISED_NORMS = (
     ),
     Adapter(
         op="dual_rms_norm_quant",
-        need=Need(
+        need=needs(
             "fused_qk_rmsnorm_group_quant",
             "hip",
-            (
-                "(q_out_quantized, q_out_scale, q, q_weight, q_epsilon,"
-                f" {_OPTIONAL}, group_size=128, transpose_scale=False)",
-                "(q_out_quantized, q_out_scale, q, q_weight, q_epsilon,"
-                f" {_OPTIONAL}, group_size=128, transpose_scale=False, gemma_norm=False)",
-                "(q_out_quantized=None, q_out_scale=None, q=None, q_weight=None, q_epsilon=1e-06,"
-                f" {_OPTIONAL}, group_size=128, transpose_scale=False, gemma_norm=False)",
-            ),
+            "(q_out_quantized, q_out_scale, q, q_weight, q_epsilon,"
+            f" {_OPTIONAL}, group_size=128, transpose_scale=False)",
+            "(q_out_quantized, q_out_scale, q, q_weight, q_epsilon,"
+            f" {_OPTIONAL}, group_size=128, transpose_scale=False, gemma_norm=False)",
+            "(q_out_quantized=None, q_out_scale=None, q=None, q_weight=None, q_epsilon=1e-06,"
+            f" {_OPTIONAL}, group_size=128, transpose_scale=False, gemma_norm=False)",
         ),
         limits=_TWO_ROWS,
         quantising=Quantising(FINITE_MAX, groups=(64, 128), column=True),

@@ -23,7 +23,7 @@ from fusec.kernels.external.adapter import (
 )
 from fusec.kernels.external.aiter import ANY_FLOATS, FINITE_MAX, LONGEST, MULTIPLE, PACKED_MAX
 from fusec.kernels.external.call import Argument
-from fusec.kernels.external.manifest import Need
+from fusec.kernels.external.manifest import needs
 from fusec.kernels.launch import Call, Storage
 from fusec.symbolic import Dim
 
@@ -100,10 +100,10 @@ _ACTIVATION = Limits(dtypes=ANY_FLOATS, weights=())
 ACTIVATIONS = (
     Adapter(
         op="silu_mul_quant",
-        need=Need(
+        need=needs(
             "silu_and_mul_quant",
             "hip",
-            ("(out, input, scale, group_size, limit=0.0, shuffle_scale=False)",),
+            "(out, input, scale, group_size, limit=0.0, shuffle_scale=False)",
         ),
         limits=Limits(weights=(), longest=LONGEST, multiple=MULTIPLE),
         quantising=Quantising(FINITE_MAX, groups=(64, 128), column=True),
@@ -113,10 +113,10 @@ ACTIVATIONS = (
     ),
     Adapter(
         op="silu_mul_quant",
-        need=Need(
+        need=needs(
             "act_mul_and_fp8_group_quant",
             "triton",
-            ("(x, activation, group_size, dtype_quant=fp8_dtype)",),
+            "(x, activation, group_size, dtype_quant=fp8_dtype)",
         ),
         limits=_ACTIVATION,
         quantising=Quantising(FINITE_MAX, groups=(64, 128)),
@@ -127,13 +127,11 @@ ACTIVATIONS = (
     ),
     Adapter(
         op="silu_mul_quant",
-        need=Need(
+        need=needs(
             "act_mul_and_mxfp4_quant",
             "triton",
-            (
-                "(x, activation, scaling_mode='even', shuffle=False)",
-                "(x, activation, scaling_mode='even', shuffle=False, scale_shuffle_padding=False)",
-            ),
+            "(x, activation, scaling_mode='even', shuffle=False)",
+            "(x, activation, scaling_mode='even', shuffle=False, scale_shuffle_padding=False)",
         ),
         limits=replace(_ACTIVATION, archs=("gfx950",)),
         quantising=Quantising(PACKED_MAX, packed=True, groups=(32,), roundings=("even",)),

@@ -82,17 +82,22 @@ class Need:
     Attributes:
         function: its name without `_` in front.
         backend: what it has to run.
-        signatures: those that the call fits, each as text.
+        signatures: those that the call fits.
     """
 
     function: str
     backend: Backend
-    signatures: tuple[str, ...]
+    signatures: tuple[Signature, ...]
 
     def accepts(self, form: Form) -> bool:
-        """Whether `form` is what is needed: its signature, in the first place."""
-        fits = any(form.signature == parse_signature(text) for text in self.signatures)
-        return fits and form.stem == self.function and form.backend == self.backend
+        """Whether `form` is what is needed: by its signature; a name alone says nothing."""
+        named = form.stem == self.function and form.backend == self.backend
+        return named and form.signature in self.signatures
+
+
+def needs(function: str, backend: Backend, *signatures: str) -> Need:
+    """A `Need` with signatures as text."""
+    return Need(function, backend, tuple(map(parse_signature, signatures)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,7 @@ def _wanted(form: Form, need: Need) -> str:
     """How the function that is needed differs from `form`."""
     if form.backend != need.backend:
         return f"it runs {form.backend} and not {need.backend} kernels"
-    counts = sorted({len(parse_signature(text).parameters) for text in need.signatures})
+    counts = sorted({len(signature.parameters) for signature in need.signatures})
     if len(form.signature.parameters) in counts:
         return "its parameters are not those of the one that is needed"
     return f"the one that is needed has {' or '.join(map(str, counts))}"

@@ -6,6 +6,7 @@ import bisect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from fusec.diagnostics import UsageError
 from fusec.kernels.external.adapter import Adapter
@@ -66,6 +67,7 @@ def parse_provider(text: str) -> Provider:
     return Provider(manifest.library, version)
 
 
+@cache
 def records(provider: Provider) -> tuple[Kernel, ...]:
     """The kernels of a library, to be asked before those of the registry.
 

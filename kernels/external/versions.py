@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
-from functools import total_ordering
+from dataclasses import dataclass, field
 
 _VERSION = re.compile(
     r"v?(?P<release>\d+(?:\.\d+)*)"
@@ -16,8 +16,7 @@ _VERSION = re.compile(
 )
 
 
-@total_ordering
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Version:
     """A release, perhaps with a candidate, post-release or development number.
 
@@ -26,32 +25,17 @@ class Version:
 
     Attributes:
         release: its numbers without zeros at the end.
-        candidate: stage and number, such as `("rc", 1)`, or `None` for a release proper.
-        post: number of the post-release, 0 where there is none; `post0` is not told apart.
-        dev: number of the development snapshot, or `None`.
+        stage: `a`, `b` or `rc` and a number; `""` for a snapshot before any, `"release"` without.
+        post: number of the post-release, 0 where there is none.
+        dev: number of the development snapshot, infinite where it is none.
         text: as it was written, without `v` and `+...`.
     """
 
     release: tuple[int, ...]
-    candidate: tuple[str, int] | None
+    stage: tuple[str, int]
     post: int
-    dev: int | None
-    text: str
-
-    @property
-    def _key(self) -> tuple[tuple[int, ...], tuple[str, int], int, float]:
-        snapshot_of_release = self.candidate is None and self.post == 0 and self.dev is not None
-        stage = ("", 0) if snapshot_of_release else self.candidate or ("z", 0)
-        return self.release, stage, self.post, float("inf") if self.dev is None else self.dev
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Version) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __lt__(self, other: Version) -> bool:
-        return self._key < other._key
+    dev: float
+    text: str = field(compare=False)
 
     def __str__(self) -> str:
         return self.text
@@ -65,11 +49,15 @@ def parse_version(text: str) -> Version | None:
     release = [int(number) for number in found["release"].split(".")]
     while len(release) > 1 and release[-1] == 0:
         release.pop()
-    stage = found["stage"]
+    stage = ("release", 0)
+    if found["stage"] is not None:
+        stage = (found["stage"].lower(), int(found["candidate"]))
+    elif found["dev"] is not None and found["post"] is None:
+        stage = ("", 0)
     return Version(
         release=tuple(release),
-        candidate=None if stage is None else (stage.lower(), int(found["candidate"])),
+        stage=stage,
         post=int(found["post"] or 0),
-        dev=None if found["dev"] is None else int(found["dev"]),
+        dev=math.inf if found["dev"] is None else int(found["dev"]),
         text=text.strip().lower().removeprefix("v").partition("+")[0],
     )
