@@ -179,7 +179,7 @@ class Scaling:
             (the least that keeps the largest element in range), `even` (the largest element rounded
             to the format's mantissa first, as AMD Quark) or `down` (MX specification 1.0, 6.3).
         maximum: what the largest element of a group is scaled to.
-        layout: `row`: scales [..., K/group]; `column`: [K/group, rows], each group's scales
+        layout: `row`: scales [..., ceil(K/group)]; `column`: [ceil(K/group), rows], each group's scales
             together.
         upper_bound: the largest scale, or `None`.
     """
@@ -266,12 +266,12 @@ class Scaling:
         """Bring rows [..., K] into this format.
 
         Args:
-            x: values; where `granularity` is `group`, K is a multiple of `group`.
+            x: values; the last group of a row may be shorter than the others.
             scale: the scale of the whole tensor, for static quantisation.
 
         Returns:
             The values of the codes (not yet times the scale), [..., K]; and the scales: [1],
-            [..., 1] or [..., K/group], in row layout whatever `layout` says.
+            [..., 1] or [..., ceil(K/group)], in row layout whatever `layout` says.
         """
         x = np.asarray(x, dtype=np.float64)
         if self.granularity == "tensor":
@@ -281,9 +281,10 @@ class Scaling:
             scale = self.scale(np.max(np.abs(x), axis=-1, keepdims=True, initial=0))
             wide = np.broadcast_to(scale, x.shape)
         else:
-            groups = x.reshape(*x.shape[:-1], -1, self.group)
-            scale = self.scale(np.max(np.abs(groups), axis=-1))
-            wide = np.repeat(scale, self.group, axis=-1)
+            missing = -x.shape[-1] % self.group
+            whole = np.pad(np.abs(x), [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+            scale = self.scale(np.max(whole.reshape(*x.shape[:-1], -1, self.group), axis=-1))
+            wide = self.expanded(scale, x.shape)
         with np.errstate(invalid="ignore"):
             scaled = np.clip(x / wide, -self.maximum, self.maximum)
         if self.packed:

@@ -139,3 +139,12 @@ def test_blocks_expand_and_are_cut_off() -> None:
     wide = expand_blocks(scale, (2, 4), (3, 9))
     assert wide.shape == (3, 9)
     assert (wide[1, 3], wide[2, 4], wide[2, 8]) == (0, 4, 5)
+
+
+def test_the_last_group_may_be_short() -> None:
+    x = np.random.default_rng().standard_normal((3, 40))
+    codes, scale = mx_scaling("f8e4m3fn").quantise(x)
+    assert scale.shape == (3, 2)
+    tail, tail_scale = mx_scaling("f8e4m3fn").quantise(np.pad(x, ((0, 0), (0, 24))))
+    np.testing.assert_array_equal(scale, tail_scale)
+    np.testing.assert_array_equal(codes, tail[:, :40])

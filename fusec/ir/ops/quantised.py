@@ -58,8 +58,6 @@ def quantised_types(x: TensorType, scaling: Scaling) -> tuple[TensorType, Tensor
     """The types of codes and scales of rows `x` [..., K]."""
     float_operand(x)
     length = x.shape[-1]
-    if scaling.granularity == "group" and symbolic.modulo(length, scaling.group) != 0:
-        raise VerifyError(f"the rows of `{x}` are not whole groups of {scaling.group}")
     if scaling.packed and symbolic.modulo(length, 2) != 0:
         raise VerifyError(f"the rows of `{x}` are not whole pairs")
     codes = (*x.shape[:-1], symbolic.floor_divide(length, 2) if scaling.packed else length)
@@ -73,7 +71,7 @@ def _scale_shape(shape: tuple[Dim, ...], scaling: Scaling) -> tuple[Dim, ...]:
         return (1,)
     groups: Dim = 1
     if scaling.granularity == "group":
-        groups = symbolic.floor_divide(shape[-1], scaling.group)
+        groups = symbolic.ceil_divide(shape[-1], scaling.group)
     if scaling.layout == "column":
         return (groups, symbolic.product(shape[:-1]))
     return (*shape[:-1], groups)
@@ -109,7 +107,7 @@ def _infer_quantize(types: Types, attrs: Attrs) -> Types:
     """x [..., K], scale f32 [1] if `has_scale`: codes, and the scales unless they were given.
 
     Codes are [..., K], two a byte ([..., K/2]) for f4e2m1x2.  Scales are [1], [..., 1] or
-    [..., K/group]; [K/group, rows] in the `column` layout.
+    [..., ceil(K/group)]; [ceil(K/group), rows] in the `column` layout.
     """
     static = bool_attr(attrs, "has_scale")
     arity(types, 2 if static else 1)
