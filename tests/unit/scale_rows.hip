@@ -76,6 +76,13 @@ FUSEC_KERNEL(mathematics, const f32* __restrict x, f32* __restrict y) {
   for (i32 i = 0; i < 10; ++i) y[i * FUSEC_THREADS + lane()] = results[i];
 }
 
+// Needs memory beside its registers: an array that is indexed by a value.
+FUSEC_KERNEL(keeps_an_array, const f32* __restrict x, f32* __restrict y) {
+  f32 kept[256];
+  for (i32 i = 0; i < 256; ++i) kept[i] = x[i * FUSEC_THREADS + lane()];
+  for (i32 i = 0; i < 256; ++i) y[i] = kept[bits_of(x[i]) & 255] * kept[i];
+}
+
 // Wrong on purpose: half of a wave leaves before an exchange.
 FUSEC_KERNEL(diverges, const f32* __restrict x, f32* __restrict y) {
   if (lane() % 64 < 32) return;
