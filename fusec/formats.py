@@ -179,8 +179,8 @@ class Scaling:
             (the least that keeps the largest element in range), `even` (the largest element rounded
             to the format's mantissa first, as AMD Quark) or `down` (MX specification 1.0, 6.3).
         maximum: what the largest element of a group is scaled to.
-        layout: `row`: scales [..., ceil(K/group)]; `column`: [ceil(K/group), rows], each group's scales
-            together.
+        layout: `row`: scales [..., ceil(K/group)]; `column`: [ceil(K/group), rows], the scales of a
+            group together.
         upper_bound: the largest scale, or `None`.
     """
 

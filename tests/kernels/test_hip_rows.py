@@ -165,7 +165,7 @@ def test_norms_into_fp8(op: str, plain: bool, scaling: Scaling) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("length", [256, 7168, 96])
+@pytest.mark.parametrize("length", [256, 7168, 96, 200])
 def test_lengths_and_dtypes_into_fp8(length: int, dtype: str) -> None:
     scaling = fp8_scaling("f8e4m3fn", "group", group=32)
     operands = [Operand((3, length), dtype), Operand((length,), "f32")]
