@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fusec.passes.activations import Activations
 from fusec.passes.add_rms_norm import AddRmsNorm
+from fusec.passes.add_rms_norm_quant import AddRmsNormQuant
 from fusec.passes.attention import Attention
 from fusec.passes.attention_heads import AttentionHeads
 from fusec.passes.attention_mask import AttentionMask
@@ -11,9 +12,12 @@ from fusec.passes.canonicalise import Canonicalise
 from fusec.passes.causal_conv1d import CausalConv1d
 from fusec.passes.dense_experts import DenseExperts
 from fusec.passes.dual_rms_norm import DualRmsNorm
+from fusec.passes.dual_rms_norm_quant import DualRmsNormQuant
 from fusec.passes.gated_delta_rule import GatedDeltaRule
 from fusec.passes.gated_rms_norm import GatedRmsNorm
+from fusec.passes.gated_rms_norm_quant import GatedRmsNormQuant
 from fusec.passes.gelu_mul import GeluMul
+from fusec.passes.gelu_mul_quant import GeluMulQuant
 from fusec.passes.grouped_weight import GroupedWeight
 from fusec.passes.l2_norm import L2Norm
 from fusec.passes.layer_norm import LayerNorm
@@ -23,9 +27,12 @@ from fusec.passes.merge_gate_up import MergeGateUp
 from fusec.passes.merge_qkv import MergeQkv
 from fusec.passes.moe import Moe
 from fusec.passes.rms_norm import RmsNorm
+from fusec.passes.rms_norm_quant import RmsNormQuant
 from fusec.passes.rope import Rope
 from fusec.passes.silu_mul import SiluMul
+from fusec.passes.silu_mul_quant import SiluMulQuant
 from fusec.passes.swiglu_oai import SwigluOai
+from fusec.passes.swiglu_oai_quant import SwigluOaiQuant
 from fusec.passes.wide_linear import WideLinear
 from fusec.rewrite import Pass
 
@@ -60,6 +67,13 @@ PIPELINE: tuple[type[Pass], ...] = (
     # fuse
     DualRmsNorm,
     AddRmsNorm,
+    DualRmsNormQuant,
+    GatedRmsNormQuant,
+    AddRmsNormQuant,
+    RmsNormQuant,
+    SiluMulQuant,
+    GeluMulQuant,
+    SwigluOaiQuant,
 )
 """Every pass.  `after` of each one is checked against this order by a test."""
 
@@ -74,6 +88,7 @@ FUSIONS = (
     "silu_mul",
     "silu_mul_quant",
     "gelu_mul",
+    "gelu_mul_quant",
     "swiglu_oai",
     "swiglu_oai_quant",
     "qk_norm_rope",

@@ -4,21 +4,25 @@ Fuses   rms_norm(x, w) * silu(gate),   rms_norm(x, w) * sigmoid(gate)
         rms_norm(x * silu(gate), w),   rms_norm(x * sigmoid(gate), w)
 into    gated_rms_norm(x, w, gate) {activation, norm_before_gate}
 
-The head's size is that of x, and the number of heads is in its rows; neither is asked of a module.
-Casts between go: the operation computes in f32 and rounds once.  Where the result has another
-dtype than x, the operands are widened to f32 and the result is cast.
+The head's size is that of x, and the number of heads is in the shapes around; neither is asked of
+a module.  Casts between go: the operation computes in f32 and rounds once.  Where the result has
+another dtype than x, the operands are widened to f32 and the result is cast.
 
 Leaves it alone when
-  shape  x and the gate differ in shape
+  shape         x and the gate differ in shape
+  gdn.heads-tp  ranks do not get equally many whole heads
+  gdn.shape     no shape tells how many heads ranks are to divide
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from fusec.ir import Attr, Graph, Node
 from fusec.passes.facts import only_reader, with_cast
+from fusec.passes.gated_heads import head_details, head_facts, heads_divide
 from fusec.rewrite import FusionPass, Guard, Match, Maybe, Op, Pattern, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -61,14 +65,27 @@ class GatedRmsNorm(FusionPass):
         *_products(),
         *_norms(),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_shape,)
+    guards: ClassVar[tuple[Guard, ...]] = (_shape, heads_divide)
 
     def find(self, graph: Graph, node: Node) -> Match | None:
         """The place that ends at `node`; a node before a last cast is left to that cast."""
         reader = only_reader(graph, node.output) if node.op != "cast" else None
         if reader is not None and reader.op == "cast":
             return None
-        return super().find(graph, node)
+        match = super().find(graph, node)
+        if match is None:
+            return None
+        operands = (match.values["x"], match.values["gate"])
+        facts = head_facts(graph, operands, node.output, self.settings)
+        return replace(match, facts=facts)
+
+    def details(self, match: Match, target: Target) -> Mapping[str, str | int | float]:
+        """The heads, the gate, and which comes first."""
+        return {
+            **head_details(match.facts),
+            "activation": match.nodes["activation"].op,
+            "norm_before_gate": "product" in match.nodes,
+        }
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the norm."""

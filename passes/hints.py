@@ -7,11 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+_NOT_QUANTISED = "quantise what reads it: `--quantize` takes a pattern over names of weights"
+_HEADS_TP = "give `--tp` a number that divides the heads"
+_HEADS = "norm rows of [..., heads, size], and put the heads side by side after"
+_GRANULARITY = "give the scale, as a static input scale, or quantise by token or group"
+_REQUEST = "give `--quantize` a pattern that fits all of these weights, or none"
+_PLAIN_ACTIVATION = "only `silu`, `gelu`, `gelu_tanh` and `swiglu_oai` of a gate are computed"
+_MXFP4_EXPERTS = {
+    "activation": _PLAIN_ACTIVATION,
+    "dtype": "compile in `--dtype bf16` or `f16`",
+    "request": _REQUEST,
+    "scales": "hold both weights in 4-bit floats with an e8m0 scale for 32 inputs",
+    "shape": "use sizes that are multiples of 32",
+    "weight": "keep weights and biases as parameters: what is computed cannot be packed ahead of time",
+}
+
 HINTS: Mapping[str, Mapping[str, str]] = {
     "add_rms_norm": {
         "shape": "give both sides of the residual join one shape",
         "dtype": "keep the residual stream and the norm that reads it in one dtype",
         "weight": "give the norm a weight, of ones if need be",
+    },
+    "add_rms_norm_quant": {
+        "granularity": _GRANULARITY,
+        "output-not-quantised": _NOT_QUANTISED,
+        "shape": "quantise rows of the size that is computed",
     },
     "attention": {
         "axis": "take the softmax over the last axis of the scores, that of the keys",
@@ -33,20 +53,45 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "offset": "multiply by the weight alike in both norms",
         "weight": "give both norms a weight, of ones if need be",
     },
+    "dual_rms_norm_quant": {
+        "granularity": _GRANULARITY,
+        "output-not-quantised": _NOT_QUANTISED,
+        "scale": "quantise the projections up by token or group",
+        "scalings": "give both projections up one format",
+    },
     "gated_delta_rule": {
         "eps": "norm q and k with one eps, added under the root",
         "heads": "repeat the heads of q and k alike, or of neither",
     },
-    "gated_rms_norm": {"shape": "give the gate the shape of what is normed"},
+    "gated_rms_norm": {
+        "gdn.heads-tp": _HEADS_TP,
+        "gdn.shape": _HEADS,
+        "shape": "give the gate the shape of what is normed",
+    },
+    "gated_rms_norm_quant": {
+        "gdn.head-dim": "only heads of 2, 4, ... 256 elements are quantised as they are normed",
+        "gdn.heads-tp": _HEADS_TP,
+        "gdn.shape": _HEADS,
+        "granularity": _GRANULARITY,
+        "group": "use a group that is a multiple of the size of a head, or divides it",
+        "output-not-quantised": _NOT_QUANTISED,
+    },
     "gelu_mul": {"shape": "give gate and up one shape"},
+    "gelu_mul_quant": {
+        "granularity": _GRANULARITY,
+        "output-not-quantised": _NOT_QUANTISED,
+        "shape": "quantise rows of the size that is computed",
+    },
     "merge_gate_up": {
         "bias": "give both projections a bias, of zeros if need be, or neither",
         "input": "project gate and up from one value",
+        "scales": "quantise both projections alike, in blocks that end where a projection ends",
         "tied": "give the projection a weight of its own",
         "weight": "keep the weight as a parameter: what is computed cannot be joined ahead of time",
     },
     "merge_qkv": {
         "bias": "give all projections a bias, of zeros if need be, or none",
+        "scales": "quantise all projections alike, in blocks that end where a projection ends",
         "tied": "give the projection a weight of its own",
         "weight": "keep the weight as a parameter: what is computed cannot be joined ahead of time",
     },
@@ -65,6 +110,35 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "sum": "add the outputs of a token's experts up at the end",
         "tokens": "give every expert all tokens",
     },
+    "moe_fp8": {
+        "dtype": "compile in `--dtype bf16`",
+        "fp8.arch": "compile for a target that multiplies this 8-bit float, or give e4m3fn",
+        "request": _REQUEST,
+        "scales": "hold both weights with scales for 128x128 elements, for rows, or for matrices",
+        "shape": "use sizes that are multiples of what shares a scale, or `fp8-token`",
+        "weight": "keep the weights as parameters: what is computed cannot be packed ahead of time",
+    },
+    "moe_mxfp4_dequant": _MXFP4_EXPERTS,
+    "moe_mxfp4_native": {
+        **_MXFP4_EXPERTS,
+        "mxfp4.align": "compile with `--mxfp4-align pad`, or require `moe_mxfp4_dequant`",
+        "mxfp4.arch": "compile for `gfx950`, or require `moe_mxfp4_dequant`",
+    },
+    "quantise": {
+        "dtype": "compile in `--dtype bf16`",
+        "fp8.arch": "compile for a target that multiplies this 8-bit float, or give e4m3fn",
+        "mxfp8.arch": "compile for `gfx950`, or quantise to `fp8-block`",
+        "request": "give `--quantize` a pattern that fits all of these weights, or `--disable` the "
+        "merge",
+        "scales": "hold the weight with scales for 128x128 elements, for rows, or for all of it",
+        "shape": "use sizes that are multiples of what shares a scale, or `fp8-token`",
+        "weight": "keep the weight as a parameter: what is computed cannot be packed ahead of time",
+    },
+    "rms_norm_quant": {
+        "granularity": _GRANULARITY,
+        "output-not-quantised": _NOT_QUANTISED,
+        "shape": "quantise rows of the size that is computed",
+    },
     "rope": {
         "dtype": "round the rotated value to the dtype that it had before",
         "layout": "rotate the halves, or the even and odd elements, of one stretch of a row",
@@ -72,9 +146,19 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "table": "make the table as `cat((angles, angles), -1)`, or store it",
     },
     "silu_mul": {"shape": "give gate and up one shape"},
+    "silu_mul_quant": {
+        "granularity": _GRANULARITY,
+        "output-not-quantised": _NOT_QUANTISED,
+        "shape": "quantise rows of the size that is computed",
+    },
     "swiglu_oai": {
         "limit": "clamp gate from above, and up on both sides, by one limit",
         "shape": "give gate and up one shape",
+    },
+    "swiglu_oai_quant": {
+        "granularity": _GRANULARITY,
+        "output-not-quantised": _NOT_QUANTISED,
+        "shape": "quantise rows of the size that is computed",
     },
 }
 """By fusion and code."""

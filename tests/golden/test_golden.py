@@ -2,7 +2,8 @@
 
 A golden file is Markdown, one a pass.  The title is the pass's name; each second-level heading is
 a case, with fences `fir` (before), `fir after` (absent: the pass changes nothing) and `refused`
-(lines `code at %node: reason`).  `pytest --update-golden` writes what came out; read the diff.
+(lines `code at %node: reason`).  Lines such as `tp: 3` before the fences are settings.
+`pytest --update-golden` writes what came out; read the diff.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fusec.ir import Graph, parse_graph, print_graph
 from fusec.ir.interpret import interpret
 from fusec.ir.ops import is_opaque
 from fusec.passes import PIPELINE
-from fusec.rewrite import DecisionLog, FusionPass, Pass
+from fusec.rewrite import DEFAULTS, DecisionLog, FusionPass, Pass, Settings
 from fusec.symbolic import substitute
 from fusec.target import target_named
 
@@ -27,6 +28,7 @@ HERE = Path(__file__).parent
 TARGET = target_named("x86-64-v3")
 PASSES: dict[str, type[Pass]] = {each.name: each for each in PIPELINE}
 _HEADING = re.compile(r"^## (.+)$", re.M)
+_SETTING = re.compile(r"^(tp): (.+)$", re.M)
 _FENCE = re.compile(r"^```(fir after|fir|refused)\n(.*?)^```\n?", re.M | re.S)
 
 
@@ -39,6 +41,7 @@ class Case:
     before: str
     after: str | None
     refused: tuple[str, ...]
+    settings: Settings = DEFAULTS
 
     @property
     def name(self) -> str:
@@ -50,7 +53,12 @@ def _cases(file: Path) -> Iterator[Case]:
     for title, body in zip(parts[1::2], parts[2::2], strict=True):
         fences: dict[str, str] = {kind: text for kind, text in _FENCE.findall(body)}
         refused = tuple(fences.get("refused", "").splitlines())
-        yield Case(file, title, fences.get("fir", ""), fences.get("fir after"), refused)
+        settings = _settings(dict(_SETTING.findall(body.partition("```")[0])))
+        yield Case(file, title, fences.get("fir", ""), fences.get("fir after"), refused, settings)
+
+
+def _settings(given: dict[str, str]) -> Settings:
+    return Settings(tensor_parallel=int(given.get("tp", "1")))
 
 
 FILES = sorted(HERE.glob("*.md"))
@@ -65,12 +73,12 @@ def _pass_of(file: Path) -> type[Pass]:
     return PASSES[title]
 
 
-def probe(which: type[Pass]) -> Pass:
+def probe(which: type[Pass], settings: Settings = DEFAULTS) -> Pass:
     """The pass; one that only recognises gets a name in decisions, so that refusals show."""
     if issubclass(which, FusionPass) and which.fusion is None:
         recorded: Pass = type(which.__name__, (which,), {"fusion": which.name})()
         return recorded
-    return which()
+    return which.configured(settings)
 
 
 def _refusals(log: DecisionLog) -> list[str]:
@@ -83,7 +91,7 @@ def test_case(case: Case, request: pytest.FixtureRequest) -> None:
     graph = parse_graph(case.before)
     assert print_graph(graph) == case.before, "write the case as it prints"
     log = DecisionLog()
-    changes = probe(which).run(graph, TARGET, log)
+    changes = probe(which, case.settings).run(graph, TARGET, log)
     graph.verify()
     after, refused = print_graph(graph), _refusals(log)
     if request.config.getoption("--update-golden", default=False):
@@ -92,7 +100,7 @@ def test_case(case: Case, request: pytest.FixtureRequest) -> None:
     assert after == (case.after or case.before)
     assert refused == list(case.refused)
     assert (changes > 0) == (case.after is not None)
-    again = probe(which).run(graph, TARGET, DecisionLog())
+    again = probe(which, case.settings).run(graph, TARGET, DecisionLog())
     assert (again, print_graph(graph)) == (0, after), "a second run rewrites something"
 
 
@@ -180,7 +188,7 @@ def documented_codes(which: type[Pass]) -> set[str]:
     """The words that the module's docstring lists under *Leaves it alone when*."""
     module = __import__(which.__module__, fromlist=["_"])
     text = (module.__doc__ or "").partition("Leaves it alone when\n")[2].partition("\n\n")[0]
-    return set(re.findall(r"^  (?! )([a-z][a-z0-9-]*) ", text, re.M))
+    return set(re.findall(r"^  (?! )([a-z][a-z0-9.-]*) ", text, re.M))
 
 
 def test_order_of_the_pipeline() -> None:

@@ -1,0 +1,27 @@
+"""GeGLU's activation that quantises its result, as before a projection down in fp8.
+
+Fuses   quantize(gelu_mul(gate, up))   into   gelu_mul_quant(gate, up) {scaling, with_plain}
+
+The rows are quantised as they are computed, in f32: they are not rounded to the dtype of gate
+before.  Other readers read the rows as a further result.
+
+Leaves it alone when
+  output-not-quantised  the graph is quantised, but nothing quantises this result
+  granularity           all rows share one scale that is not given
+  shape                 several rows are quantised side by side as one
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from fusec.passes.quantised_result import QuantisedResult
+
+
+class GeluMulQuant(QuantisedResult):
+    """One node for the activation and what quantises it."""
+
+    name: ClassVar[str] = "gelu_mul_quant"
+    fusion: ClassVar[str | None] = "gelu_mul_quant"
+    base: ClassVar[str] = "gelu_mul"
+    after: ClassVar[tuple[str, ...]] = ("gelu_mul",)
