@@ -1,6 +1,6 @@
 """Small models of real architectures with random weights, as Hugging Face folders.
 
-    python samples/models.py NAME FOLDER [--dtype bfloat16] [--seed 0]
+    python samples/models.py NAME FOLDER [--dtype bfloat16] [--seed 0] [--quantise fp8-block]
 
 Each has every feature of its family at a size that compiles in seconds: grouped queries, sliding
 windows, partial rotary embeddings, shared and routed experts, latent attention, delta rules.
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from quantised_models import LAYOUTS, TRUE_SIZES, quantise_folder, settings_for, write_config
 from torch import nn
 
 
@@ -276,16 +277,33 @@ def make(name: str, dtype: str = "float32", seed: int = 0, **settings: object) -
 
 
 def build(
-    name: str, folder: Path, dtype: str = "float32", seed: int = 0, **settings: object
+    name: str,
+    folder: Path,
+    dtype: str = "float32",
+    seed: int = 0,
+    quantise: str | None = None,
+    **settings: object,
 ) -> Path:
     """Write the model called `name` to `folder`: `config.json`, safetensors and a tokenizer.
+
+    Args:
+        name: a name in `SAMPLES`.
+        folder: to write.
+        dtype: the name of a torch dtype.
+        seed: of the weights.
+        quantise: the layout to store the weights in, a name in `quantised_models.LAYOUTS`.
+        settings: what to set in the configuration beside the sample's own settings.
 
     Returns:
         The folder.
     """
+    if quantise is not None:
+        settings = {**settings_for(name, quantise), **settings}
     model = make(name, dtype, seed, **settings)
     save: Callable[[Path], object] = model.save_pretrained  # type: ignore[assignment]
     save(folder)
+    if quantise is not None:
+        quantise_folder(folder, quantise)
     config = model.config
     if isinstance(getattr(config, "vocab_size", None), int):
         write_tokenizer(folder / "tokenizer.json", config.vocab_size)  # type: ignore[union-attr,arg-type]
@@ -314,8 +332,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quantise", choices=sorted(LAYOUTS))
+    parser.add_argument(
+        "--true-size", action="store_true", help="only `config.json`, in the published size"
+    )
     given = parser.parse_args()
-    print(build(given.name, given.folder, given.dtype, given.seed))
+    if given.true_size:
+        if given.name not in TRUE_SIZES:
+            parser.error(f"--true-size knows {', '.join(TRUE_SIZES)}")
+        print(write_config(given.name, given.folder, given.quantise or "shipped"))
+    else:
+        print(build(given.name, given.folder, given.dtype, given.seed, given.quantise))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from fusec.diagnostics import InputError, UnsupportedError
 from fusec.frontend.dims import DimRequest, DimSpec, dim_specs, narrowed
+from fusec.frontend.quantisation_config import read_scheme
+from fusec.frontend.quantised import contents, declared
 from fusec.frontend.safetensors_index import read_folder
 
 if TYPE_CHECKING:
@@ -61,13 +63,16 @@ class Prepared:
     Attributes:
         model: on meta when it comes from a folder.
         call: its inputs.
-        checkpoint: weights by name; empty when the folder has none.
+        checkpoint: weights by name; those that are quantised or of an adapter when the folder has
+            none.
+        complete: whether the folder has weights.
         notes: what a person should know.
     """
 
     model: Any
     call: Call
     checkpoint: Mapping[str, Weight]
+    complete: bool = True
     notes: tuple[str, ...] = ()
 
 
@@ -89,8 +94,17 @@ def prepare_folder(
     dtype: str | None,
     attention_mask: bool,
     trust_remote_code: bool,
+    adapter: Path | None = None,
 ) -> Prepared:
     """Build the model in `folder` on meta and find its weights.
+
+    Args:
+        folder: of the model.
+        dims: the sizes to keep dynamic, by name.
+        dtype: fusec's name; `None` for the configuration's.
+        attention_mask: whether the model takes a mask.
+        trust_remote_code: whether code that comes with the folder may be run.
+        adapter: a folder of PEFT, to be added to the model.
 
     Raises:
         InputError: transformers does not know the model, or its files are unsound.
@@ -101,23 +115,20 @@ def prepare_folder(
     raw = read_config(folder)
     notes: list[str] = []
     config = _load_config(folder, raw, trust_remote_code)
-    stored = read_folder(folder)
-    quantisation = raw.get("quantization_config")
-    if quantisation is not None:
-        method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
-        if stored:
-            message = f"the checkpoint is quantised by `{method}`, which fusec does not read"
-            raise UnsupportedError(message, at=str(folder), hint="give an unquantised checkpoint")
-        config.quantization_config = None
+    at = str(folder / "config.json")
+    scheme = read_scheme(raw, at)
+    if scheme is not None:
+        config.quantization_config = None  # the model is built as if it were not quantised
         del config.quantization_config
-        notes.append(f"`quantization_config` (`{method}`) is left out: the folder has no weights")
+    stored = read_folder(folder)
     model = build_on_meta(config, _model_class(config, raw, folder, trust_remote_code), dtype)
     weights: Mapping[str, Weight] = {}
     if stored:
         from fusec.frontend.checkpoint import read_checkpoint
 
-        checkpoint = read_checkpoint(model, stored)
+        checkpoint = read_checkpoint(model, contents(stored, scheme))
         weights = checkpoint.weights
+        notes += checkpoint.notes
         unused = [name for name in checkpoint.unused if not _expected_unused(model, name)]
         if unused:
             more = ", ..." if len(unused) > 4 else ""
@@ -125,8 +136,16 @@ def prepare_folder(
             notes.append(f"the model has no use for {len(unused)} stored tensors: {listed}")
     else:
         notes.append("the folder has no safetensors files: weights are given at load")
+        if scheme is not None:
+            weights = declared(model, scheme)
+    if adapter is not None:
+        from fusec.frontend.adapter import adapt
+
+        added = adapt(model, adapter)
+        weights = {**weights, **added}
+        notes.append(f"the adapter `{adapter.name}` is beside {len(added) // 2} linear layers")
     call = model_call(model, dims, attention_mask)
-    return Prepared(model, call, weights, tuple(notes))
+    return Prepared(model, call, weights, bool(stored), tuple(notes))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

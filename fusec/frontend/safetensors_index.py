@@ -33,7 +33,7 @@ class Stored:
         path: the file.
         begin: position of the first byte in the file.
         dtype: fusec's name.
-        shape: sizes.
+        shape: sizes; bytes along the last axis where one holds two elements.
     """
 
     path: Path
@@ -138,7 +138,12 @@ def _stored(path: Path, name: str, entry: object, base: int, size: int) -> Store
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:  # type: ignore[arg-type]
         raise InputError("a safetensors entry has no sound shape and offsets", at=where)
     begin, end = offsets  # type: ignore[misc]
-    stored = Stored(path, base + begin, dtype.name, tuple(shape))  # type: ignore[arg-type]
+    sizes: tuple[int, ...] = tuple(shape)  # type: ignore[arg-type]
+    if dtype.kind == "packed":
+        if not sizes or sizes[-1] % 2:
+            raise InputError(f"rows of `{dtype.safetensors}` are not whole bytes", at=where)
+        sizes = (*sizes[:-1], sizes[-1] // 2)
+    stored = Stored(path, base + begin, dtype.name, sizes)
     if begin + stored.nbytes != end or base + end > size:
         raise InputError("the bytes of a tensor do not fit its shape or the file", at=where)
     return stored

@@ -73,6 +73,7 @@ class Options:
     attention_mask: bool = False
     trust_pickle: bool = False
     trust_remote_code: bool = False
+    adapter: Path | None = None
     example_inputs: ExampleInputs = None
     dynamic_shapes: Any = None
     report: Report = lambda _: None
@@ -86,6 +87,7 @@ def load_source(
     attention_mask: bool = False,
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
+    adapter: Path | None = None,
     example_inputs: ExampleInputs = None,
     dynamic_shapes: Any = None,
     report: Report | None = None,
@@ -103,6 +105,7 @@ def load_source(
         attention_mask: whether a model of transformers takes a mask.
         trust_pickle: whether pickles may be loaded, which runs the code in them.
         trust_remote_code: whether code that comes with a model folder may be run.
+        adapter: a folder of PEFT with a LoRA adapter for a model folder.
         example_inputs: for a live module or a pickled one: a tensor, positional arguments, or
             arguments by name.
         dynamic_shapes: as for `torch.export.export`, with names (or `Dim`s) for the axes:
@@ -125,6 +128,7 @@ def load_source(
         attention_mask,
         trust_pickle,
         trust_remote_code,
+        adapter,
         example_inputs,
         dynamic_shapes,
         report or (lambda _: None),
@@ -141,6 +145,8 @@ def load_source(
 
 
 def _from_path(path: Path, options: Options) -> Source:
+    if path.is_dir() and (path / "adapter_config.json").is_file():
+        return _from_adapter(path, options)
     kind = sniff(path)
     if kind is Kind.FOLDER:
         return _from_folder(path, options)
@@ -187,6 +193,19 @@ def _from_onnx(path: Path, options: Options) -> Source:
     return Source("onnx", path.name, _file_hash(path), graph)
 
 
+def _from_adapter(folder: Path, options: Options) -> Source:
+    """An adapter that names the folder of its model."""
+    import_torch()
+    from fusec.frontend.adapter import base_of, is_adapter
+
+    if not is_adapter(folder):
+        return _from_folder(folder, options)
+    if options.adapter is not None:
+        raise UsageError(f"`{folder}` is an adapter; `--adapter` goes with the folder of a model")
+    source = _from_folder(base_of(folder), replace(options, adapter=folder))
+    return replace(source, name=folder.resolve().name)
+
+
 def _from_folder(folder: Path, options: Options) -> Source:
     from fusec.frontend.huggingface import computed_buffers, prepare_folder
 
@@ -198,6 +217,7 @@ def _from_folder(folder: Path, options: Options) -> Source:
         dtype=options.dtype,
         attention_mask=options.attention_mask,
         trust_remote_code=options.trust_remote_code,
+        adapter=options.adapter,
     )
     from fusec.frontend.exported import weight_of
 
@@ -205,7 +225,7 @@ def _from_folder(folder: Path, options: Options) -> Source:
     program, exported, decisions = _export(prepared.model, prepared.call)
     held = dict(prepared.checkpoint)
     stored = {name for name, _ in prepared.model.named_parameters(remove_duplicate=False)}
-    if not held:
+    if not prepared.complete:
         stored |= set(prepared.model.state_dict())
     computed = [
         entry.name
@@ -227,7 +247,7 @@ def _from_folder(folder: Path, options: Options) -> Source:
     return Source(
         "huggingface",
         folder.resolve().name,
-        _folder_hash(folder),
+        _folder_hash(folder, options.adapter),
         graph,
         decisions,
         tokenizer if tokenizer.is_file() else None,
@@ -337,6 +357,8 @@ def _from_module(module: Any, name: str, options: Options) -> Source:
     from fusec.frontend.huggingface import model_call, without_cache
     from fusec.frontend.live import module_call
 
+    if options.adapter is not None:
+        raise UsageError("`--adapter` is for model folders")
     if options.dtype is not None:
         import copy
 
@@ -465,6 +487,7 @@ def _no_model_options(options: Options, what: str) -> None:
     for given, flag in (
         (options.dtype, "--dtype"),
         (options.attention_mask, "--attention-mask"),
+        (options.adapter is not None, "--adapter"),
         (options.example_inputs is not None, "example inputs"),
         (options.dynamic_shapes is not None, "dynamic shapes"),
     ):
@@ -478,12 +501,16 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder_hash(folder: Path) -> str:
+def _folder_hash(folder: Path, adapter: Path | None) -> str:
     """Of the configuration and of the header and size of each weight file, not of the weights."""
     from fusec.frontend.safetensors_index import find_files
 
     state = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in find_files(folder):
+    files = list(find_files(folder))
+    if adapter is not None:
+        state.update((adapter / "adapter_config.json").read_bytes())
+        files += find_files(adapter)
+    for path in files:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             state.update(f"{path.name}\0{path.stat().st_size}\0".encode() + file.read(length))

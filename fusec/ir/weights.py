@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,34 +149,71 @@ def dequantised(name: str, dtype: str, quantised: Quantised) -> Weight:
     return Weight(name, kind, read if known else None, identity, "dequantised", sources, quantised)
 
 
+def finer(quantised: Quantised, block: tuple[int, int]) -> Quantised:
+    """The same elements with smaller blocks: every scale is repeated.
+
+    Args:
+        quantised: its blocks are whole numbers of `block`, or go to the end of the weight.
+        block: rows and columns that share a scale.
+    """
+    if block == quantised.block:
+        return quantised
+    shape = quantised.values_shape
+    places = [
+        np.arange(-(-size // new)) * new // old
+        for size, new, old in zip(shape[-2:], block, quantised.block, strict=True)
+    ]
+    sizes = (*shape[:-2], *(len(place) for place in places))
+
+    def change(scale: Bits) -> Bits:
+        return np.ascontiguousarray(scale[..., places[0], :][..., places[1]])
+
+    held = quantised.scale
+    how = f"repeated for blocks of {block[0]}x{block[1]}"
+    scale = held.derive(held.name, TensorType(held.type.dtype, sizes), how, change)
+    return replace(quantised, scale=scale, block=block)
+
+
 def _joined(parts: tuple[Weight, ...], axis: int) -> Quantised | None:
-    """The codes of weights joined along their rows, if all have such and blocks do not straddle."""
-    held = [part.quantised for part in parts]
-    first = held[0]
-    if first is None or axis != 0 or first.turned or len(parts[0].shape) != 2:
+    """The codes of weights joined along their rows, if no scale is lost.
+
+    Blocks that straddle two weights become a scale for each row, which whole rows allow.  Scales of
+    activations become the largest, so that none saturates that did not (vLLM does the same).
+    """
+    found = [part.quantised for part in parts if part.quantised is not None]
+    if len(found) < len(parts) or axis != 0 or len(parts[0].shape) != 2:
         return None
-    found: list[Quantised] = []
-    for each in held:
-        fits = (
-            each is not None
-            and each.codes.type.dtype == first.codes.type.dtype
-            and each.scale.type.dtype == first.scale.type.dtype
-            and each.block == first.block
-            and each.input_scale is None
-            and not each.turned
-        )
-        if each is None or not fits:
+    first = found[0]
+    kinds = {(each.codes.type.dtype, each.scale.type.dtype, each.turned) for each in found}
+    inputs = [each.input_scale for each in found if each.input_scale is not None]
+    if len(kinds) > 1 or first.turned or len(inputs) not in (0, len(found)):
+        return None
+    straddle = any(each.codes.shape[0] % first.block[0] for each in found[:-1])
+    if straddle or any(each.block != first.block for each in found):
+        length = first.values_shape[-1]
+        if any(each.block[1] < length for each in found):
             return None
-        found.append(each)
-    if any(each.codes.shape[0] % first.block[0] for each in found[:-1]):
-        return None
+        found = [finer(each, (1, length)) for each in found]
     codes = tuple(each.codes for each in found)
     scales = tuple(each.scale for each in found)
     return Quantised(
         concatenated("+".join(code.name for code in codes), codes, 0),
         concatenated("+".join(scale.name for scale in scales), scales, 0),
-        first.block,
+        found[0].block,
+        input_scale=_largest(tuple(inputs)) if inputs else None,
     )
+
+
+def _largest(parts: tuple[Weight, ...]) -> Weight:
+    """The elementwise largest of weights of one type."""
+    name = "+".join(part.name for part in parts)
+    joined = concatenated(name, parts, 0)
+    rows = parts[0].shape[0]
+
+    def largest(bits: Bits) -> Bits:
+        return np.asarray(np.max(bits.reshape(len(parts), rows, *bits.shape[1:]), axis=0))
+
+    return joined.derive(name, parts[0].type, "largest", largest)
 
 
 def from_array(name: str, dtype: str, array: Bits) -> Weight:
