@@ -22,6 +22,9 @@ from fusec.kernels.registry import Kernel, Layouts, all_contiguous
 from fusec.kernels.triton_rows import row_count, row_layouts, row_length, row_stride
 from fusec.target import Target
 
+_WEIGHT_IS_OPTIONAL = ("rms_norm", "rms_norm_quant")
+"""Operations whose weight is there only with `has_weight`; every function needs one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -252,6 +255,8 @@ class Adapter:
         )
 
     def _reasons(self, site: Site) -> Iterator[str]:
+        if self.op in _WEIGHT_IS_OPTIONAL and not bool_attr(site.attrs, "has_weight"):
+            yield "it needs a weight"
         yield from self.limits.refuse(site)
         if not self._takes_offset(site):
             yield "it cannot add 1 to the weight"

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from fusec.ir.types import bool_attr, float_attr
+from fusec.ir.types import float_attr
 from fusec.kernels.external.adapter import Adapter, Limits, Site, dense, gemma_norm, operand, value
 from fusec.kernels.external.aiter import LONGEST, MULTIPLE
 from fusec.kernels.external.call import Argument
 from fusec.kernels.external.manifest import needs
-
-
-def needs_weight(site: Site) -> Iterator[str]:
-    """Refuses a norm without a weight."""
-    if not bool_attr(site.attrs, "has_weight"):
-        yield "it needs a weight"
 
 
 def _eps(site: Site, parameter: str = "epsilon", attribute: str = "eps") -> Argument:
@@ -71,7 +63,6 @@ NORMS = (
         ),
         limits=Limits(longest=LONGEST, multiple=MULTIPLE),
         arguments=_rmsnorm,
-        refuse=needs_weight,
     ),
     Adapter(
         op="rms_norm",
@@ -84,7 +75,6 @@ NORMS = (
         limits=Limits(longest=LONGEST, multiple=MULTIPLE),
         arguments=_rmsnorm2d_fwd,
         returned=lambda site: (2,),
-        refuse=needs_weight,
         layouts=dense,
     ),
     Adapter(

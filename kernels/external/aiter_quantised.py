@@ -22,7 +22,6 @@ from fusec.kernels.external.adapter import (
     width,
 )
 from fusec.kernels.external.aiter import ANY_FLOATS, FINITE_MAX, LONGEST, MULTIPLE, PACKED_MAX
-from fusec.kernels.external.aiter_norms import needs_weight
 from fusec.kernels.external.call import Argument
 from fusec.kernels.external.manifest import Form, needs
 from fusec.kernels.launch import Call, Storage, dense_strides
@@ -42,11 +41,6 @@ def _uneven_lanes(site: Site) -> Iterator[str]:
     length = width(site)
     if site.scaling.granularity == "group" and 4096 < length <= 6144:
         yield f"it has no groups in rows of 4097 to 6144 elements; this one has {length}"
-
-
-def _no_weight(site: Site) -> Iterator[str]:
-    yield from needs_weight(site)
-    yield from _uneven_lanes(site)
 
 
 def _group(site: Site) -> tuple[Argument, ...]:
@@ -276,7 +270,7 @@ QUANTISED_NORMS = (
         limits=Limits(longest=LONGEST, multiple=MULTIPLE),
         quantising=_NORM_FP8,
         arguments=_rmsnorm_quant,
-        refuse=_no_weight,
+        refuse=_uneven_lanes,
     ),
     Adapter(
         op="rms_norm_quant",
@@ -285,7 +279,6 @@ QUANTISED_NORMS = (
         quantising=_TRITON_FP8,
         arguments=_triton_rms,
         returned=_returned,
-        refuse=needs_weight,
     ),
     Adapter(
         op="rms_norm_quant",
@@ -294,7 +287,6 @@ QUANTISED_NORMS = (
         quantising=_STATIC_FP8,
         arguments=_static_rms,
         returned=_returned,
-        refuse=needs_weight,
     ),
     Adapter(
         op="rms_norm_quant",
@@ -303,7 +295,6 @@ QUANTISED_NORMS = (
         quantising=_FP4,
         arguments=_packed_rms,
         returned=_packed_returned,
-        refuse=needs_weight,
     ),
     Adapter(
         op="add_rms_norm_quant",

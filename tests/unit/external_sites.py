@@ -37,7 +37,7 @@ class Sample:
 
     def node(self) -> tuple[Graph, Node]:
         """The operation alone in a graph; with `halves`, its operands are halves of one value."""
-        graph = Graph("sample", {"rows": (1, 4096)})
+        graph = Graph("sample", {"rows": (1, 4096), "width": (1, 64)})
         attrs = {**self.attrs, **(self.scaling.attrs() if self.scaling else {})}
         operands = [
             graph.add_input(f"x{index}", TensorType(self.dtypes.get(index, self.dtype), shape))

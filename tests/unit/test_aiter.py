@@ -30,6 +30,7 @@ from fusec.kernels.external.versions import Version, parse_version
 from fusec.kernels.launch import Launch
 from fusec.kernels.registry import Kernel, choose, kernels
 from fusec.signatures import Parameter, Signature, parse_signature
+from fusec.symbolic import symbol
 from fusec.target import target_named
 
 OLD = "(q, q_weight, q_eps, k, k_weight, k_eps)"
@@ -451,6 +452,34 @@ def test_a_node_beyond_a_function_is_refused(
     release: str, function: str, sample: Sample, reason: str
 ) -> None:
     assert refusal(record(release, function, sample.op), sample) == reason
+
+
+@pytest.mark.parametrize("name", ("rms_norm", "rms_norm_quant"))
+def test_a_norm_without_a_weight_is_refused(name: str) -> None:
+    attrs = {key: held for key, held in SAMPLES[name].attrs.items() if key != "has_weight"}
+    sample = replace(SAMPLES[name], attrs=attrs, shapes=((ROWS, 4096),))
+    for kernel in records(parse_provider("aiter==0.1.14")):
+        if kernel.op == sample.op:
+            assert refusal(kernel, sample) == "it needs a weight"
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_rows_of_unknown_length_are_refused(name: str) -> None:
+    sample = SAMPLES[name]
+    if sample.halves:
+        return
+    shapes = [
+        tuple(symbol("width") * 128 if dim == shape[-1] else dim for dim in shape)
+        if index not in sample.dtypes
+        else shape
+        for index, shape in enumerate(sample.shapes)
+    ]
+    attrs = {key: held for key, held in sample.attrs.items() if key != "shape"}
+    open_sample = replace(sample, shapes=tuple(shapes), attrs=attrs)
+    for kernel in records(parse_provider("aiter==0.1.20")):
+        if kernel.op == sample.op:
+            reason = refusal(kernel, open_sample)
+            assert reason is not None and "have no length known at compile time" in reason
 
 
 @pytest.mark.parametrize("name", SAMPLES)
