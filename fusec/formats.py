@@ -325,7 +325,7 @@ def mx_scaling(dtype: str, rounding: Rounding = "even") -> Scaling:
         MX_GROUP,
         scale_dtype="e8m0",
         rounding=rounding,
-        maximum=magnitudes(dtype)[-1],
+        maximum=float(magnitudes(dtype)[-1]),
     )
 
 

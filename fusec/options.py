@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 from fusec.diagnostics import RequirementError, UsageError
 from fusec.passes import FUSIONS, PIPELINE
-from fusec.rewrite import DEFAULTS, Decision, DecisionLog, Pass, Settings
+from fusec.rewrite import DEFAULTS, Decision, DecisionLog, Pass, QuantRequest, Settings
+from fusec.rewrite.settings import QuantFormat
 
 _REQUIREMENT = re.compile(r"(?P<fusion>\w+)(?:>=(?P<count>\d+))?")
 
@@ -65,11 +67,55 @@ def known_fusion(name: str) -> str:
     return name
 
 
-def check_requirements(requirements: Iterable[Requirement], log: DecisionLog, target: str) -> None:
-    """Compare what fired with what was required.
+def parse_quantise(text: str) -> QuantRequest:
+    """Read `FORMAT`, `FORMAT:experts` or `FORMAT:PATTERN` over the names of weights.
 
     Raises:
-        RequirementError: a fusion fired too seldom; it names the sites that refused and why.
+        UsageError: there is no such format, or nothing after the colon.
+    """
+    wanted, colon, pattern = text.partition(":")
+    known: tuple[QuantFormat, ...] = get_args(QuantFormat)
+    found = next((format for format in known if format == wanted), None)
+    if found is None:
+        formats = ", ".join(f"`{format}`" for format in known)
+        hint = f"formats are {formats}, each with an optional `:experts` or `:PATTERN`"
+        raise UsageError(f"unknown format `{wanted}` in `--quantize {text}`", hint=hint)
+    if colon and not pattern:
+        hint = f"write `{wanted}:experts`, or a pattern such as `{wanted}:*.mlp.*`"
+        raise UsageError(f"`--quantize {text}` names no weights", hint=hint)
+    return QuantRequest(found, pattern or "*")
+
+
+def settings_of(quantize: Iterable[str], mxfp4_align: str, tp: int) -> Settings:
+    """The settings of passes, as they are written on the command line.
+
+    Raises:
+        UsageError: one of them has no meaning.
+    """
+    requests = tuple(map(parse_quantise, quantize))
+    if mxfp4_align not in ("pad", "reject"):
+        hint = "write `pad` or `reject`"
+        raise UsageError(f"unknown `--mxfp4-align {mxfp4_align}`", hint=hint)
+    if tp < 1:
+        hint = "give the number of ranks that heads are divided among, 1 for one device"
+        raise UsageError(f"`--tp {tp}` is no number of ranks", hint=hint)
+    return Settings(requests, "pad" if mxfp4_align == "pad" else "reject", tp)
+
+
+def check_requirements(
+    requirements: Iterable[Requirement], log: DecisionLog, target: str, *, several: bool = False
+) -> None:
+    """Compare what fired with what was required.
+
+    Args:
+        requirements: what was asked for.
+        log: what was decided.
+        target: for which target.
+        several: whether there are other targets, so that a message names this one.
+
+    Raises:
+        RequirementError: a fusion fired too seldom; it names the sites that refused and why, and
+            what was chosen instead.
     """
     fired = log.fired()
     for requirement in requirements:
@@ -77,17 +123,28 @@ def check_requirements(requirements: Iterable[Requirement], log: DecisionLog, ta
             continue
         refused = [d for d in log.refused() if d.fusion == requirement.fusion]
         sites = fired[requirement.fusion] + len(refused)
-        message = (
-            f"`--require {requirement}` is not met on {target}: "
-            f"{fired[requirement.fusion]} of {sites} sites fired"
-        )
         raise RequirementError(
-            message,
+            f"`--require {requirement}` is not met{f' on {target}' if several else ''}: "
+            f"{fired[requirement.fusion]} of {sites} sites fired",
             at=_sites(refused),
-            detail=tuple(dict.fromkeys(f"{d.code}: {d.reason}" for d in refused)),
+            detail=(
+                *dict.fromkeys(f"{d.code}: {d.reason}" for d in refused),
+                *_instead(log, requirement.fusion),
+            ),
             hint=next((d.hint for d in refused if d.hint), None)
             or f"`fusec explain SOURCE --target {target}` tells what matched where",
         )
+
+
+def _instead(log: DecisionLog, fusion: str) -> tuple[str, ...]:
+    """What was chosen at sites where `fusion` was refused."""
+    chosen = [
+        decision
+        for decision in log
+        if any(rejected["backend"] == fusion for rejected in decision.rejected)
+    ]
+    texts = (f"{d.fusion} ({d.details['how']})" if "how" in d.details else d.fusion for d in chosen)
+    return tuple(f"chosen instead: {text}" for text in dict.fromkeys(texts))
 
 
 def _sites(refused: list[Decision]) -> str | None:

@@ -26,6 +26,10 @@ from fusec.passes.loop_experts import LoopExperts
 from fusec.passes.merge_gate_up import MergeGateUp
 from fusec.passes.merge_qkv import MergeQkv
 from fusec.passes.moe import Moe
+from fusec.passes.moe_fp8 import MoeFp8
+from fusec.passes.moe_mxfp4_dequant import MoeMxfp4Dequant
+from fusec.passes.moe_mxfp4_native import MoeMxfp4Native
+from fusec.passes.quantise import Quantise
 from fusec.passes.rms_norm import RmsNorm
 from fusec.passes.rms_norm_quant import RmsNormQuant
 from fusec.passes.rope import Rope
@@ -64,6 +68,11 @@ PIPELINE: tuple[type[Pass], ...] = (
     MergeQkv,
     Canonicalise,
     WideLinear,
+    # quantise
+    Quantise,
+    MoeFp8,
+    MoeMxfp4Native,
+    MoeMxfp4Dequant,
     # fuse
     DualRmsNorm,
     AddRmsNorm,
@@ -104,5 +113,6 @@ FUSIONS = (
     "merge_qkv",
     "merge_gate_up",
     "allreduce_rms_norm",
+    "quantise",
 )
 """The names of fusions in decisions and requirements; they are stable."""

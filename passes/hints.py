@@ -12,14 +12,13 @@ _HEADS_TP = "give `--tp` a number that divides the heads"
 _HEADS = "norm rows of [..., heads, size], and put the heads side by side after"
 _GRANULARITY = "give the scale, as a static input scale, or quantise by token or group"
 _REQUEST = "give `--quantize` a pattern that fits all of these weights, or none"
-_PLAIN_ACTIVATION = "only `silu`, `gelu`, `gelu_tanh` and `swiglu_oai` of a gate are computed"
 _MXFP4_EXPERTS = {
-    "activation": _PLAIN_ACTIVATION,
+    "activation": "only experts with a gate are multiplied in 4-bit floats; `fp8-block` takes all",
     "dtype": "compile in `--dtype bf16` or `f16`",
     "request": _REQUEST,
     "scales": "hold both weights in 4-bit floats with an e8m0 scale for 32 inputs",
     "shape": "use sizes that are multiples of 32",
-    "weight": "keep weights and biases as parameters: what is computed cannot be packed ahead of time",
+    "weight": "keep weights and biases as parameters: what is computed cannot be packed in advance",
 }
 
 HINTS: Mapping[str, Mapping[str, str]] = {

@@ -9,6 +9,7 @@ Leaves it alone when
   input   the two projections read different values
   weight  a weight is computed, not stored
   tied    a weight has another reader, which needs it as it is
+  scales  a weight is held in few bits, and its scales cannot be joined with those beside it
   bias    one projection has a bias and the other has none
 """
 

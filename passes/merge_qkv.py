@@ -11,6 +11,7 @@ The weights, and the biases if there are any, are joined when the artifact is wr
 Leaves it alone when
   weight  a weight is computed, not stored
   tied    a weight has another reader, which needs it as it is
+  scales  a weight is held in few bits, and its scales cannot be joined with those beside it
   bias    some projections have a bias and others have none
 """
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fusec.ir import Attr, Graph, Node
-from fusec.ir.weights import concatenated
+from fusec.ir.weights import Weight, concatenated
 from fusec.rewrite import Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -54,7 +54,24 @@ def _bias(match: Match, target: Target) -> Rejection | None:
     return Rejection("bias", reason, biased.inputs[2])
 
 
-GUARDS: tuple[Guard, ...] = (_weight, _tied, _bias)
+def _scales(match: Match, target: Target) -> Rejection | None:
+    """A CPU dequantises the weights anyway."""
+    weights = tuple(match.graph.parameters[node.inputs[1]] for node in match.inner)
+    held = [weight for weight in weights if weight.quantised is not None]
+    if not held or not target.is_gpu or concatenated("", weights, axis=0).quantised is not None:
+        return None
+    at = match.inner[weights.index(held[0])].inputs[1]
+    reason = f"`%{at}` is held as {_form(held[0])}, and joining it would lose that"
+    return Rejection("scales", reason, at)
+
+
+def _form(weight: Weight) -> str:
+    held = weight.quantised
+    assert held is not None
+    return f"{held.codes.type.dtype} with a scale for each {held.block[0]}x{held.block[1]}"
+
+
+GUARDS: tuple[Guard, ...] = (_weight, _tied, _bias, _scales)
 """What linears that become one must agree on; that of dtypes follows from their one input."""
 
 

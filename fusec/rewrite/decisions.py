@@ -22,7 +22,8 @@ class Decision:
         node: the node in the graph: the new one if fired, else the one left alone.
         details: what the pass says of the place, such as how much is padded.
         backend: the kernel that computes the node, once kernels were chosen.
-        rejected: kernels that were asked before that one, each with its reason.
+        rejected: fusions and kernels that were asked before, each with `backend`, `code` and
+            `reason`.
     """
 
     fusion: str
@@ -62,11 +63,14 @@ class DecisionLog:
         self._decisions[key] = decision
         self._by_node.setdefault(decision.node, []).append(key)
 
-    def absorb(self, nodes: Iterable[str]) -> None:
-        """Forget what was decided about `nodes`: a larger fusion took them in."""
+    def absorb(self, nodes: Iterable[str]) -> tuple[Decision, ...]:
+        """Forget, and give, what was decided about `nodes`: a larger fusion took them in."""
+        gone: list[Decision] = []
         for node in nodes:
             for key in self._by_node.pop(node, ()):
-                self._decisions.pop(key, None)
+                if (decision := self._decisions.pop(key, None)) is not None:
+                    gone.append(decision)
+        return tuple(gone)
 
     def advise(self, hint_for: Callable[[str, str], str | None]) -> None:
         """Give each refusal without a hint the one for its fusion and code, if there is one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import ClassVar, Self
 
 from fusec.diagnostics import InternalError, VerifyError
@@ -65,11 +66,14 @@ class FusionPass(Pass):
         fusion: the name in decisions; `None` for a pass that only recognises, such as `gelu`.
         patterns: ways in which the place may be written, tried in order.
         guards: asked in order; the first rejection counts.
+        instead_of: fusions that were tried before at the same places, and are better: where this
+            one fires, their refusals stay and are named in its record.
     """
 
     fusion: ClassVar[str | None] = None
     patterns: ClassVar[tuple[Op, ...]] = ()
     guards: ClassVar[tuple[Guard, ...]] = ()
+    instead_of: ClassVar[tuple[str, ...]] = ()
 
     def anchors(self) -> frozenset[str]:
         """The operations that a match can begin at."""
@@ -158,11 +162,19 @@ class FusionPass(Pass):
             graph.replace_uses(old, new)
         inner = [node.name for node in match.inner]
         graph.prune(inner)
-        log.absorb(inner)
-        if self.fusion is not None:
-            node = build.added[-1] if build.added else match.root.name
-            details = self.details(match, target)
-            log.add(Decision(self.fusion, site, "fired", node=node, details=details))
+        gone = log.absorb(inner)
+        if self.fusion is None:
+            return
+        node = build.added[-1] if build.added else match.root.name
+        better = [decision for decision in gone if decision.fusion in self.instead_of]
+        for decision in better:
+            log.add(replace(decision, node=node))
+        rejected = tuple(
+            {"backend": each.fusion, "code": each.code or "", "reason": each.reason or ""}
+            for each in better
+        )
+        details = self.details(match, target)
+        log.add(Decision(self.fusion, site, "fired", node=node, details=details, rejected=rejected))
 
 
 def _escapes(match: Match, kept: tuple[str, ...]) -> Rejection | None:

@@ -2,33 +2,43 @@
 
 A golden file is Markdown, one a pass.  The title is the pass's name; each second-level heading is
 a case, with fences `fir` (before), `fir after` (absent: the pass changes nothing) and `refused`
-(lines `code at %node: reason`).  Lines such as `tp: 3` before the fences are settings.
-`pytest --update-golden` writes what came out; read the diff.
+(lines `code at %node: reason`).  Lines before the fences change how it runs:
+
+    target: gfx950                          x86-64-v3 by default
+    tp: 3, mxfp4-align: reject              settings of the pass
+    quantize: fp8-block, mxfp4:experts
+    held: w f8e4m3fn f32 128x128, v f4e2m1x2 e8m0 1x32 turned
+                                            parameters that the source holds as codes and scales
+
+`pytest --update-golden` writes what came out; read the diff.  Numbers of cases with weights in few
+bits are in `tests/unit/test_quantise.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fusec.ir import Graph, parse_graph, print_graph
+from fusec.ir import Graph, TensorType, Weight, parse_graph, print_graph
 from fusec.ir.interpret import interpret
 from fusec.ir.ops import is_opaque
+from fusec.ir.weights import Quantised, dequantised
+from fusec.options import parse_quantise
 from fusec.passes import PIPELINE
 from fusec.rewrite import DEFAULTS, DecisionLog, FusionPass, Pass, Settings
 from fusec.symbolic import substitute
-from fusec.target import target_named
+from fusec.target import Target, target_named
 
 HERE = Path(__file__).parent
 TARGET = target_named("x86-64-v3")
 PASSES: dict[str, type[Pass]] = {each.name: each for each in PIPELINE}
 _HEADING = re.compile(r"^## (.+)$", re.M)
-_SETTING = re.compile(r"^(tp): (.+)$", re.M)
+_SETTING = re.compile(r"^(tp|target|quantize|mxfp4-align|held): (.+)$", re.M)
 _FENCE = re.compile(r"^```(fir after|fir|refused)\n(.*?)^```\n?", re.M | re.S)
 
 
@@ -42,6 +52,8 @@ class Case:
     after: str | None
     refused: tuple[str, ...]
     settings: Settings = DEFAULTS
+    target: Target = TARGET
+    held: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -53,12 +65,52 @@ def _cases(file: Path) -> Iterator[Case]:
     for title, body in zip(parts[1::2], parts[2::2], strict=True):
         fences: dict[str, str] = {kind: text for kind, text in _FENCE.findall(body)}
         refused = tuple(fences.get("refused", "").splitlines())
-        settings = _settings(dict(_SETTING.findall(body.partition("```")[0])))
-        yield Case(file, title, fences.get("fir", ""), fences.get("fir after"), refused, settings)
+        given = dict(_SETTING.findall(body.partition("```")[0]))
+        yield Case(
+            file,
+            title,
+            fences.get("fir", ""),
+            fences.get("fir after"),
+            refused,
+            _settings(given),
+            target_named(given.get("target", TARGET.name)),
+            tuple(part for part in given.get("held", "").split(", ") if part),
+        )
 
 
 def _settings(given: dict[str, str]) -> Settings:
-    return Settings(tensor_parallel=int(given.get("tp", "1")))
+    requests = [part for part in given.get("quantize", "").split(", ") if part]
+    return Settings(
+        quantise=tuple(map(parse_quantise, requests)),
+        mxfp4_align="reject" if given.get("mxfp4-align") == "reject" else "pad",
+        tensor_parallel=int(given.get("tp", "1")),
+    )
+
+
+def _graph(case: Case) -> Graph:
+    """The graph before, its parameters held as the case says; `a+b` is made of a and b."""
+    graph = parse_graph(case.before)
+    for value, weight in graph.parameters.items():
+        if "+" in weight.name:
+            graph._parameters[value] = replace(weight, sources=tuple(weight.name.split("+")))
+    for text in case.held:
+        value, code_type, scale_type, blocks, *turned = text.split()
+        weight = graph.parameters[value]
+        rows, columns = map(int, blocks.split("x"))
+        *outer, outputs, length = weight.shape
+        if turned:
+            outputs, length = length, outputs
+        kind = TensorType(code_type, (*outer, outputs, length // 2))
+        if code_type != "f4e2m1x2":
+            kind = TensorType(code_type, (*outer, outputs, length))
+        scales = TensorType(scale_type, (*outer, -(-outputs // rows), -(-length // columns)))
+        codes, scale = (
+            Weight(f"{weight.name}.{part}", each, None, f"{weight.name}.{part}")
+            for part, each in (("codes", kind), ("scale", scales))
+        )
+        held = Quantised(codes, scale, (rows, columns), turned=bool(turned))
+        graph._parameters[value] = dequantised(weight.name, weight.type.dtype, held)
+    return graph
 
 
 FILES = sorted(HERE.glob("*.md"))
@@ -88,10 +140,10 @@ def _refusals(log: DecisionLog) -> list[str]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_case(case: Case, request: pytest.FixtureRequest) -> None:
     which = _pass_of(case.file)
-    graph = parse_graph(case.before)
+    graph = _graph(case)
     assert print_graph(graph) == case.before, "write the case as it prints"
     log = DecisionLog()
-    changes = probe(which, case.settings).run(graph, TARGET, log)
+    changes = probe(which, case.settings).run(graph, case.target, log)
     graph.verify()
     after, refused = print_graph(graph), _refusals(log)
     if request.config.getoption("--update-golden", default=False):
@@ -100,11 +152,19 @@ def test_case(case: Case, request: pytest.FixtureRequest) -> None:
     assert after == (case.after or case.before)
     assert refused == list(case.refused)
     assert (changes > 0) == (case.after is not None)
-    again = probe(which, case.settings).run(graph, TARGET, DecisionLog())
+    again = probe(which, case.settings).run(graph, case.target, DecisionLog())
     assert (again, print_graph(graph)) == (0, after), "a second run rewrites something"
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.after], ids=lambda case: case.name)
+def _has_codes(case: Case) -> bool:
+    """Whether the pass brings weights into few bits."""
+    return bool(case.settings.quantise or case.held)
+
+
+NUMERIC = [case for case in CASES if case.after and not _has_codes(case)]
+
+
+@pytest.mark.parametrize("case", NUMERIC, ids=lambda case: case.name)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_numbers(case: Case, seed: int) -> None:
     assert case.after is not None
