@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusec.ir.types import float_attr
 from fusec.kernels.external.adapter import Adapter, Limits, Site, dense, gemma_norm, operand, value
-from fusec.kernels.external.aiter import LONGEST, MULTIPLE
+from fusec.kernels.external.aiter import ANY_FLOATS, LONGEST, MULTIPLE
 from fusec.kernels.external.call import Argument
 from fusec.kernels.external.manifest import needs
 
@@ -32,6 +32,11 @@ def _add_rmsnorm(site: Site) -> tuple[Argument, ...]:
         _eps(site),
         *gemma_norm(site),
     )
+
+
+def _add_rmsnorm_pad(site: Site) -> tuple[Argument, ...]:
+    """Pads nothing: the rows that are returned are as long as those that are given."""
+    return operand("x", 0), operand("weight", 2), _eps(site), operand("res", 1)
 
 
 def _fused_qk_rmsnorm(site: Site) -> tuple[Argument, ...]:
@@ -102,6 +107,15 @@ NORMS = (
         limits=Limits(rows=(0, 1), weights=(2,), longest=LONGEST, multiple=MULTIPLE),
         arguments=_add_rmsnorm,
         layouts=dense,
+    ),
+    Adapter(
+        op="add_rms_norm",
+        need=needs(
+            "fused_add_rmsnorm_pad", "triton", "(x, weight, epsilon, res=None, x_pad_to_multiple=0)"
+        ),
+        limits=Limits(dtypes=ANY_FLOATS, rows=(0, 1), weights=(2,), same_dtype=False),
+        arguments=_add_rmsnorm_pad,
+        returned=lambda site: (3, 4),
     ),
     Adapter(
         op="dual_rms_norm",
