@@ -158,7 +158,8 @@ class Product:
         columns: of the result, N.
         length: of the sums, K.
         operands: what is passed as pointers `p_NAME`; `bias` is the one that may be left out.
-        strides: further run-time arguments: elements between neighbours.
+        strides: further arguments: elements between neighbours.  One that is 0 or 1 for every size
+            is known to the compiler, which then loads neighbours together.
         constants: compile-time arguments, but those of the tile.
     """
 
@@ -202,9 +203,12 @@ class Product:
         self, tile: Tile, operands: Mapping[str, Storage], y_stride: Dim, splits: int, runs: Dim
     ) -> Launch:
         target = self.call.target
+        strides = {**self.strides, "y_stride": y_stride}
+        fixed = {name: each for name, each in strides.items() if each in (0, 1)}
         tiles = symbolic.ceil_divide(self.rows, tile.rows) * -(-self.columns // tile.columns)
         constants = {
             **self.constants,
+            **{name: known(each) for name, each in fixed.items()},
             "N": self.columns,
             "K": self.length,
             "BLOCK_M": tile.rows,
@@ -222,7 +226,7 @@ class Product:
             self.function,
             operands,
             sizes={"M": self.rows},
-            strides={**self.strides, "y_stride": y_stride},
+            strides={name: each for name, each in strides.items() if name not in fixed},
             constants=constants,
             grid=(tiles * runs, splits, 1),
             warps=tile.warps,

@@ -24,14 +24,18 @@ from fusec.kernels.triton_rows import FAMILIES, row_stride
 from fusec.target import Target
 
 SCALED_FEW = Tile(rows=32, columns=64, depth=256, warps=4, stages=2)
-SCALED_MANY = Tile(rows=128, columns=128, depth=256, warps=4, stages=2)
+SCALED_MANY = {
+    "f8e4m3fn": Tile(rows=128, columns=128, depth=128, warps=4, stages=2),
+    "f4e2m1x2": Tile(rows=128, columns=128, depth=256, warps=4, stages=2),
+}
+"""By the codes of x: two work groups fit into a compute unit's shared memory."""
 
 DEQUANT_FEW = {
     "amdgpu": Tile(rows=32, columns=64, depth=128, warps=4, stages=2),
     "nvidia": Tile(rows=32, columns=64, depth=128, warps=4, stages=4),
 }
 DEQUANT_MANY = {
-    "amdgpu": Tile(rows=128, columns=128, depth=64, warps=4, stages=2),
+    "amdgpu": Tile(rows=256, columns=128, depth=64, warps=8, stages=2),
     "nvidia": Tile(rows=128, columns=128, depth=64, warps=8, stages=3),
 }
 
@@ -79,7 +83,7 @@ def launch_scaled(call: Call) -> tuple[Launch, ...]:
             "W_PACK": packed,
         },
     )
-    return product.launches(SCALED_FEW, SCALED_MANY)
+    return product.launches(SCALED_FEW, SCALED_MANY[scaling.dtype])
 
 
 def _supports_scaled(graph: Graph, node: Node, target: Target) -> str | None:

@@ -18,16 +18,18 @@ def bf16_of_e2m1(b_codes, b_scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The numbers bf16 [ROWS, COLUMNS] of codes [ROWS, COLUMNS/2] and scales [ROWS, COLUMNS/32].
 
     Exact.  A code's three low bits, at the foot of the exponent of an f32, are 2**-126 times what
-    they stand for, subnormal or not.
+    they stand for, subnormal or not.  Two significant bits are all there are, so the lower half of
+    the f32 is zeros.
     """
-    b_code = tl.join(b_codes & 15, b_codes >> 4).to(tl.uint32)
-    b_bits = ((b_code & 8) << 28) | ((b_code & 7) << 22)
+    b_code = tl.join(b_codes, b_codes >> 4).to(tl.uint32)
+    b_bits = ((b_code << 28) & 0x80000000) | ((b_code << 22) & 0x01C00000)
     b_value = b_bits.to(tl.float32, bitcast=True) * 2.0**126
     b_scale = b_scale.to(tl.uint32)
     b_power = tl.where(b_scale == 0, 1 << 22, b_scale << 23)
     b_power = tl.where(b_scale == 255, 0x7FC00000, b_power).to(tl.float32, bitcast=True)
     b_value = tl.reshape(b_value, [ROWS, COLUMNS // GROUP, GROUP]) * b_power[:, :, None]
-    return tl.reshape(b_value.to(tl.bfloat16), [ROWS, COLUMNS])
+    b_half = (b_value.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16)
+    return tl.reshape(b_half.to(tl.bfloat16, bitcast=True), [ROWS, COLUMNS])
 
 
 @triton.jit

@@ -1,0 +1,187 @@
+"""Triton kernels that multiply matrices against their references, under Triton's interpreter.
+
+Run by `test_triton.py` in a process of its own, as `interpreted_cases.py` is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from gemm_problems import (
+    FN,
+    Made,
+    Problem,
+    dequant_problems,
+    fp8_problems,
+    make,
+    make_rows,
+    mx_problems,
+)
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from fusec import symbolic
+from fusec.dtypes import DTYPES, bf16_to_f32
+from fusec.formats import mx_scaling
+from fusec.kernels.launch import Call, Launch, Storage, TritonSource, dense_strides
+from fusec.kernels.registry import choose
+from fusec.symbolic import Dim
+
+TORCH = {
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "f8e4m3fn": torch.float8_e4m3fn,
+    "f8e4m3fnuz": torch.float8_e4m3fnuz,
+    "f4e2m1x2": torch.uint8,
+    "e8m0": torch.uint8,
+}
+
+HAS_SCALED = hasattr(InterpreterBuilder, "create_dot_scaled")
+HAS_FNUZ = hasattr(InterpreterBuilder, "get_fp8e4b8_ty")
+
+needs_scaled = pytest.mark.skipif(not HAS_SCALED, reason="this interpreter has no scaled products")
+
+
+@pytest.fixture(autouse=True)
+def _products_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter multiplies bf16 as if their bits were integers; here they are floats."""
+    multiply = InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return multiply(self, _wide(a), _wide(b), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+def _wide(handle: Any) -> Any:
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    return TensorHandle(bf16_to_f32(handle.data), tl.float32)
+
+
+class Interpreted:
+    """A problem and its memory, on which launches run."""
+
+    def __init__(self, made: Made) -> None:
+        self.made = made
+        self.memory = {each.storage.buffer: each.memory.copy() for each in made.operands}
+        self.memory[made.result.buffer] = np.full(made.result_bytes, 0xFF, dtype=np.uint8)
+
+    def launches(self) -> tuple[Launch, ...]:
+        """What runs, by the record that is chosen."""
+        made = self.made
+        kernel = choose(made.graph, made.node, made.target).kernel
+        assert kernel is not None
+        inputs = tuple(operand.storage for operand in made.operands)
+        call = Call(made.graph, made.node, made.target, inputs, (made.result,), self._scratch)
+        return kernel.launches(call)
+
+    def run(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The memory of the result after all launches."""
+        for launch in self.launches():
+            self._run(launch)
+        return self.memory[self.made.result.buffer]
+
+    def _run(self, launch: Launch) -> None:
+        source = launch.code
+        assert isinstance(source, TritonSource)
+        grid = tuple(symbolic.evaluate(size, self.made.sizes) for size in launch.grid)
+        if 0 in grid:
+            return
+        values: list[Any] = [self._pointer(storage) for storage in launch.operands]
+        values += [
+            symbolic.evaluate(param, self.made.sizes)
+            for param in launch.params
+            if not isinstance(param, float)
+        ]
+        names = [name for name, _ in source.signature]
+        given = {**dict(zip(names, values, strict=True)), **dict(source.constants)}
+        function = getattr(importlib.import_module(source.module), source.function)
+        assert [name for name in function.arg_names if name in names] == names
+        assert set(function.arg_names) == set(given)
+        function[grid](**given)
+
+    def _pointer(self, storage: Storage) -> torch.Tensor:
+        begin = symbolic.evaluate(storage.byte_offset, self.made.sizes)
+        memory = torch.from_numpy(self.memory[storage.buffer])
+        return memory[begin:].view(TORCH[storage.dtype])
+
+    def _scratch(self, dtype: str, shape: tuple[Dim, ...]) -> Storage:
+        buffer = max(self.memory) + 1
+        elements = symbolic.evaluate(symbolic.product(shape), self.made.sizes)
+        size = elements * DTYPES[dtype].itemsize
+        self.memory[buffer] = np.full(size, 0xFF, dtype=np.uint8)
+        return Storage(buffer, dtype, shape, dense_strides(shape))
+
+
+def check(problem: Problem, answer: float = 1.0) -> None:
+    made = make(problem)
+    made.check(Interpreted(made).run(), answer)
+
+
+@pytest.mark.parametrize("problem", fp8_problems("gfx950"), ids=str)
+def test_fp8_linear(problem: Problem) -> None:
+    check(problem)
+
+
+@pytest.mark.skipif(not HAS_FNUZ, reason="this interpreter has no e4m3fnuz")
+@pytest.mark.parametrize("problem", fp8_problems("gfx942")[::3], ids=str)
+def test_fp8_linear_of_e4m3fnuz(problem: Problem) -> None:
+    check(problem)
+
+
+@needs_scaled
+@pytest.mark.parametrize("problem", mx_problems("gfx950"), ids=str)
+def test_scaled_products(problem: Problem) -> None:
+    check(problem)
+
+
+@pytest.mark.parametrize("problem", dequant_problems("gfx942"), ids=str)
+def test_mxfp4_dequantised(problem: Problem) -> None:
+    check(problem)
+
+
+@pytest.mark.parametrize("rows", [1, 64, 65, 129])
+def test_rows_known_at_run_time_only(rows: int) -> None:
+    problem = Problem("mxfp4_linear", "gfx950", (-1,), 72, 1056, dtype="f32", bias="f32")
+    made = make_rows(problem, (rows,), np.random.default_rng(rows))
+    interpreted = Interpreted(made)
+    grids = [
+        [symbolic.evaluate(size, made.sizes) for size in launch.grid]
+        for launch in interpreted.launches()
+    ]
+    few, add, many = [0 not in grid for grid in grids]
+    assert (few, add, many) == (rows <= 64, rows <= 64, rows > 64)
+    made.check(Interpreted(made).run())
+
+
+PADDED = [
+    *(Problem("mxfp4_linear", "gfx942", (m,), 40, 352, padded=(256, 512)) for m in (3, 129)),
+    *(
+        Problem("mxfp4_linear", "gfx950", (m,), 40, 352, mx_scaling(FN), padded=(256, 512))
+        for m in (3, 129)
+    ),
+]
+
+
+@pytest.mark.parametrize("problem", PADDED, ids=str)
+def test_padded_equals_unpadded(problem: Problem) -> None:
+    if problem.scaling is not None and not HAS_SCALED:
+        pytest.skip("this interpreter has no scaled products")
+    padded = Interpreted(make(problem)).run()
+    plain = Interpreted(make(dataclasses.replace(problem, padded=None))).run()
+    np.testing.assert_array_equal(padded, plain)
+
+
+@pytest.mark.parametrize("target", ["gfx942", "gfx950"])
+def test_a_doubled_answer_fails(target: str) -> None:
+    problem = dequant_problems(target)[3]
+    check(problem)
+    with pytest.raises(AssertionError, match="off by"):
+        check(problem, answer=2.0)
