@@ -120,23 +120,45 @@ def _residual(residual: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+_RESOURCES = {
+    "vgpr": "VGPR",
+    "agpr": "AGPR",
+    "sgpr": "SGPR",
+    "lds_bytes": "LDS",
+    "scratch_bytes": "scratch",
+    "vgpr_spills": "VGPR spills",
+    "sgpr_spills": "SGPR spills",
+}
+_MACHINE = {
+    "threads": "threads",
+    "waves_per_unit": "waves",
+    "widest_load": "load",
+    "widest_store": "store",
+    "mfma": "MFMA",
+}
+
+
 def _kernels(target: dict[str, Any]) -> str:
-    names: list[str] = []  # registers and the like mean nothing on a CPU
-    if target["family"] != "cpu":
-        names = sorted({key for kernel in target["kernels"] for key in kernel["resources"]})
-    header = ["kernel", "op", "provider", "bytes", *names, "symbol"]
-    rows = [
-        [
-            kernel["name"],
-            kernel["op"],
-            kernel["provider"],
-            kernel["bytes"],
-            *(kernel["resources"].get(name, "-") for name in names),
-            kernel["symbol"],
-        ]
-        for kernel in target["kernels"]
-    ]
-    return table(header, rows)
+    """The kernels; of one on a GPU also registers, memory and what its instructions show."""
+    on_gpu = target["family"] != "cpu"
+    header = ["kernel", "op", "provider", "bytes"]
+    header += [*_RESOURCES.values(), *_MACHINE.values()] if on_gpu else []
+    rows = []
+    for kernel in target["kernels"]:
+        row = [kernel["name"], kernel["op"], kernel["provider"], kernel["bytes"]]
+        if on_gpu:
+            machine = dict(kernel.get("machine", {}))
+            machine["mfma"] = " ".join(machine.get("mfma", ()))
+            row += [kernel["resources"].get(name, "-") for name in _RESOURCES]
+            row += [machine.get(name, "-") or "-" for name in _MACHINE]
+        rows.append([*row, kernel["symbol"]])
+    listed = table([*header, "symbol"], rows)
+    return f"{listed}\n\n{_LEGEND}" if on_gpu else listed
+
+
+_LEGEND = (
+    "waves: on a compute unit at once, of 32; load, store: bytes that a lane moves at once, at most"
+)
 
 
 def _decisions(target: dict[str, Any]) -> str:

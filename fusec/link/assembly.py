@@ -1,4 +1,4 @@
-"""Reads AMDGPU assembly: the width of its loads, its matrix instructions, and what goes wrong.
+"""Reads assembly: the width of its loads, its matrix instructions, and what goes wrong.
 
 gfx950 does not execute `v_pk_fma_f32` right where both halves of the result read one source from
 the high half of its register pair (`op_sel:[0,1,0]`): the low half now and then keeps its
@@ -16,6 +16,10 @@ _INSTRUCTION = re.compile(r"^\s+([a-z][a-z0-9_]+)\b([^;]*)")
 _ACCESS = re.compile(r"(?:global|flat|buffer)_(load|store)_([a-z0-9_]+)")
 _SELECT = re.compile(r"\bop_sel:\[([01,]+)\]")
 _SELECT_HIGH = re.compile(r"\bop_sel_hi:\[([01,]+)\]")
+
+_PTX_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-uw-z]\w*)*(?:\.v(\d))?\.[bfsu](\d+)\b")
+_PTX_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global[^;]*?\], *(\w+)")
+_PTX_MATRIX = re.compile(r"\b((?:wgmma\.mma_async|mma)\.sync\.aligned\.[a-z0-9.]+)")
 
 _WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "byte": 1}
 
@@ -38,6 +42,16 @@ def read_assembly(text: str, arch: str) -> MachineCode:
         elif name in FORBIDDEN.get(arch, ()) and _broadcasts_high(operands):
             forbidden[f"{name} {' '.join(operands.split())}"] = None
     return MachineCode(widest["load"], widest["store"], tuple(sorted(mfma)), tuple(forbidden))
+
+
+def read_ptx(text: str) -> MachineCode:
+    """What the instructions of PTX `text` show."""
+    widest = {"ld": 0, "st": 0}
+    for kind, count, bits in _PTX_ACCESS.findall(text):
+        widest[kind] = max(widest[kind], int(count or 1) * int(bits) // 8)
+    copies = [int(size, 0) for size in _PTX_COPY.findall(text)]
+    matrix = sorted(set(_PTX_MATRIX.findall(text)))
+    return MachineCode(max(widest["ld"], *copies, 0), widest["st"], tuple(matrix))
 
 
 def _instructions(text: str) -> Iterator[tuple[str, str]]:

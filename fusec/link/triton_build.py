@@ -13,9 +13,9 @@ from typing import Any
 from fusec.diagnostics import InputError
 from fusec.kernels.launch import TritonSource
 from fusec.link.amdgpu_tools import GPU_HINT
-from fusec.link.assembly import read_assembly
+from fusec.link.assembly import read_assembly, read_ptx
 from fusec.link.gpu_checks import fitted
-from fusec.link.gpu_kernel import CompiledCode, GpuKernel, MachineCode
+from fusec.link.gpu_kernel import CompiledCode, GpuKernel
 from fusec.target import Target
 
 FP_FUSION = True
@@ -54,7 +54,10 @@ def build_triton(source: TritonSource, target: Target) -> CompiledCode:
         compiled = triton.compile(made, target=_gpu_target(backends, target), options=options)
     is_amd = target.family == "amdgpu"
     suffix = "hsaco" if is_amd else "cubin"
-    machine = read_assembly(compiled.asm["amdgcn"], target.arch) if is_amd else MachineCode()
+    if is_amd:
+        machine = read_assembly(compiled.asm["amdgcn"], target.arch)
+    else:
+        machine = read_ptx(compiled.asm["ptx"])
     return CompiledCode(
         symbol=compiled.metadata.name,
         code=compiled.asm[suffix],

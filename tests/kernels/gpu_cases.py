@@ -1,0 +1,283 @@
+"""Operations of the models that GPU kernels are compiled for, at the sizes of the models.
+
+`gpu_cases` is read by the tests that compile every record and by the table of `docs/kernels.md`; a
+new kernel gets a case here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from fusec.formats import MX_GROUP, Scaling, fp8_scaling, mx_scaling
+from fusec.ir import Graph, Node, TensorType
+from fusec.ir.types import Attr
+from fusec.kernels.launch import Call, Storage, dense_strides
+from fusec.symbolic import Dim, symbol
+from fusec.target import Target
+
+ROWS = symbol("rows")
+"""Tokens: known when the kernel is launched."""
+
+NORM: dict[str, Attr] = {"eps": 1e-6, "weight_offset": 0}
+GEMMA_NORM: dict[str, Attr] = {"eps": 1e-6, "weight_offset": 1}
+DUAL_NORM: dict[str, Attr] = {"eps1": 1e-6, "eps2": 1e-6, "weight_offset": 0}
+SWIGLU_OAI: dict[str, Attr] = {"alpha": 1.702, "limit": 7.0}
+HEADS = 32
+
+
+@dataclass(frozen=True)
+class GpuCase:
+    """One operation of a model.
+
+    Attributes:
+        op: the operation.
+        label: the model, the sizes, and how the result is quantised.
+        operands: types of the operands.
+        attrs: of the operation.
+        slices: by operand, the columns of the rows that it is a part of, and where it begins.
+    """
+
+    op: str
+    label: str
+    operands: tuple[TensorType, ...]
+    attrs: Mapping[str, Attr]
+    slices: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    def node(self) -> tuple[Graph, Node]:
+        """A graph of this operation alone."""
+        graph = Graph("case", {"rows": (1, None)})
+        names = [graph.add_input(f"x{i}", kind) for i, kind in enumerate(self.operands)]
+        return graph, graph.add(self.op, names, dict(self.attrs))
+
+    def call(self, graph: Graph, node: Node, target: Target) -> Call:
+        """The operation with a place for each value; every intermediate buffer is a new one."""
+        places: list[Storage] = []
+
+        def place(dtype: str, shape: tuple[Dim, ...]) -> Storage:
+            places.append(Storage(len(places), dtype, shape, dense_strides(shape)))
+            return places[-1]
+
+        for index, kind in enumerate(self.operands):
+            if index in self.slices:
+                width, begin = self.slices[index]
+                strides = dense_strides((*kind.shape[:-1], width))
+                places.append(Storage(len(places), kind.dtype, kind.shape, strides, begin))
+            else:
+                strides = dense_strides(kind.memory_shape)
+                places.append(Storage(len(places), kind.dtype, kind.shape, strides))
+        inputs = tuple(places)
+        outputs = tuple(
+            place(graph.type(value).dtype, graph.type(value).shape) for value in node.outputs
+        )
+        return Call(graph, node, target, inputs, outputs, place)
+
+
+def gpu_cases(target: Target) -> tuple[GpuCase, ...]:
+    """Every case, with the formats of `target`."""
+    groups = (_norms, _activations, _quantisation, _products, _experts)
+    return tuple(case for group in groups for case in group(target.fp8 or "f8e4m3fn"))
+
+
+def _rows(length: int, dtype: str = "bf16") -> TensorType:
+    return TensorType(dtype, (ROWS, length))
+
+
+def _vector(length: int) -> TensorType:
+    return TensorType("bf16", (length,))
+
+
+def _scalings(fp8: str) -> dict[str, Scaling]:
+    """What results are quantised to, by the words of the table."""
+    return {
+        "fp8 token": fp8_scaling(fp8, "token"),
+        "fp8 128": fp8_scaling(fp8, "group", group=128),
+        "fp8 128 column": fp8_scaling(fp8, "group", group=128, layout="column"),
+        "mxfp8": mx_scaling("f8e4m3fn"),
+        "mxfp4": mx_scaling("f4e2m1x2"),
+    }
+
+
+def _quantised(fp8: str, case: GpuCase) -> Iterator[GpuCase]:
+    """`case` with its result quantised in every way."""
+    for words, scaling in _scalings(fp8).items():
+        attrs = {**case.attrs, **scaling.attrs()}
+        label = f"{case.label}, {words}"
+        yield GpuCase(f"{case.op}_quant", label, case.operands, attrs, case.slices)
+    static = {**case.attrs, **fp8_scaling(fp8, "tensor").attrs(), "has_scale": True}
+    operands = (*case.operands, TensorType("f32", (1,)))
+    yield GpuCase(f"{case.op}_quant", f"{case.label}, fp8 static", operands, static)
+
+
+def _norms(fp8: str) -> Iterator[GpuCase]:
+    weighted = {**NORM, "has_weight": True}
+    for model, length, attrs in (
+        ("Qwen3-Next", 2048, {**GEMMA_NORM, "has_weight": True}),
+        ("gpt-oss", 2880, weighted),
+        ("Llama-3-8B", 4096, weighted),
+        ("DeepSeek-V3", 7168, weighted),
+    ):
+        rows, weight, label = _rows(length), _vector(length), f"{model} {length}"
+        residual = {name: value for name, value in attrs.items() if name != "has_weight"}
+        yield GpuCase("rms_norm", label, (rows, weight), attrs)
+        yield GpuCase("add_rms_norm", label, (rows, rows, weight), residual)
+        if model in ("Llama-3-8B", "DeepSeek-V3"):
+            yield from _quantised(fp8, GpuCase("rms_norm", label, (rows, weight), attrs))
+            fused = GpuCase("add_rms_norm", label, (rows, rows, weight), residual)
+            yield from _quantised(fp8, fused)
+    heads = TensorType("bf16", (ROWS, HEADS, 128))
+    for model, activation in (("Qwen3-Next", "silu"), ("Kimi-Linear", "sigmoid")):
+        gated = {**NORM, "activation": activation, "norm_before_gate": True}
+        operands = (heads, _vector(128), heads)
+        label = f"{model} {HEADS}x128 {activation}"
+        yield GpuCase("gated_rms_norm", label, operands, gated)
+        for words in ("fp8 token", "fp8 128"):
+            attrs = {**gated, **_scalings(fp8)[words].attrs(), "shape": (ROWS, HEADS * 128)}
+            yield GpuCase("gated_rms_norm_quant", f"{label}, {words}", operands, attrs)
+    latent = (_rows(1536), _vector(1536), _rows(512), _vector(512))
+    slices = {0: (2112, 0), 2: (2112, 1536)}
+    label = "DeepSeek-V3 1536+512 of 2112"
+    yield GpuCase("dual_rms_norm", label, latent, DUAL_NORM, slices)
+    for words in ("fp8 token", "fp8 128"):
+        attrs = {**DUAL_NORM, **_scalings(fp8)[words].attrs(), "quantises": "first"}
+        yield GpuCase("dual_rms_norm_quant", f"{label}, {words}", latent, attrs, slices)
+
+
+def _activations(fp8: str) -> Iterator[GpuCase]:
+    for op, label, length, attrs in (
+        ("silu_mul", "Llama-3-8B 14336", 14336, {}),
+        ("silu_mul", "DeepSeek-V3 18432", 18432, {}),
+        ("gelu_mul", "Gemma 24576", 24576, {"approximate": "tanh"}),
+        ("swiglu_oai", "gpt-oss 2880", 2880, SWIGLU_OAI),
+    ):
+        slices = {0: (2 * length, 0), 1: (2 * length, length)}
+        case = GpuCase(op, label, (_rows(length), _rows(length)), attrs, slices)
+        yield case
+        if length != 14336:
+            yield from _quantised(fp8, case)
+
+
+def _quantisation(fp8: str) -> Iterator[GpuCase]:
+    for words, scaling in _scalings(fp8).items():
+        label = f"Llama-3-8B 4096, {words}"
+        case = GpuCase("quantize", label, (_rows(4096),), scaling.attrs())
+        graph, node = case.node()
+        yield case
+        codes = tuple(graph.type(value) for value in node.outputs)
+        yield GpuCase("dequantize", label, codes, {**scaling.attrs(), "dtype": "bf16"})
+
+
+def _products(fp8: str) -> Iterator[GpuCase]:
+    result: dict[str, Attr] = {"dtype": "bf16", "has_bias": False}
+    columns, length = 4096, 7168
+    scaling = fp8_scaling(fp8, "group", group=128)
+    operands = (
+        _rows(length, fp8),
+        _rows(length // 128, "f32"),
+        TensorType(fp8, (columns, length)),
+        TensorType("f32", (columns // 128, length // 128)),
+    )
+    attrs = {**result, **scaling.attrs(), "weight_block": (128, 128)}
+    yield GpuCase("fp8_linear", f"DeepSeek-V3 {columns}x{length}, 128x128", operands, attrs)
+    token = (operands[0], _rows(1, "f32"), operands[2], TensorType("f32", (columns, 1)))
+    attrs = {**result, **fp8_scaling(fp8, "token").attrs(), "weight_block": (1, length)}
+    yield GpuCase("fp8_linear", f"Llama {columns}x{length}, token", token, attrs)
+    scaling = mx_scaling("f8e4m3fn")
+    operands = (
+        _rows(length, "f8e4m3fn"),
+        _rows(length // MX_GROUP, "e8m0"),
+        TensorType("f8e4m3fn", (columns, length)),
+        TensorType("e8m0", (columns, length // MX_GROUP)),
+    )
+    attrs = {**result, **scaling.attrs(), "weight_block": (1, MX_GROUP)}
+    yield GpuCase("fp8_linear", f"{columns}x{length}, mxfp8", operands, attrs)
+    weight = (
+        TensorType("f4e2m1x2", (columns, length // 2)),
+        TensorType("e8m0", (columns, length // MX_GROUP)),
+    )
+    floats = {**result, "has_x_scale": False}
+    label = f"{columns}x{length}"
+    yield GpuCase("mxfp4_linear", f"{label}, bf16", (_rows(length), *weight), floats)
+    for words, dtype, width in (("mxfp8", "f8e4m3fn", 1), ("mxfp4", "f4e2m1x2", 2)):
+        x = (_rows(length // width, dtype), _rows(length // MX_GROUP, "e8m0"))
+        attrs = {**result, **mx_scaling(dtype).attrs(), "has_x_scale": True}
+        yield GpuCase("mxfp4_linear", f"{label}, {words}", (*x, *weight), attrs)
+
+
+def _experts(fp8: str) -> Iterator[GpuCase]:
+    yield _plain_experts()
+    yield _fp8_experts(fp8)
+    yield _mxfp4_experts(quantised=False)
+    yield _mxfp4_experts(quantised=True)
+
+
+def _routes(top_k: int) -> tuple[TensorType, TensorType]:
+    return TensorType("f32", (ROWS, top_k)), TensorType("i64", (ROWS, top_k))
+
+
+def _expert_attrs(**more: Attr) -> dict[str, Attr]:
+    return {
+        "activation": "silu",
+        "gated": True,
+        "gate_up_layout": "split",
+        "transposed": False,
+        "has_bias": False,
+        **more,
+    }
+
+
+def _plain_experts() -> GpuCase:
+    experts, hidden, inner, top_k = 512, 2048, 512, 10
+    gate_up = TensorType("bf16", (experts, 2 * inner, hidden))
+    down = TensorType("bf16", (experts, hidden, inner))
+    operands = (_rows(hidden), *_routes(top_k), gate_up, down)
+    return GpuCase("moe", f"Qwen3-Next {experts} of {inner}x{hidden}", operands, _expert_attrs())
+
+
+def _fp8_experts(fp8: str) -> GpuCase:
+    experts, hidden, inner, top_k = 256, 7168, 2048, 8
+    operands = (
+        _rows(hidden, fp8),
+        _rows(hidden // 128, "f32"),
+        *_routes(top_k),
+        TensorType(fp8, (experts, 2 * inner, hidden)),
+        TensorType("f32", (experts, 2 * inner // 128, hidden // 128)),
+        TensorType(fp8, (experts, hidden, inner)),
+        TensorType("f32", (experts, hidden // 128, inner // 128)),
+    )
+    scaling = fp8_scaling(fp8, "group", group=128)
+    more = {**scaling.attrs(), "weight_block": (128, 128), "dtype": "bf16"}
+    label = f"DeepSeek-V3 {experts} of {inner}x{hidden}"
+    return GpuCase("moe_fp8", label, operands, _expert_attrs(**more))
+
+
+def _mxfp4_experts(*, quantised: bool) -> GpuCase:
+    """Those of gpt-oss: rows of 2880 elements, in memory padded to 3072."""
+    experts, size, memory, top_k = 128, 2880, 3072, 4
+
+    def weight(rows: int) -> tuple[TensorType, TensorType]:
+        scale = MX_GROUP
+        wide = rows // size * memory
+        return (
+            TensorType("f4e2m1x2", (experts, rows, size // 2), (experts, wide, memory // 2)),
+            TensorType("e8m0", (experts, rows, size // scale), (experts, wide, memory // scale)),
+        )
+
+    x: tuple[TensorType, ...] = (_rows(size),)
+    more: dict[str, Attr] = {"has_x_scale": quantised, "dtype": "bf16", **SWIGLU_OAI}
+    if quantised:
+        x = (_rows(size, "f8e4m3fn"), _rows(size // MX_GROUP, "e8m0"))
+        more |= mx_scaling("f8e4m3fn").attrs()
+    operands = (
+        *x,
+        *_routes(top_k),
+        *weight(2 * size),
+        *weight(size),
+        TensorType("bf16", (experts, 2 * size)),
+        TensorType("bf16", (experts, size)),
+    )
+    more |= {"hidden_pad": memory - size, "intermediate_pad": memory - size}
+    more |= {"activation": "swiglu_oai", "gate_up_layout": "interleaved", "has_bias": True}
+    words = "mxfp8 tokens" if quantised else "bf16 tokens"
+    label = f"gpt-oss {experts} of {size}x{size}, {words}"
+    return GpuCase("moe_mxfp4", label, operands, _expert_attrs(**more))
