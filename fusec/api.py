@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fusec import __version__
-from fusec.diagnostics import UsageError
+from fusec.diagnostics import UnsupportedError, UsageError
 from fusec.frontend.dims import DimRequest
 from fusec.frontend.sources import Source, load_source
 from fusec.ir import Graph, print_graph
@@ -26,6 +26,7 @@ from fusec.options import (
     parse_dims,
     parse_requirement,
     selected_passes,
+    settings_of,
 )
 from fusec.passes.hints import hint_for
 from fusec.report import artifact_name, counts_text, inspect_document, size_text
@@ -87,6 +88,9 @@ def compile(
     dims: Sequence[str] | Mapping[str, DimRequest] = (),
     require: Sequence[str] = (),
     disable: Sequence[str] = (),
+    quantize: Sequence[str] = (),
+    mxfp4_align: str = "pad",
+    tp: int = 1,
     dtype: str | None = None,
     weights: WeightStorage = "embed",
     attention_mask: bool = False,
@@ -94,6 +98,7 @@ def compile(
     provider: Sequence[str] = (),
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
+    adapter: str | os.PathLike[str] | None = None,
     dump_ir: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     toolchain: str | None = None,
@@ -112,6 +117,12 @@ def compile(
         dims: ranges of named sizes: `NAME=MIN:OPT:MAX`, or a mapping to `(1, 64)` and the like.
         require: fusions that must fire: `FUSION` or `FUSION>=N`.
         disable: passes to leave out.
+        quantize: formats of weights: `fp8-tensor`, `fp8-token`, `fp8-block`, `mxfp4` or `mxfp8`,
+            for linears and experts, `FORMAT:experts`, or `FORMAT:PATTERN` over names of weights;
+            the first that fits a weight counts.
+        mxfp4_align: `pad` sizes that the native mxfp4 kernels do not take, or `reject` those
+            kernels.
+        tp: ranks that heads are divided among; only 1 can be compiled, see `decide` for more.
         dtype: of a model folder: `f32`, `bf16` or `f16`; by default the configuration's.
         weights: `embed` in the artifact, `external` beside it, or `none`; a source that has no
             values, such as a folder with only `config.json`, gives `none`.
@@ -120,6 +131,7 @@ def compile(
         provider: libraries whose kernels are preferred, such as `aiter==0.1.14`.
         trust_pickle: whether pickled modules may be loaded, which runs code in them.
         trust_remote_code: whether code that comes with a model folder may be run.
+        adapter: a folder of PEFT with a LoRA adapter for a model folder.
         dump_ir: a folder for the graph after each pass that changed it.
         jobs: compilers to run at once; by default one a processor.
         toolchain: the C++ compiler for CPU targets: `clang++`, `g++`, `zig` or a path; by default
@@ -132,7 +144,7 @@ def compile(
     report = reporter or Silent()
     targets = _targets(target)
     requirements = tuple(parse_requirement(text) for text in require)
-    passes = selected_passes(disable)
+    passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp))
     providers = [kernel for text in provider for kernel in records(parse_provider(text))]
     if output is not None and Path(output).is_dir():
         raise UsageError(f"`{output}` is a folder", hint="name a file, such as `-o model.fusec`")
@@ -144,6 +156,7 @@ def compile(
         attention_mask=attention_mask,
         trust_pickle=trust_pickle,
         trust_remote_code=trust_remote_code,
+        adapter=None if adapter is None else Path(adapter),
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
     )
@@ -153,6 +166,12 @@ def compile(
             for each in targets
         }
         said += _said_of_decisions({name: log for name, (_, log) in rewritten.items()})
+    if tp > 1:
+        raise UnsupportedError(
+            f"programs for one of {tp} ranks are not lowered yet",
+            hint=f"`fusec explain SOURCE --target {targets[0].name} --tp {tp}` shows what fuses on "
+            "each rank",
+        )
     with report.stage("link") as said:
         built = [
             build_target(
@@ -194,6 +213,8 @@ def compile(
             "dtype": dtype,
             "disable": sorted(disable),
             "attention_mask": attention_mask,
+            "quantize": list(quantize),
+            "mxfp4_align": mxfp4_align,
             "provider": sorted(provider),
         },
         residual={name: model for each in built for name, model in each.residual.items()},
@@ -223,6 +244,10 @@ def decide(
     target: str | Sequence[str],
     *,
     dims: Sequence[str] = (),
+    disable: Sequence[str] = (),
+    quantize: Sequence[str] = (),
+    mxfp4_align: str = "pad",
+    tp: int = 1,
     dtype: str | None = None,
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -233,7 +258,8 @@ def decide(
     Nothing is lowered, so operations that a target cannot run yet do not matter.
     """
     report = reporter or Silent()
-    targets, passes = _targets(target), selected_passes(())
+    targets = _targets(target)
+    passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp))
     read = _read(
         source,
         report,
@@ -284,7 +310,7 @@ def _rewritten(
     run_pipeline(passes, graph, target, log, dump)
     log.advise(hint_for)
     graph.drop_unused_parameters()
-    check_requirements(requirements, log, target.name)
+    check_requirements(requirements, log, target.name, several=by_target)
     return graph, log
 
 
@@ -341,12 +367,15 @@ def _said_of_decisions(logs: Mapping[str, DecisionLog], most: int = 5) -> list[s
     for name, log in logs.items():
         prefix = f"{name}: " if len(logs) > 1 else ""
         lines.append(prefix + (counts_text(log.fired()) or "nothing fused"))
-        refused = log.refused()
-        for decision in refused[:most]:
-            why = f"`{decision.code}` ({decision.reason})"
-            lines.append(f"{prefix}refused {decision.fusion} at {decision.site}: {why}")
-        if len(refused) > most:
-            lines.append(f"{prefix}and {len(refused) - most} more: `fusec explain` lists them")
+        groups: dict[tuple[str, str | None, str | None], list[str]] = {}
+        for decision in log.refused():
+            key = (decision.fusion, decision.code, decision.reason)
+            groups.setdefault(key, []).append(decision.site)
+        for (fusion, code, reason), sites in list(groups.items())[:most]:
+            more = f" (and {len(sites) - 1} more)" if len(sites) > 1 else ""
+            lines.append(f"{prefix}refused {fusion} at {sites[0]}{more}: `{code}` ({reason})")
+        if (left := sum(map(len, list(groups.values())[most:]))) > 0:
+            lines.append(f"{prefix}and {left} more: `fusec explain` lists them")
     return lines
 
 

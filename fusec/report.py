@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fusec.runtime.artifact import Artifact
@@ -75,29 +76,65 @@ def fusion_counts(decisions: Iterable[Row]) -> dict[str, tuple[int, int]]:
 
 
 def explain_text(decisions: Iterable[Row], fusion: str | None = None) -> str:
-    """What fired where, and what was refused, by which guard, and what to change.
+    """What fired where and how, and what was refused, by which guard, and what to change.
 
-    Sites with the same reason stand together.
+    Sites with the same details, or the same reason, stand together.
     """
     rows = [row for row in decisions if fusion in (None, row["fusion"])]
     lines: list[str] = []
     for name, (fired, refused) in fusion_counts(rows).items():
         lines.append(f"{name}: {fired} of {fired + refused} fired")
-        groups: dict[tuple[str, str, str], list[str]] = {}
-        for row in rows:
-            if row["fusion"] == name and row["status"] == "refused":
-                key = (row["code"] or "", row["reason"] or "", row["hint"] or "")
-                groups.setdefault(key, []).append(row["site"])
-        for (code, reason, hint), sites in groups.items():
-            lines.append(f"  {len(sites)} refused by `{code}`: {reason}")
-            lines.append(f"    at {_some(sites)}")
-            if hint:
-                lines.append(f"    hint: {hint}")
+        of_name = [row for row in rows if row["fusion"] == name]
+        lines += _fired([row for row in of_name if row["status"] == "fired"])
+        lines += _refused([row for row in of_name if row["status"] == "refused"])
         if fusion is not None:
-            for row in rows:
-                if row["status"] == "fired":
-                    lines.append(f"  fired at {row['site']}")
+            lines += [f"  fired at {row['site']}" for row in of_name if row["status"] == "fired"]
     return "\n".join(lines) if lines else "no fusion matched anywhere in this model"
+
+
+def _fired(rows: list[Row]) -> Iterator[str]:
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if details := details_text(row):
+            counts[f"with {details}"] += 1
+        counts.update(f"instead of {each}" for each in rejected_texts(row))
+    for said, count in counts.items():
+        yield f"  {count} {said}"
+
+
+def details_text(row: Row) -> str:
+    """What a pass says of a place that fired: `hidden 2880 padded to 3072, experts 32`."""
+    held: Mapping[str, Any] = row.get("details") or {}
+    parts: list[str] = []
+    for name, value in held.items():
+        if name.endswith("_pad") and name.removesuffix("_pad") in held:
+            continue
+        pad = held.get(f"{name}_pad")
+        padded = f" padded to {value + pad}" if pad else ""
+        word = "" if name == "how" else f"{name.replace('_', ' ')} "
+        parts.append(f"{word}{value}{padded}")
+    return ", ".join(parts)
+
+
+def rejected_texts(row: Row) -> list[str]:
+    """The fusions that were tried before the one that fired, each with its reason."""
+    return [
+        f"{each['backend']}: `{each['code']}`: {each['reason']}"
+        for each in row.get("rejected") or ()
+        if each.get("code")
+    ]
+
+
+def _refused(rows: list[Row]) -> Iterator[str]:
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        key = (row["code"] or "", row["reason"] or "", row["hint"] or "")
+        groups.setdefault(key, []).append(row["site"])
+    for (code, reason, hint), sites in groups.items():
+        yield f"  {len(sites)} refused by `{code}`: {reason}"
+        yield f"    at {_some(sites)}"
+        if hint:
+            yield f"    hint: {hint}"
 
 
 def _some(sites: list[str], most: int = 4) -> str:

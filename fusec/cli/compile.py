@@ -19,12 +19,65 @@ class WeightsChoice(StrEnum):
     none = "none"
 
 
+class AlignChoice(StrEnum):
+    """What happens to sizes that the native mxfp4 kernels do not take."""
+
+    pad = "pad"
+    reject = "reject"
+
+
 class DtypeChoice(StrEnum):
     """Element types that a model folder can be compiled in."""
 
     f32 = "f32"
     bf16 = "bf16"
     f16 = "f16"
+
+
+Dim = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dim",
+        metavar="NAME=MIN:OPT:MAX",
+        help="The sizes a named dimension may have, such as `seq=1:512:4096`; repeatable.",
+    ),
+]
+Disable = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--disable",
+        metavar="PASS",
+        help="Leave a pass out; repeatable. `fusec list passes` names them.",
+    ),
+]
+Quantize = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quantize",
+        metavar="FORMAT[:experts|:PATTERN]",
+        help="Bring weights into `fp8-tensor`, `fp8-token`, `fp8-block`, `mxfp4` or `mxfp8`: "
+        "linears and experts, experts alone, or what a pattern over names fits; repeatable, the "
+        "first that fits a weight counts.",
+    ),
+]
+Mxfp4Align = Annotated[
+    AlignChoice,
+    typer.Option(
+        metavar="pad|reject",
+        help="Pad sizes that the native mxfp4 kernels do not take, or reject those kernels.",
+    ),
+]
+Tp = Annotated[
+    int,
+    typer.Option("--tp", min=1, metavar="N", help="Ranks that heads are divided among."),
+]
+Dtype = Annotated[
+    DtypeChoice | None,
+    typer.Option(
+        metavar="f32|bf16|f16",
+        help="Compile a model folder or module in this dtype; by default its own.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -60,14 +113,7 @@ def compile(
             help="The artifact to write; by default the source's name with `.fusec`.",
         ),
     ] = None,
-    dim: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dim",
-            metavar="NAME=MIN:OPT:MAX",
-            help="The sizes a named dimension may have, such as `seq=1:512:4096`; repeatable.",
-        ),
-    ] = None,
+    dim: Dim = None,
     require: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,21 +122,11 @@ def compile(
             help="Exit 3 unless the fusion fires at N places (1) on every target; repeatable.",
         ),
     ] = None,
-    disable: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--disable",
-            metavar="PASS",
-            help="Leave a pass out; repeatable. `fusec list passes` names them.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        DtypeChoice | None,
-        typer.Option(
-            metavar="f32|bf16|f16",
-            help="Compile a model folder or module in this dtype; by default its own.",
-        ),
-    ] = None,
+    disable: Disable = None,
+    quantize: Quantize = None,
+    mxfp4_align: Mxfp4Align = AlignChoice.pad,
+    tp: Tp = 1,
+    dtype: Dtype = None,
     weights: Annotated[
         WeightsChoice,
         typer.Option(
@@ -129,6 +165,14 @@ def compile(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with a model folder.")
     ] = False,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A LoRA adapter of PEFT to add to a model folder; an adapter that names its "
+            "model's folder can be SOURCE itself.",
+        ),
+    ] = None,
     dump_ir: Annotated[
         Path | None,
         typer.Option(
@@ -172,6 +216,9 @@ def compile(
         dims=dim or (),
         require=require or (),
         disable=disable or (),
+        quantize=quantize or (),
+        mxfp4_align=mxfp4_align.value,
+        tp=tp,
         dtype=None if dtype is None else dtype.value,
         weights=weights.value,
         attention_mask=attention_mask,
@@ -179,6 +226,7 @@ def compile(
         provider=provider or (),
         trust_pickle=trust_pickle,
         trust_remote_code=trust_remote_code,
+        adapter=adapter,
         dump_ir=dump_ir,
         jobs=jobs,
         toolchain=toolchain,

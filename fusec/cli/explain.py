@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from fusec.cli.compile import AlignChoice, Dim, Disable, Dtype, Mxfp4Align, Quantize, Tp
 from fusec.cli.console import Stages, data, data_json
 from fusec.diagnostics import UsageError
 from fusec.options import known_fusion
 from fusec.report import EXPLAIN_SCHEMA, Row, explain_text, fusion_counts
 from fusec.runtime.artifact import open_artifact
 from fusec.runtime.container import is_artifact
+
+_UNASKED = {"mxfp4_align": AlignChoice.pad.value, "tp": 1}
+"""What options are that were not given; others are empty."""
 
 
 def register(app: typer.Typer) -> None:
@@ -35,17 +40,33 @@ def explain(
     fusion: Annotated[
         str | None, typer.Option(metavar="FUSION", help="Only this fusion, with every site.")
     ] = None,
+    dim: Dim = None,
+    disable: Disable = None,
+    quantize: Quantize = None,
+    mxfp4_align: Mxfp4Align = AlignChoice.pad,
+    tp: Tp = 1,
+    dtype: Dtype = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Tell why each fusion fired or was refused.
 
-    What is not an artifact is read and rewritten, but not compiled.
+    What is not an artifact is read and rewritten, but not compiled, with the options of `compile`
+    that decide what fuses.
     """
     if fusion is not None:
         known_fusion(fusion)
-    decisions = _of_artifact(Path(source), target) if is_artifact(source) else None
-    if decisions is None:
-        decisions = _of_source(source, target, json)
+    asked = {
+        "dims": dim or (),
+        "disable": disable or (),
+        "quantize": quantize or (),
+        "mxfp4_align": mxfp4_align.value,
+        "tp": tp,
+        "dtype": None if dtype is None else dtype.value,
+    }
+    if is_artifact(source):
+        decisions = _of_artifact(Path(source), target, asked)
+    else:
+        decisions = _of_source(source, target, json, asked)
     if json:
         document = {
             name: {
@@ -63,7 +84,14 @@ def explain(
     data("\n\n".join(parts))
 
 
-def _of_artifact(path: Path, wanted: list[str] | None) -> dict[str, list[Row]]:
+def _of_artifact(
+    path: Path, wanted: list[str] | None, asked: Mapping[str, Any]
+) -> dict[str, list[Row]]:
+    for name, value in asked.items():
+        if value and value != _UNASKED.get(name):
+            option = f"--{name.replace('_', '-').replace('dims', 'dim')}"
+            message = f"`{option}` needs a source: `{path.name}` is compiled already"
+            raise UsageError(message, hint="name what it was compiled from")
     artifact = open_artifact(path)
     names = [section.target for section in artifact.manifest.targets]
     for name in wanted or ():
@@ -75,10 +103,12 @@ def _of_artifact(path: Path, wanted: list[str] | None) -> dict[str, list[Row]]:
     return rows
 
 
-def _of_source(source: str, wanted: list[str] | None, quiet: bool) -> dict[str, list[Row]]:
+def _of_source(
+    source: str, wanted: list[str] | None, quiet: bool, asked: Mapping[str, Any]
+) -> dict[str, list[Row]]:
     from fusec.api import decide  # the compiler is heavy, and an artifact does not need it
 
     if not wanted:
         raise UsageError("a source needs a target", hint="add `--target gfx950`, for example")
-    logs = decide(source, wanted, reporter=Stages(quiet))
+    logs = decide(source, wanted, reporter=Stages(quiet), **asked)
     return {name: [decision.as_json() for decision in log] for name, log in logs.items()}

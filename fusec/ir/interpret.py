@@ -30,6 +30,7 @@ def interpret(
         graph: any graph without opaque nodes.
         inputs: an array for each input, by name; bf16 may come as its bits in uint16, or as floats.
         parameters: arrays that stand for parameters, by value; the rest are read from the weights.
+            Of what is padded in memory the logical elements count.
 
     Returns:
         Outputs by `output_names`: float64, int64 or bool.
@@ -47,8 +48,9 @@ def interpret(
     for name in graph.inputs:
         values[name] = widen(np.asarray(inputs[name]), graph.type(name).dtype)
     for name, weight in graph.parameters.items():
-        array = given[name] if name in given else weight.load()
-        values[name] = widen(np.asarray(array), weight.type.dtype)
+        array = np.asarray(given[name] if name in given else weight.load())
+        logical = tuple(slice(size) for size in weight.shape)
+        values[name] = widen(array[logical], weight.type.dtype)
     reads_left = {value: len(graph.users(value)) for value in (*values, *_made(graph))}
     returned = set(graph.outputs)
     with np.errstate(all="ignore"):

@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 
 from fusec.diagnostics import RequirementError, UsageError
-from fusec.options import check_requirements, parse_dims, parse_requirement, selected_passes
+from fusec.options import (
+    check_requirements,
+    parse_dims,
+    parse_quantise,
+    parse_requirement,
+    selected_passes,
+    settings_of,
+)
 from fusec.passes import PIPELINE
-from fusec.rewrite import Decision, DecisionLog
+from fusec.passes.hints import hint_for
+from fusec.report import explain_text
+from fusec.rewrite import Decision, DecisionLog, QuantRequest
 from fusec.target import CPU_ARCHES, best_cpu_arch, target_named
 
 
@@ -45,12 +54,95 @@ def test_an_unmet_requirement_tells_why() -> None:
         check_requirements([parse_requirement("rope>=2")], log, "cpu")
     assert caught.value.exit_code == 3
     assert caught.value.render() == (
-        "error: `--require rope>=2` is not met on cpu: 1 of 3 sites fired\n"
+        "error: `--require rope>=2` is not met: 1 of 3 sites fired\n"
         "  --> layers.1 (and 1 more)\n"
         "      rope.odd: 7 is odd\n"
         "\n"
         "hint: pad it"
     )
+    with pytest.raises(RequirementError, match="is not met on gfx950: 1 of 3"):
+        check_requirements([parse_requirement("rope>=2")], log, "gfx950", several=True)
+
+
+def test_an_unmet_requirement_names_what_was_chosen_instead() -> None:
+    reason = "native scaled MFMA needs gfx950; this is gfx942"
+    log = DecisionLog()
+    for layer in range(36):
+        site, node = f"model.layers.{layer}.mlp.experts", f"moe{layer}"
+        rejected = {"backend": "moe_mxfp4_native", "code": "mxfp4.arch", "reason": reason}
+        refused = Decision("moe_mxfp4_native", site, "refused", "mxfp4.arch", reason, node=node)
+        log.add(refused)
+        log.add(
+            Decision(
+                "moe_mxfp4_dequant",
+                site,
+                "fired",
+                node=node,
+                details={"how": "dequantises to bf16"},
+                rejected=(rejected,),
+            )
+        )
+    log.advise(hint_for)
+    with pytest.raises(RequirementError) as caught:
+        check_requirements([parse_requirement("moe_mxfp4_native")], log, "gfx942")
+    assert caught.value.render() == (
+        "error: `--require moe_mxfp4_native>=1` is not met: 0 of 36 sites fired\n"
+        "  --> model.layers.0.mlp.experts (and 35 more)\n"
+        "      mxfp4.arch: native scaled MFMA needs gfx950; this is gfx942\n"
+        "      chosen instead: moe_mxfp4_dequant (dequantises to bf16)\n"
+        "\n"
+        "hint: compile for `gfx950`, or require `moe_mxfp4_dequant`"
+    )
+    explained = explain_text([decision.as_json() for decision in log])
+    assert explained == (
+        "moe_mxfp4_dequant: 36 of 36 fired\n"
+        "  36 with dequantises to bf16\n"
+        "  36 instead of moe_mxfp4_native: `mxfp4.arch`: native scaled MFMA needs gfx950; this is "
+        "gfx942\n"
+        "moe_mxfp4_native: 0 of 36 fired\n"
+        "  36 refused by `mxfp4.arch`: native scaled MFMA needs gfx950; this is gfx942\n"
+        "    at model.layers.0.mlp.experts, model.layers.1.mlp.experts, "
+        "model.layers.2.mlp.experts, model.layers.3.mlp.experts and 32 more\n"
+        "    hint: compile for `gfx950`, or require `moe_mxfp4_dequant`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "format", "pattern"),
+    [
+        ("fp8-block", "fp8-block", "*"),
+        ("mxfp4:experts", "mxfp4", "experts"),
+        ("fp8-token:*.mlp.*", "fp8-token", "*.mlp.*"),
+    ],
+)
+def test_formats(text: str, format: str, pattern: str) -> None:
+    found = parse_quantise(text)
+    assert (found.format, found.pattern, str(found)) == (format, pattern, text)
+
+
+@pytest.mark.parametrize("text", ["", "fp8", "int4", "mxfp4 ", "MXFP4", ":experts", "nvfp4:x"])
+def test_an_unknown_format_lists_those_there_are(text: str) -> None:
+    with pytest.raises(UsageError, match="unknown format") as caught:
+        parse_quantise(text)
+    hint = caught.value.hint or ""
+    for format in ("fp8-tensor", "fp8-token", "fp8-block", "mxfp4", "mxfp8"):
+        assert f"`{format}`" in hint
+
+
+def test_a_format_for_no_weights() -> None:
+    with pytest.raises(UsageError, match="names no weights"):
+        parse_quantise("mxfp4:")
+
+
+def test_settings_reach_the_passes() -> None:
+    settings = settings_of(["mxfp4:experts", "fp8-block"], "reject", 4)
+    assert settings.quantise == (QuantRequest("mxfp4", "experts"), QuantRequest("fp8-block"))
+    assert (settings.mxfp4_align, settings.tensor_parallel) == ("reject", 4)
+    assert all(each.settings is settings for each in selected_passes((), settings))
+    with pytest.raises(UsageError, match="no number of ranks"):
+        settings_of([], "pad", 0)
+    with pytest.raises(UsageError, match="unknown `--mxfp4-align cut`"):
+        settings_of([], "cut", 1)
 
 
 def test_passes_can_be_left_out() -> None:
