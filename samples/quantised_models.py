@@ -215,6 +215,15 @@ LAYOUTS: dict[str, Layout] = {
 """The layouts by name; `mxfp4` is gpt-oss's own."""
 
 
+NOT_QUANTISED = {
+    "fp8": "modules_to_not_convert",
+    "mxfp4": "modules_to_not_convert",
+    "compressed-tensors": "ignore",
+    "quark": "exclude",
+}
+"""What each method calls its list of layers that stay as they are."""
+
+
 def settings_for(name: str, layout: str) -> Mapping[str, Any]:
     """What the sample called `name` needs to be stored in `layout`."""
     return (LAYOUTS[layout].settings or {}).get(name, {})
@@ -224,16 +233,20 @@ def quantise_folder(folder: Path, layout: str) -> None:
     """Replace the weights in `folder` by quantised ones, and say so in its `config.json`."""
     held = LAYOUTS[layout]
     stored: dict[str, torch.Tensor] = {}
+    left_alone: list[str] = []
     for name, tensor in load_file(folder / "model.safetensors").items():
-        if held.weights.fullmatch(name) is None or "norm" in name:
-            stored[name] = tensor
-            continue
         plain = name.removesuffix(".weight")
-        parts = held.parts(tensor.float())
-        stored |= {plain + end: part.contiguous() for end, part in parts.items()}
+        if held.weights.fullmatch(name):
+            parts = held.parts(tensor.float())
+            stored |= {plain + end: part.contiguous() for end, part in parts.items()}
+        else:
+            stored[name] = tensor
+            left_alone += [plain] if tensor.ndim == 2 and plain != name else []
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     path = folder / "config.json"
-    config = {**json.loads(path.read_text()), "quantization_config": held.config}
+    quantisation = {**held.config}
+    quantisation[NOT_QUANTISED[quantisation["quant_method"]]] = left_alone
+    config = {**json.loads(path.read_text()), "quantization_config": quantisation}
     path.write_text(json.dumps(config, indent=2))
 
 

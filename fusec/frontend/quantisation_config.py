@@ -132,7 +132,7 @@ def read_scheme(raw: Mapping[str, Any], at: str) -> Scheme | None:
         raise _unsupported(f"the checkpoint is quantised by `{method}`", at)
     try:
         return reader(config, at)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         message = f"`quantization_config` of `{method}` is not sound"
         raise InputError(message, at=at, detail=(f"{type(error).__name__}: {error}",)) from None
 
