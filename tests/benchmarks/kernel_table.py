@@ -50,8 +50,8 @@ the kernels in an artifact.
 * **MFMA**: the matrix instructions; those of `sm_90` are called `mma` and `wgmma`.
 * **moved**: MB that the launch reads and writes for {TOKENS} tokens, each operand of the launch
   once; and that over the minimum, which is every operand and every result of the whole operation
-  once. Beyond 1 are only buffers between the launches of one operation: what a cache serves again
-  is not counted.
+  once. What a cache serves again is not counted: an operation of one launch moves the minimum, one
+  of several also what lies between them. Some launches are for few tokens only.
 
 Nothing is spilled and nothing lies in scratch memory: the linker refuses it.
 """
@@ -128,11 +128,19 @@ def compiled(rows: Sequence[Row], target: Target) -> dict[GpuSource, GpuKernel]:
     return {source: fitted(code, source, target) for source, code in made.code.items()}
 
 
-def bytes_of(storages: Iterable[Storage]) -> int:
+def tokens_of(launch: Launch) -> int:
+    """`TOKENS`, or as few as one where the launch has no work groups for so many."""
+    counts = (TOKENS >> step for step in range(TOKENS.bit_length()))
+    return next(
+        count for count in counts if all(evaluate(size, {"rows": count}) for size in launch.grid)
+    )
+
+
+def bytes_of(storages: Iterable[Storage], tokens: int) -> int:
     """Bytes of the elements of `storages`, each place once."""
     places = {(each.buffer, each.offset, each.dtype, each.shape) for each in storages}
     return sum(
-        evaluate(product(shape), {"rows": TOKENS}) * DTYPES[dtype].itemsize
+        evaluate(product(shape), {"rows": tokens}) * DTYPES[dtype].itemsize
         for _, _, dtype, shape in places
     )
 
@@ -150,11 +158,16 @@ def page() -> str:
     parts = [INTRODUCTION]
     for op in sorted({record.op for record in gpu_records()}):
         rows = [entry for entry in found if isinstance(entry, Row) and entry.record.op == op]
-        refusals = [
-            entry for entry in found if isinstance(entry, Refusal) and entry.record.op == op
-        ]
         parts.append(f"## {op}\n")
         parts.append(_table(rows, code))
+        computed = {(row.case.label, row.target) for row in rows}
+        refusals = [
+            entry
+            for entry in found
+            if isinstance(entry, Refusal)
+            and entry.record.op == op
+            and (entry.case.label, entry.target) not in computed
+        ]
         if refusals:
             parts.append(_refusals(refusals))
     return "\n".join(parts)
@@ -182,9 +195,12 @@ def _name(row: Row) -> str:
 
 def _figures(row: Row, kernel: GpuKernel) -> list[str]:
     resources, machine = kernel.resources, kernel.machine
-    moved = bytes_of(row.launch.operands)
-    least = bytes_of((*row.call.inputs, *row.call.outputs))
+    tokens = tokens_of(row.launch)
+    moved = bytes_of(row.launch.operands, tokens)
+    least = bytes_of((*row.call.inputs, *row.call.outputs), tokens)
     traffic = f"{moved / 1e6:.1f}, {moved / least:.2f}"
+    if tokens != TOKENS:
+        traffic += f" for {tokens} tokens"
     registers = str(resources["vgpr"])
     if resources["agpr"]:
         registers += f" ({resources['agpr']} acc)"
@@ -210,7 +226,7 @@ def _short(instruction: str) -> str:
 
 
 def _refusals(refusals: Sequence[Refusal]) -> str:
-    lines = ["Refused:", ""]
+    lines = ["What no kernel computes:", ""]
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for each in refusals:
         key = (each.record.name, each.case.label, each.reason)
