@@ -21,7 +21,8 @@ class Mlp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = layer(x)
-        return self.lm_head(x)
+        logits: torch.Tensor = self.lm_head(x)
+        return logits
 
 
 class Layer(nn.Module):
@@ -34,7 +35,10 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(x)
-        return x + self.down_proj(nn.functional.silu(self.gate_proj(y)) * self.up_proj(y))
+        added: torch.Tensor = self.down_proj(
+            nn.functional.silu(self.gate_proj(y)) * self.up_proj(y)
+        )
+        return x + added
 
 
 @pytest.fixture
