@@ -1,5 +1,5 @@
-"""add_rms_norm on a GPU; the CPU kernel is beside that of `rms_norm`."""
+"""add_rms_norm in Triton; the CPU and HIP kernels are beside those of `rms_norm`."""
 
 from fusec.kernels.add_rms_norm.triton import TRITON
 
-KERNELS = (TRITON,)
+KERNELS = TRITON

@@ -3,4 +3,4 @@
 from fusec.kernels.dual_rms_norm.hip import HIP
 from fusec.kernels.dual_rms_norm.triton import TRITON
 
-KERNELS = (*HIP, TRITON)
+KERNELS = (*HIP, *TRITON)

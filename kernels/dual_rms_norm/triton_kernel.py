@@ -1,9 +1,12 @@
-"""Two independent root-mean-square norms of one row in one launch, as MLA needs them on a GPU."""
+"""Two independent root-mean-square norms of one row in one launch, as MLA needs them on a GPU.
+
+The first programs norm rows of x1, the others rows of x2: each kind has tiles that fit its rows.
+"""
 
 import triton
 import triton.language as tl
 
-from fusec.kernels.rms_norm.triton_kernel import scale_row, square_sum
+from fusec.kernels.rms_norm.triton_kernel import norm_rows
 
 
 @triton.jit
@@ -13,26 +16,109 @@ def dual_rms_norm_kernel(
     p_x2,
     p_w2,
     p_y1,
+    p_codes1,
+    p_scale1,
     p_y2,
+    p_codes2,
+    p_scale2,
     x1_stride,
     x2_stride,
     y1_stride,
+    codes1_stride,
+    scale1_stride,
+    group1_stride,
     y2_stride,
+    codes2_stride,
+    scale2_stride,
+    group2_stride,
+    rows,
     eps1,
     eps2,
+    maximum,
+    floor,
+    bound,
     N1: tl.constexpr,
     N2: tl.constexpr,
     BLOCK1: tl.constexpr,
     BLOCK2: tl.constexpr,
+    ROWS1: tl.constexpr,
+    ROWS2: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
+    QUANTISED1: tl.constexpr,
+    QUANTISED2: tl.constexpr,
+    GROUP1: tl.constexpr,
+    GROUP2: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    SATURATE: tl.constexpr,
 ):
-    """Norm one row: of x1 where the second program index is 0, of x2 where it is 1."""
-    i_row = tl.program_id(0).to(tl.int64)
-    if tl.program_id(1) == 0:
-        p_x1 += i_row * x1_stride
-        scale1 = tl.rsqrt(square_sum(p_x1, N1, BLOCK1) / N1 + eps1)
-        scale_row(p_x1, p_w1, p_y1 + i_row * y1_stride, scale1, N1, BLOCK1, WEIGHT_OFFSET)
+    """Norm one tile, of x1 or of x2; each is quantised or not."""
+    i_tile = tl.program_id(0)
+    tiles1 = tl.cdiv(rows, ROWS1)
+    if i_tile < tiles1:
+        norm_rows(
+            i_tile,
+            p_x1,
+            p_x1,
+            p_w1,
+            p_y1,
+            p_y1,
+            p_codes1,
+            p_scale1,
+            x1_stride,
+            0,
+            y1_stride,
+            0,
+            codes1_stride,
+            scale1_stride,
+            group1_stride,
+            rows,
+            eps1,
+            maximum,
+            floor,
+            bound,
+            N1,
+            BLOCK1,
+            ROWS1,
+            True,
+            WEIGHT_OFFSET,
+            False,
+            not QUANTISED1,
+            QUANTISED1,
+            GROUP1,
+            ROUNDING,
+            SATURATE,
+        )
     else:
-        p_x2 += i_row * x2_stride
-        scale2 = tl.rsqrt(square_sum(p_x2, N2, BLOCK2) / N2 + eps2)
-        scale_row(p_x2, p_w2, p_y2 + i_row * y2_stride, scale2, N2, BLOCK2, WEIGHT_OFFSET)
+        norm_rows(
+            i_tile - tiles1,
+            p_x2,
+            p_x2,
+            p_w2,
+            p_y2,
+            p_y2,
+            p_codes2,
+            p_scale2,
+            x2_stride,
+            0,
+            y2_stride,
+            0,
+            codes2_stride,
+            scale2_stride,
+            group2_stride,
+            rows,
+            eps2,
+            maximum,
+            floor,
+            bound,
+            N2,
+            BLOCK2,
+            ROWS2,
+            True,
+            WEIGHT_OFFSET,
+            False,
+            not QUANTISED2,
+            QUANTISED2,
+            GROUP2,
+            ROUNDING,
+            SATURATE,
+        )

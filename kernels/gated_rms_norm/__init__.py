@@ -2,4 +2,4 @@
 
 from fusec.kernels.gated_rms_norm.triton import TRITON
 
-KERNELS = (TRITON,)
+KERNELS = TRITON

@@ -2,4 +2,4 @@
 
 from fusec.kernels.rms_norm import cpu, hip, triton
 
-KERNELS = (*cpu.KERNELS, triton.TRITON, *hip.HIP)
+KERNELS = (*cpu.KERNELS, *triton.TRITON, *hip.HIP)

@@ -1,49 +1,188 @@
-"""Root-mean-square norm on a GPU: one program a row, everything in f32 until it is stored."""
+"""Root-mean-square norms of rows on a GPU, alone or after a sum, quantised or not.
+
+A program has the whole row, in registers where it fits, and everything is in f32 until it is
+stored.  The variance is that of the sum before it is rounded, as vLLM's `fused_add_rms_norm`.
+"""
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def square_sum(p_x, N: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum of squares of a row of N elements, in f32."""
-    o_n = tl.arange(0, BLOCK)
-    b_sum = tl.zeros([BLOCK], dtype=tl.float32)
-    for begin in tl.static_range(0, N, BLOCK):
-        b_x = tl.load(p_x + begin + o_n, mask=begin + o_n < N, other=0.0).to(tl.float32)
-        b_sum += b_x * b_x
-    return tl.sum(b_sum, axis=0)
+from fusec.kernels.quantize.triton_kernel import (
+    load_tile,
+    load_weight,
+    row_scale,
+    store_tile,
+    tile_rows,
+    write_tile,
+)
 
 
 @triton.jit
-def scale_row(
-    p_x, p_w, p_y, scale, N: tl.constexpr, BLOCK: tl.constexpr, WEIGHT_OFFSET: tl.constexpr
+def norm_rows(
+    i_tile,
+    p_x,
+    p_residual,
+    p_w,
+    p_y,
+    p_sum,
+    p_codes,
+    p_scale,
+    x_stride,
+    residual_stride,
+    y_stride,
+    sum_stride,
+    codes_stride,
+    scale_stride,
+    group_stride,
+    rows,
+    eps,
+    maximum,
+    floor,
+    bound,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    PLAIN: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    SATURATE: tl.constexpr,
 ):
-    """Store x * scale * (w + offset) for a row of N elements."""
-    o_n = tl.arange(0, BLOCK)
+    """Norm one tile of rows; WEIGHT, RESIDUAL, PLAIN and QUANTISED say what there is."""
+    i_row, i_read = tile_rows(i_tile, rows, ROWS)
+    b_square = tl.zeros([ROWS], dtype=tl.float32)
+    b_top = tl.zeros([ROWS], dtype=tl.float32)
+    b_w = 1.0
     for begin in tl.static_range(0, N, BLOCK):
-        m_n = begin + o_n < N
-        b_x = tl.load(p_x + begin + o_n, mask=m_n, other=0.0).to(tl.float32)
-        b_w = tl.load(p_w + begin + o_n, mask=m_n, other=0.0).to(tl.float32) + WEIGHT_OFFSET
-        b_y = b_x * scale * b_w
-        tl.store(p_y + begin + o_n, b_y.to(p_y.dtype.element_ty), mask=m_n)
+        if WEIGHT:
+            b_w = load_weight(p_w, begin, N, BLOCK, WEIGHT_OFFSET)
+        b_x = load_tile(p_x, i_read, x_stride, begin, N, BLOCK)
+        if RESIDUAL:
+            b_x += load_tile(p_residual, i_read, residual_stride, begin, N, BLOCK)
+        b_square += tl.sum(b_x * b_x, axis=1)
+        if QUANTISED and GROUP == N:
+            b_top = tl.maximum(b_top, tl.max(tl.abs(b_x * b_w), axis=1))
+    b_rms = tl.rsqrt(b_square / N + eps)
+    b_inverse = b_rms
+    if QUANTISED and (GROUP == N or GROUP == 0):
+        b_inverse = row_scale(
+            p_scale,
+            p_codes,
+            b_top * b_rms,
+            i_row,
+            rows,
+            scale_stride,
+            maximum,
+            floor,
+            bound,
+            ROWS,
+            GROUP,
+            ROUNDING,
+        )
+    for begin in tl.static_range(0, N, BLOCK):
+        if N > BLOCK:
+            if WEIGHT:
+                b_w = load_weight(p_w, begin, N, BLOCK, WEIGHT_OFFSET)
+            b_x = load_tile(p_x, i_read, x_stride, begin, N, BLOCK)
+            if RESIDUAL:
+                b_x += load_tile(p_residual, i_read, residual_stride, begin, N, BLOCK)
+        if RESIDUAL:
+            store_tile(p_sum, b_x, i_row, rows, sum_stride, begin, N, BLOCK, ROWS)
+        b_y = b_x * b_rms[:, None] * b_w
+        write_tile(
+            b_y,
+            p_y,
+            p_codes,
+            p_scale,
+            b_inverse,
+            i_row,
+            rows,
+            y_stride,
+            codes_stride,
+            scale_stride,
+            group_stride,
+            begin,
+            maximum,
+            floor,
+            bound,
+            N,
+            BLOCK,
+            ROWS,
+            PLAIN,
+            QUANTISED,
+            GROUP,
+            ROUNDING,
+            SATURATE,
+        )
 
 
 @triton.jit
 def rms_norm_kernel(
     p_x,
+    p_residual,
     p_w,
     p_y,
+    p_sum,
+    p_codes,
+    p_scale,
     x_stride,
+    residual_stride,
     y_stride,
+    sum_stride,
+    codes_stride,
+    scale_stride,
+    group_stride,
+    rows,
     eps,
+    maximum,
+    floor,
+    bound,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    WEIGHT: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    PLAIN: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    SATURATE: tl.constexpr,
 ):
-    """Y = x / rms(x) * (w + offset) for the row that is the program's index."""
-    i_row = tl.program_id(0).to(tl.int64)
-    p_x += i_row * x_stride
-    p_y += i_row * y_stride
-    scale = tl.rsqrt(square_sum(p_x, N, BLOCK) / N + eps)
-    scale_row(p_x, p_w, p_y, scale, N, BLOCK, WEIGHT_OFFSET)
+    """The norm times (w + offset) of the rows of one tile, or of x + residual, which is stored."""
+    norm_rows(
+        tl.program_id(0),
+        p_x,
+        p_residual,
+        p_w,
+        p_y,
+        p_sum,
+        p_codes,
+        p_scale,
+        x_stride,
+        residual_stride,
+        y_stride,
+        sum_stride,
+        codes_stride,
+        scale_stride,
+        group_stride,
+        rows,
+        eps,
+        maximum,
+        floor,
+        bound,
+        N,
+        BLOCK,
+        ROWS,
+        WEIGHT,
+        WEIGHT_OFFSET,
+        RESIDUAL,
+        PLAIN,
+        QUANTISED,
+        GROUP,
+        ROUNDING,
+        SATURATE,
+    )

@@ -1,32 +1,23 @@
-"""Gated activations on a GPU: act(gate) * up, one program a block of a row.
+"""Gated activations on a GPU: act(gate) * up, quantised or not.
 
-The gate and the up part may be halves of one row: each has a stride between rows.
+The gate and the up part may be halves of one row, or take turns in it: then both are read at once.
+ACTIVATION is 0 for SiLU, 1 for GELU, 2 for GELU with tanh, 3 for gpt-oss's SwiGLU.
 """
 
 import triton
 import triton.language as tl
 
+from fusec.kernels.quantize.triton_kernel import (
+    load_tile,
+    row_scale,
+    tile_rows,
+    write_tile,
+)
+
 
 @triton.jit
-def gated_activation_kernel(
-    p_gate,
-    p_up,
-    p_y,
-    gate_stride,
-    up_stride,
-    y_stride,
-    alpha,
-    limit,
-    N: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    """ACTIVATION is 0 for SiLU, 1 for GELU, 2 for GELU with tanh, 3 for gpt-oss's SwiGLU."""
-    i_row = tl.program_id(0).to(tl.int64)
-    o_n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    m_n = o_n < N
-    b_gate = tl.load(p_gate + i_row * gate_stride + o_n, mask=m_n, other=0.0).to(tl.float32)
-    b_up = tl.load(p_up + i_row * up_stride + o_n, mask=m_n, other=0.0).to(tl.float32)
+def activated(b_gate, b_up, alpha, limit, ACTIVATION: tl.constexpr):
+    """act(gate) * up."""
     if ACTIVATION == 0:
         b_act = b_gate * tl.sigmoid(b_gate)
     elif ACTIVATION == 1:
@@ -38,4 +29,120 @@ def gated_activation_kernel(
         b_gate = tl.minimum(b_gate, limit)
         b_up = tl.minimum(tl.maximum(b_up, -limit), limit) + 1.0
         b_act = b_gate * tl.sigmoid(alpha * b_gate)
-    tl.store(p_y + i_row * y_stride + o_n, (b_act * b_up).to(p_y.dtype.element_ty), mask=m_n)
+    return b_act * b_up
+
+
+@triton.jit
+def load_gate_up(
+    p_gate,
+    p_up,
+    i_read,
+    gate_stride,
+    up_stride,
+    begin,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    """Tiles of both; INTERLEAVED where `p_gate` begins rows of pairs."""
+    if INTERLEAVED:
+        b_pairs = load_tile(p_gate, i_read, gate_stride, 2 * begin, 2 * N, 2 * BLOCK)
+        b_gate, b_up = tl.split(tl.reshape(b_pairs, [ROWS, BLOCK, 2]))
+    else:
+        b_gate = load_tile(p_gate, i_read, gate_stride, begin, N, BLOCK)
+        b_up = load_tile(p_up, i_read, up_stride, begin, N, BLOCK)
+    return b_gate, b_up
+
+
+@triton.jit
+def gated_activation_kernel(
+    p_gate,
+    p_up,
+    p_y,
+    p_codes,
+    p_scale,
+    gate_stride,
+    up_stride,
+    y_stride,
+    codes_stride,
+    scale_stride,
+    group_stride,
+    rows,
+    alpha,
+    limit,
+    maximum,
+    floor,
+    bound,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    PLAIN: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    SATURATE: tl.constexpr,
+):
+    """One tile; of whole rows where one scale serves a row."""
+    i_row, i_read = tile_rows(tl.program_id(0), rows, ROWS)
+    whole: tl.constexpr = QUANTISED and GROUP == N
+    parts: tl.constexpr = (N + BLOCK - 1) // BLOCK if whole else 1
+    b_top = tl.zeros([ROWS], dtype=tl.float32)
+    for part in tl.static_range(parts):
+        begin = (tl.program_id(1) + part) * BLOCK
+        b_gate, b_up = load_gate_up(
+            p_gate, p_up, i_read, gate_stride, up_stride, begin, N, BLOCK, ROWS, INTERLEAVED
+        )
+        b_y = activated(b_gate, b_up, alpha, limit, ACTIVATION)
+        if whole:
+            b_top = tl.maximum(b_top, tl.max(tl.abs(b_y), axis=1))
+    b_inverse = b_top
+    if QUANTISED and (whole or GROUP == 0):
+        b_inverse = row_scale(
+            p_scale,
+            p_codes,
+            b_top,
+            i_row,
+            rows,
+            scale_stride,
+            maximum,
+            floor,
+            bound,
+            ROWS,
+            GROUP,
+            ROUNDING,
+        )
+    for part in tl.static_range(parts):
+        begin = (tl.program_id(1) + part) * BLOCK
+        if parts > 1:
+            b_gate, b_up = load_gate_up(
+                p_gate, p_up, i_read, gate_stride, up_stride, begin, N, BLOCK, ROWS, INTERLEAVED
+            )
+            b_y = activated(b_gate, b_up, alpha, limit, ACTIVATION)
+        write_tile(
+            b_y,
+            p_y,
+            p_codes,
+            p_scale,
+            b_inverse,
+            i_row,
+            rows,
+            y_stride,
+            codes_stride,
+            scale_stride,
+            group_stride,
+            begin,
+            maximum,
+            floor,
+            bound,
+            N,
+            BLOCK,
+            ROWS,
+            PLAIN,
+            QUANTISED,
+            GROUP,
+            ROUNDING,
+            SATURATE,
+        )

@@ -49,7 +49,7 @@ def prepared(
     """What `run` does, compiled and with its arguments in place: for measurements."""
     source = launch.code
     assert isinstance(source, TritonSource)
-    values = [_address(storage, memory, sizes) for storage in launch.operands]
+    values: list[Any] = [_address(storage, memory, sizes) for storage in launch.operands]
     values += [_number(param, sizes) for param in launch.params]
     names = [name for name, _ in source.signature]
     given = {**dict(zip(names, values, strict=True)), **dict(source.constants)}

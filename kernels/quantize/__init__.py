@@ -1,0 +1,5 @@
+"""Rows brought into narrow formats, and back."""
+
+from fusec.kernels.quantize.triton import TRITON
+
+KERNELS = TRITON
