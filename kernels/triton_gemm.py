@@ -52,6 +52,9 @@ UNITS = {"gfx950": 256, "gfx942": 304, "sm_90": 132}
 DIES = {"gfx950": 8, "gfx942": 8, "sm_90": 1}
 """Dies, each with a second-level cache of its own, to which work groups are dealt in turn."""
 
+MFMA_16 = (("matrix_instr_nonkdim", 16),)
+"""AMD's matrix units work on 16 rows at a time, not 32: for few rows, and to save registers."""
+
 MIN_STEPS = 4
 """Steps along K that a part of a split sum has at least."""
 
@@ -70,6 +73,7 @@ class Tile:
         warps: waves or warps of the program.
         stages: steps along K in flight at once, as Triton counts them.
         group: tiles that lie below one another before the next column of tiles begins.
+        options: further options of Triton's backend.
     """
 
     rows: int
@@ -78,6 +82,7 @@ class Tile:
     warps: int
     stages: int
     group: int = 8
+    options: tuple[tuple[str, int], ...] = ()
 
     def at_most(self, depth: int) -> Tile:
         """This, at most `depth` deep."""
@@ -230,7 +235,7 @@ class Product:
             constants=constants,
             grid=(tiles * runs, splits, 1),
             warps=tile.warps,
-            options=(("num_stages", tile.stages),),
+            options=(("num_stages", tile.stages), *tile.options),
         )
 
     def _sum(self, parts: Storage, splits: int, runs: Dim) -> Launch:

@@ -13,6 +13,7 @@ from fusec.kernels.launch import Call, Launch
 from fusec.kernels.mxfp4_linear.triton import launch_scaled, scaled_refusal
 from fusec.kernels.registry import Kernel
 from fusec.kernels.triton_gemm import (
+    MFMA_16,
     Product,
     Tile,
     floats_refusal,
@@ -29,11 +30,11 @@ LEAST_DEPTH = 32
 """Elements along K that the 8-bit matrix units take at least."""
 
 FEW = {
-    "amdgpu": Tile(rows=32, columns=64, depth=256, warps=4, stages=2),
-    "nvidia": Tile(rows=32, columns=64, depth=256, warps=4, stages=4),
+    "amdgpu": Tile(rows=32, columns=64, depth=256, warps=4, stages=2, options=MFMA_16),
+    "nvidia": Tile(rows=64, columns=128, depth=128, warps=4, stages=4),
 }
 MANY = {
-    "amdgpu": Tile(rows=128, columns=128, depth=128, warps=4, stages=2),
+    "amdgpu": Tile(rows=128, columns=128, depth=128, warps=8, stages=2, options=MFMA_16),
     "nvidia": Tile(rows=128, columns=128, depth=128, warps=8, stages=4),
 }
 
@@ -108,25 +109,24 @@ def _supports_e8m0_scales(graph: Graph, node: Node, target: Target) -> str | Non
     )
 
 
-KERNELS = (
-    Kernel(
-        op="fp8_linear",
-        name="fp8_linear.triton",
-        provider="triton",
-        families=FAMILIES,
-        source="fp8_linear/triton_kernel.py",
-        supports=_supports_f32_scales,
-        launch=_launch_f32_scales,
-        layouts=operand_layouts,
-    ),
-    Kernel(
-        op="fp8_linear",
-        name="fp8_linear.triton_scaled",
-        provider="triton",
-        families=FAMILIES,
-        source="mxfp4_linear/triton_kernel.py",
-        supports=_supports_e8m0_scales,
-        launch=launch_scaled,
-        layouts=operand_layouts,
-    ),
+F32_SCALES = Kernel(
+    op="fp8_linear",
+    name="fp8_linear.triton",
+    provider="triton",
+    families=FAMILIES,
+    source="fp8_linear/triton_kernel.py",
+    supports=_supports_f32_scales,
+    launch=_launch_f32_scales,
+    layouts=operand_layouts,
+)
+
+E8M0_SCALES = Kernel(
+    op="fp8_linear",
+    name="fp8_linear.triton_scaled",
+    provider="triton",
+    families=FAMILIES,
+    source="mxfp4_linear/triton_kernel.py",
+    supports=_supports_e8m0_scales,
+    launch=launch_scaled,
+    layouts=operand_layouts,
 )

@@ -1,5 +1,5 @@
 """Product with a weight of 4-bit floats, a scale for each 32."""
 
-from fusec.kernels.mxfp4_linear import triton
+from fusec.kernels.mxfp4_linear.triton import DEQUANT, SCALED
 
-KERNELS = triton.KERNELS
+KERNELS = (SCALED, DEQUANT)

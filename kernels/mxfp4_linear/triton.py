@@ -11,6 +11,7 @@ from fusec.ir.types import bool_attr
 from fusec.kernels.launch import Call, Launch
 from fusec.kernels.registry import Kernel
 from fusec.kernels.triton_gemm import (
+    MFMA_16,
     Product,
     Tile,
     floats_refusal,
@@ -23,7 +24,7 @@ from fusec.kernels.triton_gemm import (
 from fusec.kernels.triton_rows import FAMILIES, row_stride
 from fusec.target import Target
 
-SCALED_FEW = Tile(rows=32, columns=64, depth=256, warps=4, stages=2)
+SCALED_FEW = Tile(rows=32, columns=64, depth=256, warps=4, stages=2, options=MFMA_16)
 SCALED_MANY = {
     "f8e4m3fn": Tile(rows=128, columns=128, depth=128, warps=4, stages=2),
     "f4e2m1x2": Tile(rows=128, columns=128, depth=256, warps=4, stages=2),
@@ -31,12 +32,12 @@ SCALED_MANY = {
 """By the codes of x: two work groups fit into a compute unit's shared memory."""
 
 DEQUANT_FEW = {
-    "amdgpu": Tile(rows=32, columns=64, depth=128, warps=4, stages=2),
-    "nvidia": Tile(rows=32, columns=64, depth=128, warps=4, stages=4),
+    "amdgpu": Tile(rows=32, columns=64, depth=128, warps=4, stages=2, options=MFMA_16),
+    "nvidia": Tile(rows=64, columns=128, depth=128, warps=4, stages=3),
 }
 DEQUANT_MANY = {
     "amdgpu": Tile(rows=256, columns=128, depth=64, warps=8, stages=2),
-    "nvidia": Tile(rows=128, columns=128, depth=64, warps=8, stages=3),
+    "nvidia": Tile(rows=256, columns=128, depth=64, warps=8, stages=3),
 }
 
 X_PARTS = {"bf16": 1, "f16": 2, "f32": 3}
@@ -129,25 +130,24 @@ def _launch_dequant(call: Call) -> tuple[Launch, ...]:
     return product.launches(DEQUANT_FEW[call.target.family], DEQUANT_MANY[call.target.family])
 
 
-KERNELS = (
-    Kernel(
-        op="mxfp4_linear",
-        name="mxfp4_linear.triton_scaled",
-        provider="triton",
-        families=FAMILIES,
-        source="mxfp4_linear/triton_kernel.py",
-        supports=_supports_scaled,
-        launch=launch_scaled,
-        layouts=operand_layouts,
-    ),
-    Kernel(
-        op="mxfp4_linear",
-        name="mxfp4_linear.triton_dequant",
-        provider="triton",
-        families=FAMILIES,
-        source="mxfp4_linear/triton_kernel.py",
-        supports=_supports_dequant,
-        launch=_launch_dequant,
-        layouts=operand_layouts,
-    ),
+SCALED = Kernel(
+    op="mxfp4_linear",
+    name="mxfp4_linear.triton_scaled",
+    provider="triton",
+    families=FAMILIES,
+    source="mxfp4_linear/triton_kernel.py",
+    supports=_supports_scaled,
+    launch=launch_scaled,
+    layouts=operand_layouts,
+)
+
+DEQUANT = Kernel(
+    op="mxfp4_linear",
+    name="mxfp4_linear.triton_dequant",
+    provider="triton",
+    families=FAMILIES,
+    source="mxfp4_linear/triton_kernel.py",
+    supports=_supports_dequant,
+    launch=_launch_dequant,
+    layouts=operand_layouts,
 )

@@ -14,20 +14,35 @@ GROUP = tl.constexpr(32)
 
 
 @triton.jit
-def bf16_of_e2m1(b_codes, b_scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The numbers bf16 [ROWS, COLUMNS] of codes [ROWS, COLUMNS/2] and scales [ROWS, COLUMNS/32].
+def f32_pair(b_signs, b_magnitudes):
+    """Two elements of each word, 2**-14 times what they stand for: signs and magnitudes in place.
 
-    Exact.  A code's three low bits, at the foot of the exponent of an f32, are 2**-126 times what
-    they stand for, subnormal or not.  Two significant bits are all there are, so the lower half of
-    the f32 is zeros.
+    A code's three low bits at the foot of the exponent of an f16 are that, subnormal or not.
     """
-    b_code = tl.join(b_codes, b_codes >> 4).to(tl.uint32)
-    b_bits = ((b_code << 28) & 0x80000000) | ((b_code << 22) & 0x01C00000)
-    b_value = b_bits.to(tl.float32, bitcast=True) * 2.0**126
+    b_pair = (b_signs & 0x80008000) | (b_magnitudes & 0x0E000E00)
+    b_low = b_pair.to(tl.uint16).to(tl.float16, bitcast=True)
+    b_high = (b_pair >> 16).to(tl.uint16).to(tl.float16, bitcast=True)
+    return b_low.to(tl.float32), b_high.to(tl.float32)
+
+
+@triton.jit
+def bf16_of_e2m1(b_words, b_scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The numbers bf16 [ROWS, COLUMNS] of words [ROWS, COLUMNS/8] and scales [ROWS, COLUMNS/32].
+
+    Words u32 have eight codes, the first in the lowest bits; scales are e8m0.  Exact for scales up
+    to 2**113, infinite beyond.  The result has two significant bits at most, so the lower half of
+    its f32 is zeros.
+    """
+    b_0, b_4 = f32_pair(b_words << 12, b_words << 9)
+    b_1, b_5 = f32_pair(b_words << 8, b_words << 5)
+    b_2, b_6 = f32_pair(b_words << 4, b_words << 1)
+    b_3, b_7 = f32_pair(b_words, b_words >> 3)
+    b_even = tl.join(tl.join(b_0, b_4), tl.join(b_2, b_6))
+    b_odd = tl.join(tl.join(b_1, b_5), tl.join(b_3, b_7))
+    b_value = tl.reshape(tl.join(b_even, b_odd), [ROWS, COLUMNS // GROUP, GROUP])
     b_scale = b_scale.to(tl.uint32)
-    b_power = tl.where(b_scale == 0, 1 << 22, b_scale << 23)
-    b_power = tl.where(b_scale == 255, 0x7FC00000, b_power).to(tl.float32, bitcast=True)
-    b_value = tl.reshape(b_value, [ROWS, COLUMNS // GROUP, GROUP]) * b_power[:, :, None]
+    b_power = tl.where(b_scale == 255, 0x7FC00000, tl.minimum(b_scale + 14, 255) << 23)
+    b_value *= b_power.to(tl.float32, bitcast=True)[:, :, None]
     b_half = (b_value.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16)
     return tl.reshape(b_half.to(tl.bfloat16, bitcast=True), [ROWS, COLUMNS])
 
@@ -78,12 +93,12 @@ def mxfp4_dequant_kernel(
     o_m = tl.minimum(i_m + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
     o_n = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - i_n)
     o_k = tl.arange(0, BLOCK_K)
-    o_pair = tl.arange(0, BLOCK_K // 2)
+    o_word = tl.arange(0, BLOCK_K // 8)
     o_group = tl.arange(0, BLOCK_K // GROUP)
-    p_w += i_n.to(tl.int64) * W_STRIDE
+    p_words = (p_w + i_n.to(tl.int64) * W_STRIDE).to(tl.pointer_type(tl.uint32), bitcast=True)
     p_w_scale += i_n.to(tl.int64) * W_SCALE_STRIDE
     p_x_tile = p_x + o_m[:, None] * x_stride + o_k[None, :]
-    p_w_tile = p_w + o_n[:, None] * W_STRIDE + o_pair[None, :]
+    p_w_tile = p_words + o_n[:, None] * (W_STRIDE // 4) + o_word[None, :]
     p_scale_tile = p_w_scale + o_n[:, None] * W_SCALE_STRIDE + o_group[None, :]
     b_y = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for i_step in range(begin, end):
@@ -93,14 +108,14 @@ def mxfp4_dequant_kernel(
         else:
             b_x = tl.load(p_x_tile + i_k, mask=(i_k + o_k < K)[None, :], other=0.0)
         if K_MEMORY >= tl.cdiv(K, BLOCK_K) * BLOCK_K:
-            b_codes = tl.load(p_w_tile + i_k // 2)
+            b_words = tl.load(p_w_tile + i_k // 8)
             b_scale = tl.load(p_scale_tile + i_k // GROUP)
         else:
-            m_pair = i_k // 2 + o_pair < K // 2
+            m_word = i_k // 8 + o_word < K // 8
             m_group = i_k // GROUP + o_group < K // GROUP
-            b_codes = tl.load(p_w_tile + i_k // 2, mask=m_pair[None, :], other=0)
+            b_words = tl.load(p_w_tile + i_k // 8, mask=m_word[None, :], other=0)
             b_scale = tl.load(p_scale_tile + i_k // GROUP, mask=m_group[None, :], other=0)
-        b_w = bf16_of_e2m1(b_codes, b_scale, BLOCK_N, BLOCK_K)
+        b_w = bf16_of_e2m1(b_words, b_scale, BLOCK_N, BLOCK_K)
         b_y = dot_bf16_parts(b_x, tl.trans(b_w), b_y, X_PARTS)
     store_tile(b_y, p_bias, p_y, i_m, i_n, M, y_stride, N, BLOCK_M, BLOCK_N, BIAS)
 

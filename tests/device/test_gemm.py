@@ -92,11 +92,11 @@ def test_padded_equals_unpadded(scaling: Any, rows: int) -> None:
     problem = Problem("mxfp4_linear", "sm_90", (rows,), 40, 352, scaling, padded=(256, 512))
     if scaling is not None:
         problem = dataclasses.replace(problem, target="gfx950")
-    results = []
-    for each in (problem, dataclasses.replace(problem, padded=None)):
-        made = make(each)
-        results.append(run(made, scaled(made) if scaling is not None else chosen(made)))
-    np.testing.assert_array_equal(*results)
+    padded, plain = (
+        run(made, scaled(made) if scaling is not None else chosen(made))
+        for made in (make(problem), make(dataclasses.replace(problem, padded=None)))
+    )
+    np.testing.assert_array_equal(padded, plain)
 
 
 def test_a_doubled_answer_fails() -> None:
