@@ -1,5 +1,5 @@
 """Mixture of experts."""
 
-from fusec.kernels.moe import cpu
+from fusec.kernels.moe import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

@@ -1,0 +1,336 @@
+"""Routed experts on a GPU: a product over the sorted rows of all experts, and the sum over slots.
+
+`triton_align_kernel.py` sorts the rows.  One function serves both products of an expert and every
+format of its weights; what its formats are made of comes before it.
+"""
+
+import triton
+import triton.language as tl
+
+from fusec.kernels.moe.triton_activation_kernel import activated, gated
+from fusec.kernels.moe.triton_align_kernel import block_rows
+from fusec.kernels.moe.triton_quantise_kernel import power_of_two, quantised_groups
+
+MX_GROUP = tl.constexpr(32)
+
+
+@triton.jit
+def load_tile(p_tile, m_rows, m_columns, EVEN_ROWS: tl.constexpr, EVEN_COLUMNS: tl.constexpr):
+    """A tile of which rows and columns may be outside; what is certain is not asked."""
+    if EVEN_ROWS and EVEN_COLUMNS:
+        tile = tl.load(p_tile)
+    elif EVEN_ROWS:
+        tile = tl.load(p_tile, mask=m_columns[None, :], other=0.0)
+    elif EVEN_COLUMNS:
+        tile = tl.load(p_tile, mask=m_rows[:, None], other=0.0)
+    else:
+        tile = tl.load(p_tile, mask=m_rows[:, None] & m_columns[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def float_of_e2m1(code):
+    """The bf16 of 4-bit codes: sign, two bits of exponent, one of mantissa."""
+    magnitude = code & 7
+    normal = (magnitude << 6) + 0x3F00
+    bits = tl.where(magnitude > 1, normal, tl.where(magnitude == 1, 0x3F00, 0))
+    return (bits | ((code & 8) << 12)).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def load_mxfp4(
+    p_w,
+    p_scale,
+    o_n,
+    k,
+    m_n,
+    K: tl.constexpr,
+    W_ROW: tl.constexpr,
+    S_ROW: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Rows o_n and columns k .. k + BLOCK_K of 4-bit floats times their scales: [BLOCK_K, BLOCK_N].
+
+    A lane holds the 16 bytes of a group, and its scale.
+    """
+    GROUPS: tl.constexpr = BLOCK_K // MX_GROUP
+    o_group = k // MX_GROUP + tl.arange(0, GROUPS)
+    o_byte = o_group[:, None] * (MX_GROUP // 2) + tl.arange(0, MX_GROUP // 2)[None, :]
+    p_codes = p_w + o_n[:, None, None] * W_ROW + o_byte[None, :, :]
+    p_scales = p_scale + o_n[:, None] * S_ROW + o_group[None, :]
+    if EVEN_K and EVEN_N:
+        codes, scales = tl.load(p_codes), tl.load(p_scales)
+    else:
+        m_scale = m_n[:, None] & (o_group < K // MX_GROUP)[None, :]
+        codes = tl.load(p_codes, mask=m_scale[:, :, None], other=0)
+        scales = tl.load(p_scales, mask=m_scale, other=127)
+    codes = codes.to(tl.int32)
+    scale = power_of_two(scales.to(tl.int32))[:, :, None]
+    even = (float_of_e2m1(codes & 15).to(tl.float32) * scale).to(dtype)
+    odd = (float_of_e2m1(codes >> 4).to(tl.float32) * scale).to(dtype)
+    return tl.trans(tl.reshape(tl.join(even, odd), [BLOCK_N, BLOCK_K]))
+
+
+@triton.jit
+def add_product(
+    acc,
+    a,
+    p_a_scale,
+    p_w,
+    p_w_scale,
+    i_row,
+    n,
+    k,
+    m_row,
+    m_n,
+    m_k,
+    a_scale_row,
+    a_scale_group,
+    FORMAT: tl.constexpr,
+    K: tl.constexpr,
+    A_GROUP: tl.constexpr,
+    W_ROW: tl.constexpr,
+    W_COLUMN: tl.constexpr,
+    S_ROW: tl.constexpr,
+    W_BLOCK_N: tl.constexpr,
+    W_BLOCK_K: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """acc + a @ W[n : n + BLOCK_N, k : k + BLOCK_K].T for the weight W of an expert.
+
+    FORMAT is 0 for plain floats, 1 for 8-bit floats on both sides, 2 for 4-bit floats that are
+    widened, 3 for 4-bit floats that multiply 8-bit floats with scales of groups on both sides.
+    """
+    o_n = n + tl.arange(0, BLOCK_N)
+    if FORMAT == 2:
+        w = load_mxfp4(
+            p_w, p_w_scale, o_n, k, m_n, K, W_ROW, S_ROW, EVEN_K, EVEN_N, BLOCK_N, BLOCK_K, a.dtype
+        )
+        acc = tl.dot(a, w, acc)
+    elif FORMAT == 3:
+        o_byte = k // 2 + tl.arange(0, BLOCK_K // 2)
+        p_tile = p_w + o_byte[:, None] + o_n[None, :] * W_ROW
+        o_group = k // MX_GROUP + tl.arange(0, BLOCK_K // MX_GROUP)
+        p_scales = p_w_scale + o_n[:, None] * S_ROW + o_group[None, :]
+        p_rows = p_a_scale + i_row[:, None] * a_scale_row + o_group[None, :] * a_scale_group
+        m_group = o_group < K // MX_GROUP
+        if EVEN_K and EVEN_N:
+            w, w_scale = tl.load(p_tile), tl.load(p_scales)
+        else:
+            w = tl.load(p_tile, mask=(o_byte < K // 2)[:, None] & m_n[None, :], other=0)
+            w_scale = tl.load(p_scales, mask=m_n[:, None] & m_group[None, :], other=127)
+        a_scale = tl.load(p_rows, mask=m_row[:, None] & m_group[None, :], other=127)
+        acc = tl.dot_scaled(a, a_scale, "e4m3", w, w_scale, "e2m1", acc)
+    else:
+        o_k = k + tl.arange(0, BLOCK_K)
+        p_tile = p_w + o_k[:, None] * W_COLUMN + o_n[None, :] * W_ROW
+        w = load_tile(p_tile, m_k, m_n, EVEN_K, EVEN_N)
+        if FORMAT == 0:
+            acc = tl.dot(a, w, acc)
+        elif A_GROUP == 0 and W_BLOCK_K >= K:
+            acc = tl.dot(a, w, acc, max_num_imprecise_acc=0)
+        else:
+            a_group = k // A_GROUP if A_GROUP > 0 else 0
+            p_rows = p_a_scale + i_row * a_scale_row + a_group * a_scale_group
+            a_scale = tl.load(p_rows, mask=m_row, other=0.0)
+            p_scales = p_w_scale + k // W_BLOCK_K
+            if ONE_SCALE:
+                scale = a_scale * tl.load(p_scales + (n // W_BLOCK_N) * S_ROW)
+                acc += tl.dot(a, w) * scale[:, None]
+            else:
+                p_scales += (o_n // W_BLOCK_N) * S_ROW
+                w_scale = tl.load(p_scales, mask=m_n, other=0.0)
+                acc += tl.dot(a, w) * a_scale[:, None] * w_scale[None, :]
+    return acc
+
+
+@triton.jit
+def moe_product_kernel(
+    p_a,
+    p_a_scale,
+    p_w,
+    p_w_scale,
+    p_bias,
+    p_weights,
+    p_pairs,
+    p_extents,
+    p_block_expert,
+    p_y,
+    p_y_scale,
+    a_stride,
+    a_scale_row,
+    a_scale_group,
+    weights_stride,
+    alpha,
+    limit,
+    maximum,
+    upper_bound,
+    E: tl.constexpr,
+    TOP_K: tl.constexpr,
+    FORMAT: tl.constexpr,
+    FIRST: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    UP: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BIAS_STRIDE: tl.constexpr,
+    A_GROUP: tl.constexpr,
+    W_EXPERT: tl.constexpr,
+    W_ROW: tl.constexpr,
+    W_COLUMN: tl.constexpr,
+    S_EXPERT: tl.constexpr,
+    S_ROW: tl.constexpr,
+    W_BLOCK_N: tl.constexpr,
+    W_BLOCK_K: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
+    Y_GROUP: tl.constexpr,
+    Y_POWER: tl.constexpr,
+    Y_ROUNDING: tl.constexpr,
+    Y_MANTISSA: tl.constexpr,
+    Y_HIGHEST: tl.constexpr,
+    EVEN_A: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """BLOCK_N outputs of the block of rows that is the program's first index.
+
+    FIRST: rows of tokens times gate_up, then the activation.  UP > 0: gate and up are two halves of
+    the weight, UP rows apart, each multiplied on its own; WIDE: they are alternate rows.
+    Else: activated rows times down, then the weight of the route.
+    Results lie at [pair, .], where Y_GROUP > 0 as codes and their scales.
+    """
+    i_block = tl.program_id(0)
+    if i_block >= tl.load(p_extents + 2 * E):
+        return
+    i_pair, m_row, i_expert = block_rows(p_pairs, p_extents, p_block_expert, i_block, E, BLOCK_M)
+    i_row = i_pair // TOP_K if FIRST else i_pair
+    n = tl.program_id(1) * BLOCK_N
+    o_n = n + tl.arange(0, BLOCK_N)
+    m_n = o_n < N
+    p_w += i_expert * W_EXPERT
+    p_w_scale += i_expert * S_EXPERT
+
+    acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    acc_up = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    for k in range(0, K, BLOCK_K):
+        o_k = k + tl.arange(0, BLOCK_K)
+        m_k = o_k < K
+        a = load_tile(p_a + i_row[:, None] * a_stride + o_k[None, :], m_row, m_k, False, EVEN_A)
+        acc = add_product(
+            *(acc, a, p_a_scale, p_w, p_w_scale, i_row, n, k, m_row, m_n, m_k),
+            *(a_scale_row, a_scale_group, FORMAT, K, A_GROUP, W_ROW, W_COLUMN, S_ROW),
+            *(W_BLOCK_N, W_BLOCK_K, ONE_SCALE, EVEN_K, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K),
+        )
+        if UP > 0:
+            acc_up = add_product(
+                *(acc_up, a, p_a_scale, p_w, p_w_scale, i_row, n + UP, k, m_row, m_n, m_k),
+                *(a_scale_row, a_scale_group, FORMAT, K, A_GROUP, W_ROW, W_COLUMN, S_ROW),
+                *(W_BLOCK_N, W_BLOCK_K, ONE_SCALE, EVEN_K, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K),
+            )
+    p_bias += i_expert * BIAS_STRIDE
+    acc = finished(
+        *(acc, p_a_scale, p_w_scale, p_bias, i_row, o_n, m_row, m_n, a_scale_row),
+        *(FORMAT, K, A_GROUP, S_ROW, W_BLOCK_N, W_BLOCK_K, HAS_BIAS),
+    )
+    if UP > 0:
+        acc_up = finished(
+            *(acc_up, p_a_scale, p_w_scale, p_bias, i_row, o_n + UP, m_row, m_n, a_scale_row),
+            *(FORMAT, K, A_GROUP, S_ROW, W_BLOCK_N, W_BLOCK_K, HAS_BIAS),
+        )
+    if not FIRST:
+        i_token = i_pair // TOP_K
+        p_route = p_weights + i_token * weights_stride + (i_pair - i_token * TOP_K)
+        route = tl.load(p_route, mask=m_row, other=0.0).to(tl.float32)
+        y = acc * route[:, None]
+    elif UP > 0:
+        y = gated(acc, acc_up, alpha, limit, ACTIVATION)
+    elif WIDE:
+        gate, up = tl.split(tl.reshape(acc, [BLOCK_M, BLOCK_N // 2, 2]))
+        y = gated(gate, up, alpha, limit, ACTIVATION)
+    else:
+        y = activated(acc, ACTIVATION)
+    COLUMNS: tl.constexpr = BLOCK_N // 2 if WIDE else BLOCK_N
+    LENGTH: tl.constexpr = N // 2 if WIDE else N
+    o_y = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    p_rows = p_y + i_pair[:, None] * LENGTH + o_y[None, :]
+    m_y = m_row[:, None] & (o_y < LENGTH)[None, :]
+    if Y_GROUP > 0:
+        codes, scales = quantised_groups(
+            *(y, maximum, upper_bound, Y_GROUP, Y_POWER, Y_ROUNDING, Y_MANTISSA, Y_HIGHEST),
+            *(BLOCK_M, COLUMNS, p_y.dtype.element_ty),
+        )
+        GROUPS: tl.constexpr = COLUMNS // Y_GROUP
+        o_group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+        m_group = m_row[:, None] & (o_group < LENGTH // Y_GROUP)[None, :]
+        p_scales = p_y_scale + i_pair[:, None] * (LENGTH // Y_GROUP) + o_group[None, :]
+        tl.store(p_scales, scales, mask=m_group)
+        tl.store(p_rows, codes, mask=m_y)
+    else:
+        tl.store(p_rows, y.to(p_y.dtype.element_ty), mask=m_y)
+
+
+@triton.jit
+def finished(
+    acc,
+    p_a_scale,
+    p_w_scale,
+    p_bias,
+    i_row,
+    o_n,
+    m_row,
+    m_n,
+    a_scale_row,
+    FORMAT: tl.constexpr,
+    K: tl.constexpr,
+    A_GROUP: tl.constexpr,
+    S_ROW: tl.constexpr,
+    W_BLOCK_N: tl.constexpr,
+    W_BLOCK_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """A sum over all of K times the scales that no group of K has of its own, and the bias."""
+    if FORMAT == 1 and A_GROUP == 0 and W_BLOCK_K >= K:
+        a_scale = tl.load(p_a_scale + i_row * a_scale_row, mask=m_row, other=0.0)
+        w_scale = tl.load(p_w_scale + (o_n // W_BLOCK_N) * S_ROW, mask=m_n, other=0.0)
+        acc = acc * a_scale[:, None] * w_scale[None, :]
+    if HAS_BIAS:
+        acc += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    return acc
+
+
+@triton.jit
+def moe_sum_kernel(
+    p_products,
+    p_experts,
+    p_y,
+    experts_stride,
+    y_stride,
+    E: tl.constexpr,
+    TOP_K: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The sum over the slots of a token, in order; slots without an expert add nothing."""
+    i_token = tl.program_id(0).to(tl.int64)
+    o_n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros([BLOCK], dtype=tl.float32)
+    for slot in tl.static_range(TOP_K):
+        expert = tl.load(p_experts + i_token * experts_stride + slot)
+        columns = tl.where((expert >= 0) & (expert < E), N, 0)
+        p_row = p_products + (i_token * TOP_K + slot) * N
+        acc += tl.load(p_row + o_n, mask=o_n < columns, other=0.0)
+    tl.store(p_y + i_token * y_stride + o_n, acc.to(p_y.dtype.element_ty), mask=o_n < N)
