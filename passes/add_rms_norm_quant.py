@@ -26,4 +26,4 @@ class AddRmsNormQuant(QuantisedResult):
     name: ClassVar[str] = "add_rms_norm_quant"
     fusion: ClassVar[str | None] = "add_rms_norm_quant"
     base: ClassVar[str] = "add_rms_norm"
-    after: ClassVar[tuple[str, ...]] = ("add_rms_norm", "dual_rms_norm_quant")
+    after: ClassVar[tuple[str, ...]] = ("quantise", "add_rms_norm", "dual_rms_norm_quant")

@@ -97,7 +97,7 @@ class DualRmsNormQuant(FusionPass):
 
     name: ClassVar[str] = "dual_rms_norm_quant"
     fusion: ClassVar[str | None] = "dual_rms_norm_quant"
-    after: ClassVar[tuple[str, ...]] = ("dual_rms_norm",)
+    after: ClassVar[tuple[str, ...]] = ("quantise", "dual_rms_norm")
     guards: ClassVar[tuple[Guard, ...]] = (_quantised, scale_of_rows, _scale, _scalings)
 
     def anchors(self) -> frozenset[str]:

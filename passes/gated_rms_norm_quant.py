@@ -78,7 +78,7 @@ class GatedRmsNormQuant(QuantisedResult):
     name: ClassVar[str] = "gated_rms_norm_quant"
     fusion: ClassVar[str | None] = "gated_rms_norm_quant"
     base: ClassVar[str] = "gated_rms_norm"
-    after: ClassVar[tuple[str, ...]] = ("gated_rms_norm",)
+    after: ClassVar[tuple[str, ...]] = ("quantise", "gated_rms_norm")
     guards: ClassVar[tuple[Guard, ...]] = (
         result_quantised,
         scale_of_rows,

@@ -24,4 +24,4 @@ class GeluMulQuant(QuantisedResult):
     name: ClassVar[str] = "gelu_mul_quant"
     fusion: ClassVar[str | None] = "gelu_mul_quant"
     base: ClassVar[str] = "gelu_mul"
-    after: ClassVar[tuple[str, ...]] = ("gelu_mul",)
+    after: ClassVar[tuple[str, ...]] = ("quantise", "gelu_mul")

@@ -24,4 +24,5 @@ class RmsNormQuant(QuantisedResult):
     name: ClassVar[str] = "rms_norm_quant"
     fusion: ClassVar[str | None] = "rms_norm_quant"
     base: ClassVar[str] = "rms_norm"
-    after: ClassVar[tuple[str, ...]] = ("dual_rms_norm_quant", "add_rms_norm_quant")
+    after: ClassVar[tuple[str, ...]] = ("quantise", "dual_rms_norm_quant", "add_rms_norm_quant")
+    instead_of: ClassVar[tuple[str, ...]] = ("dual_rms_norm", "add_rms_norm")

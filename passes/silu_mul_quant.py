@@ -24,4 +24,4 @@ class SiluMulQuant(QuantisedResult):
     name: ClassVar[str] = "silu_mul_quant"
     fusion: ClassVar[str | None] = "silu_mul_quant"
     base: ClassVar[str] = "silu_mul"
-    after: ClassVar[tuple[str, ...]] = ("silu_mul",)
+    after: ClassVar[tuple[str, ...]] = ("quantise", "silu_mul")

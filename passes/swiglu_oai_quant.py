@@ -24,4 +24,4 @@ class SwigluOaiQuant(QuantisedResult):
     name: ClassVar[str] = "swiglu_oai_quant"
     fusion: ClassVar[str | None] = "swiglu_oai_quant"
     base: ClassVar[str] = "swiglu_oai"
-    after: ClassVar[tuple[str, ...]] = ("swiglu_oai",)
+    after: ClassVar[tuple[str, ...]] = ("quantise", "swiglu_oai")
