@@ -120,6 +120,7 @@ def prepare_folder(
     if scheme is not None:
         config.quantization_config = None  # the model is built as if it were not quantised
         del config.quantization_config
+        notes += scheme.notes
     stored = read_folder(folder)
     model = build_on_meta(config, _model_class(config, raw, folder, trust_remote_code), dtype)
     weights: Mapping[str, Weight] = {}
@@ -138,6 +139,8 @@ def prepare_folder(
         notes.append("the folder has no safetensors files: weights are given at load")
         if scheme is not None:
             weights = declared(model, scheme)
+    if adapter is None and (folder / "adapter_config.json").is_file():
+        notes.append("the adapter in the folder is left out; add it with `--adapter`")
     if adapter is not None:
         from fusec.frontend.adapter import adapt
 

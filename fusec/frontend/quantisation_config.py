@@ -19,6 +19,11 @@ HINT = (
     "Quark); give such a checkpoint or an unquantised one"
 )
 
+WEIGHTS_ONLY = (
+    "the checkpoint quantises weights only; products of 8-bit floats on a GPU also quantise what "
+    "goes into them"
+)
+
 ALL = 0
 """A size of a block that goes over the whole weight."""
 
@@ -59,6 +64,7 @@ class Scheme:
             output projection.
         inside: whether a name in `excluded` stands for all modules in that one, too.
         experts_only: whether only experts are quantised.
+        notes: what a person should know.
     """
 
     method: str
@@ -66,6 +72,7 @@ class Scheme:
     excluded: tuple[str, ...] | None = ()
     inside: bool = True
     experts_only: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:
@@ -131,8 +138,15 @@ def read_scheme(raw: Mapping[str, Any], at: str) -> Scheme | None:
     if reader is None:
         raise _unsupported(f"the checkpoint is quantised by `{method}`", at)
     try:
-        return reader(config, at)
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        scheme = reader(config, at)
+        for pattern in (
+            *(scheme.excluded or ()),
+            *(name for names, _ in scheme.formats for name in names),
+        ):
+            if pattern.startswith("re:"):
+                re.compile(pattern[3:])
+        return scheme
+    except (re.error, TypeError, ValueError, AttributeError, LookupError) as error:
         message = f"`quantization_config` of `{method}` is not sound"
         raise InputError(message, at=at, detail=(f"{type(error).__name__}: {error}",)) from None
 
@@ -188,7 +202,7 @@ def _compressed_tensors(config: Mapping[str, Any], at: str) -> Scheme:
         raise _unsupported(f"the checkpoint is sparse, in the layout `{sparsity}`", at)
     if (config.get("transform_config") or {}).get("config_groups"):
         raise _unsupported("the checkpoint has `transform_config`, rotated activations", at)
-    formats = []
+    formats, notes = [], []
     for group in config["config_groups"].values():
         layout = group.get("format") or config.get("format") or "float-quantized"
         weights = group.get("weights")
@@ -200,8 +214,12 @@ def _compressed_tensors(config: Mapping[str, Any], at: str) -> Scheme:
                 what = f"`compressed-tensors`, layout `{layout}` ({said}"
                 what += f", a scale for each {weights.get('strategy')})"
                 raise _unsupported(f"the checkpoint is quantised by {what}", at)
+            notes += [] if group.get("input_activations") else [WEIGHTS_ONLY]
         formats.append((_names(group["targets"]), held))
-    return Scheme("compressed-tensors", tuple(formats), _names(config.get("ignore")), inside=False)
+    excluded = _names(config.get("ignore"))
+    return Scheme(
+        "compressed-tensors", tuple(formats), excluded, inside=False, notes=tuple(notes[:1])
+    )
 
 
 def _compressed_format(
@@ -219,7 +237,8 @@ def _compressed_format(
     if strategy == "group" and group == MX_BLOCK[1]:
         return Format("f8e4m3fn", MX_BLOCK, "e8m0")
     if strategy == "block":
-        rows, columns = weights.get("block_structure") or (128, 128)
+        said = weights.get("block_structure") or (128, 128)
+        rows, columns = said.split("x") if isinstance(said, str) else said
         return Format("f8e4m3fn", (int(rows), int(columns)), static=static)
     blocks = {"tensor": (ALL, ALL), "channel": (1, ALL)}
     return Format("f8e4m3fn", blocks[strategy], static=static) if strategy in blocks else None

@@ -169,9 +169,8 @@ def _block(
 ) -> tuple[tuple[int, int], tuple[int, ...]]:
     """The block that scales of this shape are for, and the sizes that they are seen in."""
     *outer, rows, columns = shape
-    blocks = [MX_BLOCK] if _is_e8m0(scale) else []
-    blocks += [] if scheme is None else list(scheme.blocks)
-    blocks += [(1, ALL), (ALL, ALL)] if not _is_e8m0(scale) else []
+    blocks = [] if scheme is None else list(scheme.blocks)
+    blocks += [MX_BLOCK] if _is_e8m0(scale) else [(1, ALL), (ALL, ALL)]
     for block in dict.fromkeys(blocks):
         held = _whole(block, (rows, columns))
         sizes = (*outer, -(-rows // held[0]), -(-columns // held[1]))

@@ -509,7 +509,7 @@ def _folder_hash(folder: Path, adapter: Path | None) -> str:
     files = list(find_files(folder))
     if adapter is not None:
         state.update((adapter / "adapter_config.json").read_bytes())
-        files += find_files(adapter)
+        files.append(adapter / "adapter_model.safetensors")
     for path in files:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

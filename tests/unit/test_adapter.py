@@ -18,6 +18,7 @@ from sample_models import build
 from typer.testing import CliRunner
 
 import fusec
+from fusec.api import decide
 from fusec.cli import app
 from fusec.diagnostics import InputError, UnsupportedError, UsageError
 from fusec.frontend import load_source
@@ -130,6 +131,13 @@ def test_the_base_stays_quantised(tmp_path: Path) -> None:
     assert any("beside 1 linear layers" in note for note in found.notes)
 
 
+def test_a_gpu_multiplies_by_the_codes_of_the_base(tmp_path: Path) -> None:
+    base = quantised("llama", tmp_path / "base", "fp8-token")
+    adapter = write_adapter(tmp_path / "adapter", base, LAYERS, RANK)
+    plain, adapted = (decide(source, "gfx950")["gfx950"].fired() for source in (base, adapter))
+    assert adapted["quantise"] == plain["quantise"] == 4
+
+
 def test_the_adapter_is_a_source(llama: Path) -> None:
     source = load_source(llama / "adapter", dims={"batch": 2, "seq": 5})
     assert source.name == "adapter" and source.tokenizer_path is not None
@@ -179,6 +187,14 @@ def test_beside_a_configuration_without_weights(llama: Path, tmp_path: Path) -> 
     weights = {weight.name: weight for weight in source.graph.parameters.values()}
     assert weights["model.layers.0.self_attn.q_proj.weight"].read is None
     assert weights["model.layers.0.self_attn.q_proj.lora_A.weight"].read is not None
+
+
+def test_an_adapter_in_the_folder_of_a_model(llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(llama / "base", folder)
+    shutil.copy(llama / "adapter" / "adapter_config.json", folder)
+    source = load_source(folder, dims={"batch": 2, "seq": 5})
+    assert any("`--adapter`" in note for note in source.notes)
 
 
 def test_where_the_model_is(llama: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from sample_models import reference
 
 import fusec
+from fusec.api import decide
 from fusec.diagnostics import InputError, UnsupportedError
 from fusec.frontend.huggingface import prepare_folder
 from fusec.frontend.quantisation_config import read_scheme
@@ -121,6 +122,16 @@ def test_a_configuration_alone_declares_the_same_codes(
     for weight in declared.checkpoint.values():
         assert weight.read is None
         assert weight.quantised.codes.read is None and weight.quantised.scale.read is None
+
+
+def test_a_configuration_alone_fuses_alike(
+    folders: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    folder = folders("llama", "fp8-token")
+    bare = without_weights(folder, tmp_path / "bare")
+    held, alone = (decide(source, "gfx950")["gfx950"] for source in (folder, bare))
+    assert held.fired()["quantise"] == 4
+    assert [row.as_json() for row in alone] == [row.as_json() for row in held]
 
 
 def test_codes_are_the_bytes_of_the_files(folders: Callable[[str, str], Path]) -> None:
@@ -383,6 +394,7 @@ def test_other_methods_are_refused_by_name(config: dict[str, Any], message: str)
         {"quant_method": "fp8", "weight_block_size": [128]},
         {"quant_method": "fp8", "weight_block_size": [0, 128]},
         {"quant_method": "fp8", "weight_block_size": "wide"},
+        {"quant_method": "mxfp4", "modules_to_not_convert": ["re:("]},
         {"quant_method": "compressed-tensors", "config_groups": [1]},
         {"quant_method": "compressed-tensors"},
         _compressed({"type": "float"}),
@@ -420,6 +432,26 @@ def test_names_that_stay_plain(config: dict[str, Any], path: str, quantised: boo
     scheme = read_scheme({"quantization_config": config}, "config.json")
     assert scheme is not None
     assert (scheme.format_of((path,), "linear") is not None) == quantised
+
+
+def test_blocks_and_notes_of_compressed_tensors() -> None:
+    config = _compressed({**FLOAT8, "strategy": "block", "block_structure": "64x32"})
+    scheme = read_scheme({"quantization_config": config}, "config.json")
+    assert scheme is not None and scheme.blocks == ((64, 32),)
+    assert "weights only" in scheme.notes[0]
+
+
+def test_a_power_of_two_for_each_block(folders: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """DeepSeek's newer checkpoints have e8m0 scales."""
+
+    def narrow(tensors: Tensors, config: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.endswith("_scale_inv")]:
+            tensors[name] = torch.exp2(torch.log2(tensors[name]).ceil()).to(torch.float8_e8m0fnu)
+
+    folder = changed(folders("deepseek_v3", "fp8-block"), tmp_path / "model", narrow)
+    check_values(folder, exact(folder, tmp_path / "plain"), "float32")
+    held = prepare(folder).checkpoint["model.layers.0.mlp.gate_proj.weight"].quantised
+    assert (held.scale.type.dtype, held.block) == ("e8m0", (128, 128))
 
 
 def write_safetensors(path: Path, dtype: str, shape: list[int], data: bytes) -> Path:
