@@ -29,7 +29,7 @@ from fusec.options import (
     settings_of,
 )
 from fusec.passes.hints import hint_for
-from fusec.report import artifact_name, counts_text, inspect_document, size_text
+from fusec.report import alike, artifact_name, counts_text, inspect_document, size_text
 from fusec.rewrite import Decision, DecisionLog, Pass, run_pipeline
 from fusec.runtime.artifact import Source as SourceRecord
 from fusec.runtime.artifact import TensorSpec, open_artifact
@@ -367,14 +367,14 @@ def _said_of_decisions(logs: Mapping[str, DecisionLog], most: int = 5) -> list[s
     for name, log in logs.items():
         prefix = f"{name}: " if len(logs) > 1 else ""
         lines.append(prefix + (counts_text(log.fired()) or "nothing fused"))
-        groups: dict[tuple[str, str | None, str | None], list[str]] = {}
-        for decision in log.refused():
-            key = (decision.fusion, decision.code, decision.reason)
-            groups.setdefault(key, []).append(decision.site)
-        for (fusion, code, reason), sites in list(groups.items())[:most]:
-            more = f" (and {len(sites) - 1} more)" if len(sites) > 1 else ""
-            lines.append(f"{prefix}refused {fusion} at {sites[0]}{more}: `{code}` ({reason})")
-        if (left := sum(map(len, list(groups.values())[most:]))) > 0:
+        refused = log.refused()
+        sites = [decision.site for decision in refused]
+        groups = alike([f"{d.fusion}: `{d.code}` ({d.reason})" for d in refused])
+        for text, places in groups[:most]:
+            fusion, _, why = text.partition(": ")
+            more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+            lines.append(f"{prefix}refused {fusion} at {sites[places[0]]}{more}: {why}")
+        if (left := sum(len(places) for _, places in groups[most:])) > 0:
             lines.append(f"{prefix}and {left} more: `fusec explain` lists them")
     return lines
 

@@ -9,6 +9,7 @@ from typing import get_args
 
 from fusec.diagnostics import RequirementError, UsageError
 from fusec.passes import FUSIONS, PIPELINE
+from fusec.report import alike
 from fusec.rewrite import DEFAULTS, Decision, DecisionLog, Pass, QuantRequest, Settings
 from fusec.rewrite.settings import QuantFormat
 
@@ -128,7 +129,7 @@ def check_requirements(
             f"{fired[requirement.fusion]} of {sites} sites fired",
             at=_sites(refused),
             detail=(
-                *dict.fromkeys(f"{d.code}: {d.reason}" for d in refused),
+                *(text for text, _ in alike([f"{d.code}: {d.reason}" for d in refused])),
                 *_instead(log, requirement.fusion),
             ),
             hint=next((d.hint for d in refused if d.hint), None)

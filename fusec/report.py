@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fusec.runtime.artifact import Artifact
@@ -12,6 +12,8 @@ INSPECT_SCHEMA = "fusec.inspect/1"
 EXPLAIN_SCHEMA = "fusec.explain/1"
 
 Row = Mapping[str, Any]
+
+_LAYER = re.compile(r"\.\d+(?=[.`+])")
 
 
 def inspect_document(artifact: Artifact) -> dict[str, Any]:
@@ -93,13 +95,25 @@ def explain_text(decisions: Iterable[Row], fusion: str | None = None) -> str:
 
 
 def _fired(rows: list[Row]) -> Iterator[str]:
-    counts: Counter[str] = Counter()
-    for row in rows:
-        if details := details_text(row):
-            counts[f"with {details}"] += 1
-        counts.update(f"instead of {each}" for each in rejected_texts(row))
-    for said, count in counts.items():
-        yield f"  {count} {said}"
+    said = [details for row in rows if (details := details_text(row))]
+    for text, places in alike(said):
+        yield f"  {len(places)} {'sites' if len(places) > 1 else 'site'}: {text}"
+    for text, places in alike([each for row in rows for each in rejected_texts(row)]):
+        yield f"  {len(places)} instead of {text}"
+
+
+def alike(texts: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Texts that differ in the numbers of layers at most, with the places where they stand.
+
+    Numbers in module paths that differ are given as `*`.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, text in enumerate(texts):
+        groups.setdefault(_LAYER.sub(".*", text), []).append(place)
+    return [
+        (texts[places[0]] if len({texts[place] for place in places}) == 1 else masked, places)
+        for masked, places in groups.items()
+    ]
 
 
 def details_text(row: Row) -> str:
@@ -126,14 +140,10 @@ def rejected_texts(row: Row) -> list[str]:
 
 
 def _refused(rows: list[Row]) -> Iterator[str]:
-    groups: dict[tuple[str, str, str], list[str]] = {}
-    for row in rows:
-        key = (row["code"] or "", row["reason"] or "", row["hint"] or "")
-        groups.setdefault(key, []).append(row["site"])
-    for (code, reason, hint), sites in groups.items():
-        yield f"  {len(sites)} refused by `{code}`: {reason}"
-        yield f"    at {_some(sites)}"
-        if hint:
+    for text, places in alike([f"`{row['code']}`: {row['reason']}" for row in rows]):
+        yield f"  {len(places)} refused by {text}"
+        yield f"    at {_some([rows[place]['site'] for place in places])}"
+        if hint := rows[places[0]]["hint"]:
             yield f"    hint: {hint}"
 
 

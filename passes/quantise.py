@@ -113,6 +113,7 @@ class Quantise(FusionPass):
     name: ClassVar[str] = "quantise"
     fusion: ClassVar[str | None] = "quantise"
     after: ClassVar[tuple[str, ...]] = ("linear", "merge_qkv", "merge_gate_up", "wide_linear")
+    beside: ClassVar[tuple[str, ...]] = ("merge_qkv", "merge_gate_up")
     guards: ClassVar[tuple[Guard, ...]] = (
         is_weight,
         is_asked_as_one,

@@ -68,12 +68,14 @@ class FusionPass(Pass):
         guards: asked in order; the first rejection counts.
         instead_of: fusions that were tried before at the same places, and are better: where this
             one fires, their refusals stay and are named in its record.
+        beside: fusions whose records at the same nodes stay true where this one fires.
     """
 
     fusion: ClassVar[str | None] = None
     patterns: ClassVar[tuple[Op, ...]] = ()
     guards: ClassVar[tuple[Guard, ...]] = ()
     instead_of: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[tuple[str, ...]] = ()
 
     def anchors(self) -> frozenset[str]:
         """The operations that a match can begin at."""
@@ -167,8 +169,9 @@ class FusionPass(Pass):
             return
         node = build.added[-1] if build.added else match.root.name
         better = [decision for decision in gone if decision.fusion in self.instead_of]
-        for decision in better:
-            log.add(replace(decision, node=node))
+        for decision in gone:
+            if decision in better or decision.fusion in self.beside:
+                log.add(replace(decision, node=node))
         rejected = tuple(
             {"backend": each.fusion, "code": each.code or "", "reason": each.reason or ""}
             for each in better

@@ -89,7 +89,8 @@ def test_alignment(fusec: Fusec, mlp: Path) -> None:
 
 def test_explain_in_words(fusec: Fusec, mlp: Path) -> None:
     said = fusec("explain", mlp, "--target", "gfx942", "--quantize", "fp8-token", "--tp", "2").out
-    assert "quantise: 4 of 4 fired\n  4 with format fp8-token, activations f8e4m3fnuz" in said
+    assert "quantise: 4 of 4 fired\n  4 sites: format fp8-token, activations f8e4m3fnuz" in said
+    assert "merge_gate_up: 2 of 2 fired" in said
 
 
 def test_ranks_are_not_lowered(fusec: Fusec, mlp: Path, tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from test_golden import CASES, Case
+from test_golden import CASES, TARGET, Case, graph_of
 
 from fusec.ir import Graph, parse_graph
 from fusec.passes import PIPELINE
-from fusec.rewrite import DecisionLog, run_pipeline
-from fusec.target import target_named
+from fusec.rewrite import DEFAULTS, DecisionLog, Settings, run_pipeline
+from fusec.target import Target
 
 MIXER = """
 graph @main(%g: f32[n, 8, 5], %u: f32[n, 8, 5]) symbols(n in [1, 64]) {
@@ -23,15 +23,16 @@ graph @main(%g: f32[n, 8, 5], %u: f32[n, 8, 5]) symbols(n in [1, 64]) {
 """
 
 
-def _through_pipeline(text: str) -> tuple[Graph, DecisionLog]:
-    graph, log = parse_graph(text), DecisionLog()
-    run_pipeline([each() for each in PIPELINE], graph, target_named("x86-64-v3"), log)
-    return graph, log
+def _through_pipeline(graph: Graph, target: Target, settings: Settings) -> DecisionLog:
+    log = DecisionLog()
+    run_pipeline([each.configured(settings) for each in PIPELINE], graph, target, log)
+    return log
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_rows_agree_with_the_graph(case: Case) -> None:
-    graph, log = _through_pipeline(case.before)
+    graph = graph_of(case)
+    log = _through_pipeline(graph, case.target, case.settings)
     fired = [row for row in log if row.status == "fired"]
     assert [row for row in fired if row.node not in graph] == []
     settled = {(row.fusion, row.site) for row in fired}
@@ -39,7 +40,7 @@ def test_rows_agree_with_the_graph(case: Case) -> None:
 
 
 def test_a_mixer_with_a_skip_has_one_row() -> None:
-    _, log = _through_pipeline(MIXER)
+    log = _through_pipeline(parse_graph(MIXER), TARGET, DEFAULTS)
     assert [(row.fusion, row.site, row.status) for row in log] == [
         ("silu_mul", "layers.0.mamba", "fired")
     ]

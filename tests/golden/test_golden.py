@@ -87,7 +87,7 @@ def _settings(given: dict[str, str]) -> Settings:
     )
 
 
-def _graph(case: Case) -> Graph:
+def graph_of(case: Case) -> Graph:
     """The graph before, its parameters held as the case says; `a+b` is made of a and b."""
     graph = parse_graph(case.before)
     for value, weight in graph.parameters.items():
@@ -140,7 +140,7 @@ def _refusals(log: DecisionLog) -> list[str]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_case(case: Case, request: pytest.FixtureRequest) -> None:
     which = _pass_of(case.file)
-    graph = _graph(case)
+    graph = graph_of(case)
     assert print_graph(graph) == case.before, "write the case as it prints"
     log = DecisionLog()
     changes = probe(which, case.settings).run(graph, case.target, log)

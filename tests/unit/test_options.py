@@ -96,7 +96,7 @@ def test_an_unmet_requirement_names_what_was_chosen_instead() -> None:
     explained = explain_text([decision.as_json() for decision in log])
     assert explained == (
         "moe_mxfp4_dequant: 36 of 36 fired\n"
-        "  36 with dequantises to bf16\n"
+        "  36 sites: dequantises to bf16\n"
         "  36 instead of moe_mxfp4_native: `mxfp4.arch`: native scaled MFMA needs gfx950; this is "
         "gfx942\n"
         "moe_mxfp4_native: 0 of 36 fired\n"
