@@ -14,8 +14,9 @@ padded to multiples of 256 in memory, unless `--mxfp4-align reject` says not to;
 but weights of such sizes is multiplied by scaled matrix units.
 
 A request without a pattern leaves alone what is sensitive, as vLLM and llm-compressor do: what is
-returned (`lm_head`), routers, and gates of one number; a pattern that fits them takes them.
-Embeddings and norms are no linears.  On a CPU nothing changes: a weight that the source holds in
+returned (`lm_head`), routers, and gates of one number; and low-rank products, two linears with
+nothing between, such as adapters.  A pattern that fits them takes them.  Embeddings and norms are
+no linears.  On a CPU nothing changes: a weight that the source holds in
 few bits is dequantised when the artifact is written.
 
 Leaves it alone when
@@ -36,6 +37,8 @@ from typing import ClassVar
 from fusec.formats import MX_GROUP, Scaling, fp8_scaling, mx_scaling
 from fusec.ir import OPS, Attr, Graph, Node
 from fusec.ir.weights import Bits
+from fusec.passes.experts_walk import before
+from fusec.passes.facts import only_reader
 from fusec.passes.mxfp4_layout import ALIGNMENT, aligned, padded, padded_codes, up_to
 from fusec.passes.quantised_weights import (
     NONE,
@@ -240,9 +243,10 @@ def _mxfp4(match: Match, target: Target, build: Builder) -> str:
 
 
 def is_sensitive(graph: Graph, linear: Node) -> bool:
-    """Whether `linear` gives what is returned, what experts are chosen by, or a gate of one."""
-    gate = graph.type(linear.inputs[1]).shape[0] == 1
-    return gate or _is_head(graph, linear) or _is_router(graph, linear)
+    """Whether a request without a pattern leaves `linear` alone."""
+    if graph.type(linear.inputs[1]).shape[0] == 1:
+        return True
+    return any(is_one(graph, linear) for is_one in (_is_head, _is_router, _is_of_low_rank))
 
 
 def _is_head(graph: Graph, linear: Node) -> bool:
@@ -268,7 +272,9 @@ def _is_router(graph: Graph, linear: Node) -> bool:
         node = waiting.pop()
         for value in node.outputs:
             for reader in graph.users(value):
-                if reader.op == "topk" or (reader.op == "moe" and value in reader.inputs[1:3]):
+                if reader.op in ("topk", "router") or (
+                    reader.op == "moe" and value in reader.inputs[1:3]
+                ):
                     return True
                 carries = reader.op in _AFTER_ROUTER or (
                     reader.op in OPS and OPS[reader.op].elementwise
@@ -277,3 +283,14 @@ def _is_router(graph: Graph, linear: Node) -> bool:
                     seen.add(reader.name)
                     waiting.append(reader)
     return False
+
+
+def _is_of_low_rank(graph: Graph, linear: Node) -> bool:
+    """Whether another linear multiplies what this one gives, or gives what it multiplies."""
+    source = graph.producer(before(graph, linear.inputs[0], "cast"))
+    if source is not None and source.op == "linear":
+        return True
+    value = linear.output
+    while (reader := only_reader(graph, value)) is not None and reader.op == "cast":
+        value = reader.output
+    return reader is not None and reader.op == "linear"
