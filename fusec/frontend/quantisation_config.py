@@ -27,6 +27,9 @@ WEIGHTS_ONLY = (
 ALL = 0
 """A size of a block that goes over the whole weight."""
 
+EXPRESSION = "re:"
+"""What begins a pattern that is a regular expression."""
+
 MX_BLOCK = (1, 32)
 
 Kind = Literal["linear", "experts"]
@@ -79,6 +82,14 @@ class Scheme:
         """The blocks of all formats, each once."""
         return tuple(dict.fromkeys(held.block for _, held in self.formats if held is not None))
 
+    @property
+    def expressions(self) -> Iterator[str]:
+        """The regular expressions among its patterns."""
+        names = [name for targets, _ in self.formats for name in targets]
+        for name in (*names, *(self.excluded or ())):
+            if name.startswith(EXPRESSION):
+                yield name.removeprefix(EXPRESSION)
+
     def format_of(self, paths: Iterable[str], kind: Kind) -> Format | None:
         """How a weight is quantised; `None` if it is not.
 
@@ -104,8 +115,8 @@ def _matches(pattern: str, path: str, inside: bool) -> bool:
     `re:` begins a regular expression; `*` stands for anything; a plain name is a whole path.  With
     `inside` it also stands for the modules in it, and may leave out the beginning of the path.
     """
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], path) is not None
+    if pattern.startswith(EXPRESSION):
+        return re.match(pattern.removeprefix(EXPRESSION), path) is not None
     if "*" in pattern:
         return fnmatch.fnmatchcase(path, pattern) or (
             inside and fnmatch.fnmatchcase(path, f"{pattern}.*")
@@ -139,12 +150,8 @@ def read_scheme(raw: Mapping[str, Any], at: str) -> Scheme | None:
         raise _unsupported(f"the checkpoint is quantised by `{method}`", at)
     try:
         scheme = reader(config, at)
-        for pattern in (
-            *(scheme.excluded or ()),
-            *(name for names, _ in scheme.formats for name in names),
-        ):
-            if pattern.startswith("re:"):
-                re.compile(pattern[3:])
+        for pattern in scheme.expressions:
+            re.compile(pattern)
         return scheme
     except (re.error, TypeError, ValueError, AttributeError, LookupError) as error:
         message = f"`quantization_config` of `{method}` is not sound"

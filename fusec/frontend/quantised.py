@@ -25,7 +25,7 @@ import numpy as np
 from fusec.diagnostics import InputError, UnsupportedError
 from fusec.dtypes import DTYPES, bf16_to_f32
 from fusec.formats import FP8
-from fusec.frontend.quantisation_config import ALL, HINT, MX_BLOCK, Format, Scheme
+from fusec.frontend.quantisation_config import ALL, EXPRESSION, HINT, MX_BLOCK, Format, Scheme
 from fusec.frontend.safetensors_index import Stored
 from fusec.ir.types import TensorType
 from fusec.ir.weights import Bits, Quantised, Weight, dequantised, digest
@@ -34,11 +34,16 @@ SCALES = ("_scale_inv", "_scale")
 INPUT_SCALES = ("input_scale", "activation_scale")
 PACKED = "_packed"
 BLOCKS, BLOCK_SCALES = "_blocks", "_scales"
+SCALES_OF = {".weight_scale": ".weight", "_scale_inv": "", BLOCK_SCALES: BLOCKS}
+"""Ends of the names of scales, with those of their weights."""
 
 CACHE_SCALE = re.compile(
     r"\.(?:[kvq]|kv|prob)_scale$|\.[kvq]_proj\.output_scale$|prob_output_scale$"
 )
 """Scales of a quantised cache of keys and values, or of the products of attention."""
+
+DEEPSEEK_BLOCK = (128, 128)
+"""What Quark leaves as it is when it quantises only a part of such a checkpoint."""
 
 PLAIN_PARTS = ("weight", "bias")
 """Tensors of a layer that mean the same beside quantised weights."""
@@ -144,18 +149,12 @@ def _codes(left: dict[str, Stored], name: str, scheme: Scheme | None) -> tuple[s
     if kind == "f4e2m1x2":
         shape = (*shape[:-1], shape[-1] * 2)
     block, sizes = _block(name, codes, shape, scale_name, scale, scheme)
-    input_scale = None
-    layer, _, _ = plain.rpartition(".")
-    for end in INPUT_SCALES:
-        given = left.pop(f"{layer}.{end}", None) if plain.endswith(".weight") else None
-        if given is not None:
-            input_scale = _input_scale(plain, f"{layer}.{end}", given)
     scale_kind = "e8m0" if _is_e8m0(scale) else "f32"
     return plain, Quantised(
         _weight(plain, "codes", name, codes, kind, codes.shape),
         _weight(plain, "scale", scale_name, scale, scale_kind, sizes),
         block,
-        input_scale=input_scale,
+        input_scale=_input_scale(left, plain),
     )
 
 
@@ -170,7 +169,7 @@ def _block(
     """The block that scales of this shape are for, and the sizes that they are seen in."""
     *outer, rows, columns = shape
     blocks = [] if scheme is None else list(scheme.blocks)
-    blocks += [MX_BLOCK] if _is_e8m0(scale) else [(1, ALL), (ALL, ALL)]
+    blocks += [MX_BLOCK] if _is_e8m0(scale) else [(1, ALL), (ALL, ALL), DEEPSEEK_BLOCK]
     for block in dict.fromkeys(blocks):
         held = _whole(block, (rows, columns))
         sizes = (*outer, -(-rows // held[0]), -(-columns // held[1]))
@@ -198,11 +197,17 @@ def _is_e8m0(scale: Stored) -> bool:
     return scale.dtype in ("u8", "e8m0")
 
 
-def _input_scale(plain: str, name: str, held: Stored) -> Weight:
+def _input_scale(left: dict[str, Stored], plain: str) -> Weight | None:
+    """How what goes into the layer of the weight `plain` is scaled, if that is said."""
+    layer, _, part = plain.rpartition(".")
+    names = [f"{layer}.{end}" for end in INPUT_SCALES if f"{layer}.{end}" in left]
+    if part != "weight" or not names:
+        return None
+    held = left.pop(names[0])
     if prod(held.shape) != 1:
-        what = f"`{name}` {_said(held)}: more than one scale for what goes into a layer"
+        what = f"`{names[0]}` {_said(held)}: more than one scale for what goes into a layer"
         raise UnsupportedError(f"{what} is not read", hint=HINT)
-    return _weight(plain, "input_scale", name, held, "f32", (1,))
+    return _weight(plain, "input_scale", names[0], held, "f32", (1,))
 
 
 def _weight(
@@ -233,19 +238,15 @@ def _check_rest(
         if layer in layers and part not in PLAIN_PARTS:
             message = f"`{name}` {_said(held)} belongs to a quantised weight"
             raise UnsupportedError(f"{message}, and fusec does not read it", hint=HINT)
-        for end in (".weight_scale_inv", ".weight_scale", *SCALES[:1], BLOCK_SCALES):
-            base = name.removesuffix(end)
-            if base == name or (end == BLOCK_SCALES and held.dtype != "u8"):
+        for end, of in SCALES_OF.items():
+            if not name.endswith(end) or (end == BLOCK_SCALES and held.dtype != "u8"):
                 continue
-            weight = f"{base}.weight" if end.startswith(".") else base
-            weight = base + BLOCKS if end == BLOCK_SCALES else weight
-            with_config = "" if scheme else ", and `config.json` has no `quantization_config`"
-            if weight not in left:
-                message = f"`{name}` is a scale, but its weight `{weight}` is missing"
-            else:
-                said = f"`{weight}` {_said(left[weight])}"
-                message = f"`{name}` is a scale, but its weight {said} is not quantised"
-            raise InputError(message + with_config, hint="the checkpoint is not complete")
+            weight = name.removesuffix(end) + of
+            message = f"`{name}` is a scale, but its weight `{weight}` "
+            message += f"{_said(left[weight])} is not quantised" if weight in left else "is missing"
+            if scheme is None:
+                message += ", and `config.json` has no `quantization_config`"
+            raise InputError(message, hint="the checkpoint is not complete")
 
 
 def _said(held: Stored) -> str:
@@ -355,7 +356,7 @@ def _model_names(model: Any, scheme: Scheme) -> tuple[str, ...]:
     names: list[str] = []
     for name in scheme.excluded:
         other = f"{name}."
-        if "*" not in name and not name.startswith("re:"):
+        if "*" not in name and not name.startswith(EXPRESSION):
             for rule in rules:
                 other, _ = rule.rename_source_key(other)
         names += dict.fromkeys((name, other.removesuffix(".")))

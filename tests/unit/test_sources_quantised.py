@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from quantised_folders import changed, exact, quantised, without_weights
-from quantised_models import TRUE_SIZES, true_config
+from quantised_models import LAYOUTS, TRUE_SIZES, true_config
 from reference import eager, largest_error, tokens
 from safetensors.torch import load_file
 from sample_models import reference
@@ -439,6 +439,26 @@ def test_blocks_and_notes_of_compressed_tensors() -> None:
     scheme = read_scheme({"quantization_config": config}, "config.json")
     assert scheme is not None and scheme.blocks == ((64, 32),)
     assert "weights only" in scheme.notes[0]
+
+
+def test_quark_leaves_blocks_of_another_vendor_as_they_are(
+    folders: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """It renames their scales and says nothing of them in its configuration."""
+
+    def rename(tensors: Tensors, config: dict[str, Any]) -> None:
+        config.clear()
+        config |= LAYOUTS["quark-mxfp4"].config
+        for name in [name for name in tensors if name.endswith("_scale_inv")]:
+            tensors[name.removesuffix("_inv")] = tensors.pop(name)
+
+    folder = folders("deepseek_v3", "fp8-block")
+    found = prepare(changed(folder, tmp_path / "model", rename)).checkpoint
+    held = prepare(folder).checkpoint
+    dense = "model.layers.0.mlp.down_proj.weight"
+    assert found[dense].quantised.block == (128, 128)
+    for name in (dense, "model.layers.1.mlp.experts.gate_up_proj"):
+        assert np.array_equal(found[name].load(), held[name].load())
 
 
 def test_a_power_of_two_for_each_block(folders: Callable[[str, str], Path], tmp_path: Path) -> None:
