@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from fusec.diagnostics import InputError
 from fusec.kernels.launch import TritonSource
 from fusec.link.amdgpu_tools import GPU_HINT
 from fusec.link.assembly import read_assembly, read_ptx
 from fusec.link.gpu_checks import fitted
-from fusec.link.gpu_kernel import CompiledCode, GpuKernel
+from fusec.link.gpu_kernel import CompiledCode, GpuKernel, MachineCode
 from fusec.target import Target
 
 FP_FUSION = True
 """Whether a multiplication and an addition may become one instruction; always said explicitly,
 because Triton's default changes between releases."""
 
+NO_PACKED_F32 = "-packed-fp32-ops"
+"""LLVM's name for doing without packed f32 instructions."""
+
+StagesHook: TypeAlias = Callable[..., tuple[str, str] | None]
+
+_ATTRIBUTES_OF_FUNCTION = re.compile(r"^define .* #(\d+)(?: .*)?\{$", re.MULTILINE)
+
 
 def build_triton(source: TritonSource, target: Target) -> CompiledCode:
     """Compile one Triton function for `target`; the same bytes always.
+
+    Where packed f32 instructions come out in a form that the target does not execute right, it is
+    compiled without them.
 
     Raises:
         InputError: Triton is not installed.
@@ -48,24 +60,58 @@ def build_triton(source: TritonSource, target: Target) -> CompiledCode:
         attrs=divisible,
     )
     options = {"num_warps": source.warps, "enable_fp_fusion": FP_FUSION, **dict(source.options)}
-    with triton.knobs.compilation.scope():
-        # Line tables name files of this machine, and would differ between machines.
-        triton.knobs.compilation.disable_line_info = True
-        compiled = triton.compile(made, target=_gpu_target(backends, target), options=options)
-    is_amd = target.family == "amdgpu"
-    suffix = "hsaco" if is_amd else "cubin"
-    if is_amd:
-        machine = read_assembly(compiled.asm["amdgcn"], target.arch)
-    else:
-        machine = read_ptx(compiled.asm["ptx"])
+
+    def compiled(stages_hook: StagesHook | None = None) -> Any:
+        knobs = triton.knobs
+        with knobs.compilation.scope(), knobs.runtime.scope():
+            # Line tables name files of this machine, and would differ between machines.
+            knobs.compilation.disable_line_info = True
+            knobs.compilation.always_compile = stages_hook is not None  # 3.6 keeps no two results
+            knobs.runtime.add_stages_inspection_hook = stages_hook
+            return triton.compile(made, target=_gpu_target(backends, target), options=options)
+
+    found = compiled()
+    if target.family != "amdgpu":
+        return _compiled_code(found, "cubin", read_ptx(found.asm["ptx"]), source, target)
+    machine = read_assembly(found.asm["amdgcn"], target.arch)
+    if machine.forbidden:
+        found = compiled(_without_packed_f32)
+        machine = read_assembly(found.asm["amdgcn"], target.arch)
+    return _compiled_code(found, "hsaco", machine, source, target)
+
+
+def _compiled_code(
+    found: Any, suffix: str, machine: MachineCode, source: TritonSource, target: Target
+) -> CompiledCode:
     return CompiledCode(
-        symbol=compiled.metadata.name,
-        code=compiled.asm[suffix],
+        symbol=found.metadata.name,
+        code=found.asm[suffix],
         suffix=suffix,
         threads=source.warps * target.wave_size,
-        shared_bytes=compiled.metadata.shared,
+        shared_bytes=found.metadata.shared,
         machine=machine,
     )
+
+
+def _without_packed_f32(*stage: Any) -> tuple[str, str] | None:
+    """Triton's hook into its stages: LLVM may not form packed f32 instructions.
+
+    Without arguments it is asked for what tells its results from others in Triton's cache.
+    """
+    if not stage:
+        return NO_PACKED_F32, NO_PACKED_F32
+    stages = stage[1]
+    make = stages["amdgcn"]
+    stages["amdgcn"] = lambda text, metadata: make(forbid_packed_f32(text), metadata)
+    return None
+
+
+def forbid_packed_f32(text: str) -> str:
+    """LLVM IR `text` with packed f32 instructions forbidden in every function that it defines."""
+    for group in set(_ATTRIBUTES_OF_FUNCTION.findall(text)):
+        begin = f"attributes #{group} = {{"
+        text = text.replace(begin, f'{begin} "target-features"="{NO_PACKED_F32}"')
+    return text
 
 
 def build(source: TritonSource, target: Target) -> GpuKernel:

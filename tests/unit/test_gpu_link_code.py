@@ -7,6 +7,7 @@ import pytest
 from fusec.cli.inspect import _kernels
 from fusec.link.assembly import read_assembly, read_ptx
 from fusec.link.occupancy import waves_per_unit
+from fusec.link.triton_build import forbid_packed_f32
 from fusec.target import target_named
 
 
@@ -49,6 +50,22 @@ def test_matrix_instructions() -> None:
     text = "\tv_mfma_scale_f32_32x32x64_f8f6f4 a[0:15], v[0:3]\n\tv_mfma_f32_16x16x32_bf16 a[0:3]\n"
     names = ("v_mfma_f32_16x16x32_bf16", "v_mfma_scale_f32_32x32x64_f8f6f4")
     assert read_assembly(text * 2, "gfx950").mfma == names
+
+
+def test_packed_instructions_are_forbidden_in_every_function() -> None:
+    text = """
+define amdgpu_kernel void @f(ptr %0, float %1) local_unnamed_addr #1 !dbg !3 {
+define internal float @g(float %0) #2 {
+declare float @h(float) #3
+attributes #1 = { nounwind "uniform-work-group-size" }
+attributes #2 = { nounwind }
+attributes #3 = { nounwind }
+attributes #11 = { nounwind }
+"""
+    changed = forbid_packed_f32(text).splitlines()
+    said = [line for line in changed if "-packed-fp32-ops" in line]
+    assert [line.split(" = ")[0] for line in said] == ["attributes #1", "attributes #2"]
+    assert said[0].endswith('"-packed-fp32-ops" nounwind "uniform-work-group-size" }')
 
 
 def test_ptx() -> None:
