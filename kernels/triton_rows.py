@@ -62,31 +62,41 @@ class Shares:
 
     Attributes:
         elements: of each lane, in a row that is long enough.
+        narrow: the same where the result is quantised.
         least: elements of a tile; shorter rows share a program.
         warps: of a work group, at most.
     """
 
     elements: int
+    narrow: int
     least: int
     warps: int
 
 
 SHARES: dict[Family, Shares] = {
-    "amdgpu": Shares(elements=16, least=2048, warps=16),
-    "nvidia": Shares(elements=16, least=2048, warps=16),
+    "amdgpu": Shares(elements=16, narrow=16, least=2048, warps=16),
+    "nvidia": Shares(elements=16, narrow=32, least=2048, warps=16),
 }
-"""By family of targets.  Two loads of 16 bytes are under way in each lane of bf16; a lane with
-more waits for its registers, one with less for the reduction across waves."""
+"""By family of targets.  A lane that reads 16 elements of bf16 has two loads of 16 bytes under way;
+one with more has fewer neighbours in its registers, one with less waits for reductions.  On an
+NVIDIA GPU these were measured; on an AMD GPU they leave room for all waves."""
 
 
 def tile_of(
-    length: int, target: Target, *, most: int = LONGEST, least: int = 64, together: int = 1
+    length: int,
+    target: Target,
+    *,
+    narrow: bool = False,
+    most: int = LONGEST,
+    least: int = 64,
+    together: int = 1,
 ) -> Tile:
     """The tile of rows of `length` elements.
 
     Args:
         length: elements of a row.
         target: for what.
+        narrow: whether the result is quantised.
         most: elements of a row that a program holds, at most.
         least: the same, at least.
         together: rows of which a program has whole multiples; a power of two.
@@ -94,16 +104,16 @@ def tile_of(
     shares = SHARES[target.family]
     block = min(most, power_above(length, least))
     rows = max(together, shares.least // block)
-    lanes = block * rows // shares.elements
+    lanes = block * rows // (shares.narrow if narrow else shares.elements)
     return Tile(block, rows, min(shares.warps, max(1, lanes // target.wave_size)))
 
 
-def column_tile_of(length: int, target: Target, *, group: int = 1) -> Tile:
+def column_tile_of(length: int, target: Target, *, narrow: bool = False, group: int = 1) -> Tile:
     """The tile where programs share a row: a block of whole groups that wastes few lanes."""
     least = max(group, 64)
     blocks = [block for block in (2048, 1024, 512) if block >= least]
     best = min(blocks or [least], key=lambda block: -(-length // block) * block)
-    return tile_of(min(length, best), target, most=max(best, least))
+    return tile_of(min(length, best), target, narrow=narrow, most=max(best, least))
 
 
 def power_above(length: int, least: int = 64) -> int:

@@ -31,7 +31,9 @@ def _launch(call: Call) -> Launch:
     x1, weight1, x2, weight2 = call.inputs
     outputs = list(call.outputs)
     lengths = {name: row_length(call.input_type(index)) for name, index in (("1", 0), ("2", 2))}
-    tiles = {name: tile_of(length, call.target) for name, length in lengths.items()}
+    tiles = {
+        name: tile_of(length, call.target, narrow=quantises) for name, length in lengths.items()
+    }
     arguments = RowArguments()
     arguments.rows("x1", x1)
     arguments.pointer("w1", weight1)

@@ -14,6 +14,7 @@ from fusec.kernels.quantize.triton_kernel import (
     store_codes,
     store_tile,
 )
+from fusec.kernels.silu_mul.triton_kernel import sigmoid
 
 
 @triton.jit
@@ -27,7 +28,7 @@ def gated_norm(
     NORM_BEFORE_GATE: tl.constexpr,
 ):
     """norm(x) * w * act(gate), or norm(x * act(gate)) * w, of a tile of heads."""
-    b_act = tl.sigmoid(b_gate)
+    b_act = sigmoid(b_gate)
     if SILU:
         b_act *= b_gate
     if not NORM_BEFORE_GATE:

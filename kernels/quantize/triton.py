@@ -31,9 +31,9 @@ def _quantize(call: Call) -> Launch:
     length = row_length(call.input_type(0))
     group = group_of(scaling, length)
     if group == length:
-        tile = tile_of(length, call.target)
+        tile = tile_of(length, call.target, narrow=True)
     else:
-        tile = column_tile_of(length, call.target, group=group)
+        tile = column_tile_of(length, call.target, narrow=True, group=group)
     arguments = RowArguments()
     arguments.rows("x", x)
     arguments.codes(codes, scale, scaling)

@@ -41,19 +41,32 @@ def load_weight(p_w, begin, N: tl.constexpr, BLOCK: tl.constexpr, OFFSET: tl.con
     """The weights [1, BLOCK] of a tile, and OFFSET more."""
     o_n = begin + tl.arange(0, BLOCK)
     if N % BLOCK == 0:
-        b_w = tl.load(p_w + o_n[None, :])
+        b_w = tl.load(p_w + o_n[None, :]).to(tl.float32)
     else:
-        b_w = tl.load(p_w + o_n[None, :], mask=(o_n < N)[None, :], other=0.0)
-    return b_w.to(tl.float32) + OFFSET
+        b_w = tl.load(p_w + o_n[None, :], mask=(o_n < N)[None, :], other=0.0).to(tl.float32)
+    if OFFSET != 0:
+        b_w += OFFSET
+    return b_w
 
 
 @triton.jit
 def store_tile(
-    p_y, b_y, i_row, rows, stride, begin, N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+    p_y,
+    b_y,
+    i_row,
+    rows,
+    stride,
+    begin,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOGETHER: tl.constexpr = 16,
 ):
-    """Write a tile where `load_tile` would read it."""
+    """Write a tile where `load_tile` would read it, at most TOGETHER elements at a time."""
     o_n = begin + tl.arange(0, BLOCK)
     p_y += i_row[:, None] * stride + o_n[None, :]
+    if TOGETHER < 16:
+        p_y = tl.max_contiguous(p_y, (1, TOGETHER))
     b_y = b_y.to(p_y.dtype.element_ty)
     if ROWS > 1:
         tl.store(p_y, b_y, mask=(o_n < N)[None, :] & (i_row < rows)[:, None])
@@ -85,7 +98,7 @@ def power_scale(b_top, maximum, ROUNDING: tl.constexpr, element_ty: tl.constexpr
 @triton.jit
 def float_scale(b_top, maximum, floor, bound, ROUNDING: tl.constexpr):
     """f32 scales for groups whose largest magnitudes are `b_top`; a bound of 0 is none."""
-    b_scale = tl.div_rn(b_top, maximum)
+    b_scale = tl.div_rn(b_top, maximum) if ROUNDING == ROUND_UP else b_top / maximum
     b_scale = tl.where((bound > 0) & (b_scale > bound), bound, b_scale)
     b_scale = tl.maximum(b_scale, floor)
     if ROUNDING == ROUND_UP:
@@ -124,10 +137,11 @@ def e2m1_codes(b_y):
     # A number 2^22 times the power of two at or below, and no less than 2^22: added, it leaves two
     # bits of the sum for what is above it, and the addition rounds to them.
     power = tl.maximum(b_size.to(tl.int32, bitcast=True) & 0x7F800000, 0x3F800000)
-    shift = power + (22 << 23)
-    total = b_size + shift.to(tl.float32, bitcast=True)
-    b_code = total.to(tl.int32, bitcast=True) - shift + ((power >> 22) - 254)
-    return b_code | ((b_y.to(tl.int32, bitcast=True) >> 28) & 8)
+    shift = (power + (22 << 23)).to(tl.float32, bitcast=True)
+    total = (b_size + shift).to(tl.int32, bitcast=True)
+    # The code is those bits and twice the exponent, whose bias is 149: -2 * 149 = 6 modulo 8.
+    b_code = total + (total >> 22) + 6
+    return (b_code & 7) | ((b_y.to(tl.int32, bitcast=True) >> 28) & 8)
 
 
 @triton.jit
@@ -143,16 +157,17 @@ def store_codes(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     SATURATE: tl.constexpr,
+    TOGETHER: tl.constexpr = 16,
 ):
     """Write a tile, divided by its scales, as codes: two a byte for 4-bit floats."""
     if p_codes.dtype.element_ty == tl.uint8:
         b_low, b_high = tl.split(tl.reshape(e2m1_codes(b_y), [ROWS, BLOCK // 2, 2]))
         b_codes = b_low | (b_high << 4)
-        store_tile(p_codes, b_codes, i_row, rows, stride, begin // 2, N // 2, BLOCK // 2, ROWS)
+        store_tile(p_codes, b_codes, i_row, rows, stride, begin // 2, N // 2, BLOCK // 2, ROWS, 4)
     else:
         if SATURATE:
             b_y = tl.clamp(b_y, -maximum, maximum, propagate_nan=tl.PropagateNan.ALL)
-        store_tile(p_codes, b_y, i_row, rows, stride, begin, N, BLOCK, ROWS)
+        store_tile(p_codes, b_y, i_row, rows, stride, begin, N, BLOCK, ROWS, TOGETHER)
 
 
 @triton.jit
@@ -193,6 +208,7 @@ def row_scale(
 @triton.jit
 def scale_groups(
     b_y,
+    b_factor,
     p_scale,
     p_codes,
     i_row,
@@ -209,11 +225,11 @@ def scale_groups(
     GROUP: tl.constexpr,
     ROUNDING: tl.constexpr,
 ):
-    """A tile over the scales of its groups, which are written."""
+    """A tile, times a factor [ROWS], over the scales of its groups, which are written."""
     groups: tl.constexpr = BLOCK // GROUP
     b_groups = tl.reshape(b_y, [ROWS, groups, GROUP])
     b_scale, b_inverse = scale_of(
-        tl.max(tl.abs(b_groups), axis=2),
+        tl.max(tl.abs(b_groups), axis=2) * b_factor[:, None],
         maximum,
         floor,
         bound,
@@ -227,16 +243,18 @@ def scale_groups(
     if ROWS > 1:
         m_g &= (i_row < rows)[:, None]
     tl.store(p_scale, b_scale, mask=m_g)
+    b_inverse *= b_factor[:, None]
     return tl.reshape(b_groups * b_inverse[:, :, None], [ROWS, BLOCK])
 
 
 @triton.jit
 def write_tile(
     b_y,
+    b_factor,
+    b_inverse,
     p_y,
     p_codes,
     p_scale,
-    b_inverse,
     i_row,
     rows,
     y_stride,
@@ -256,18 +274,20 @@ def write_tile(
     ROUNDING: tl.constexpr,
     SATURATE: tl.constexpr,
 ):
-    """Write a tile as it is if PLAIN, as codes and scales if QUANTISED.
+    """Write a tile times a factor [ROWS]: as it is if PLAIN, as codes and scales if QUANTISED.
 
     `b_inverse` [ROWS] has one over the scales where they serve whole rows.
     """
     if PLAIN:
-        store_tile(p_y, b_y, i_row, rows, y_stride, begin, N, BLOCK, ROWS)
+        b_plain = b_y * b_factor[:, None]
+        store_tile(p_y, b_plain, i_row, rows, y_stride, begin, N, BLOCK, ROWS)
     if QUANTISED:
         if GROUP == N or GROUP == 0:
-            b_y *= b_inverse[:, None]
+            b_y *= (b_factor * b_inverse)[:, None]
         else:
             b_y = scale_groups(
                 b_y,
+                b_factor,
                 p_scale,
                 p_codes,
                 i_row,
@@ -284,8 +304,20 @@ def write_tile(
                 GROUP,
                 ROUNDING,
             )
+        together: tl.constexpr = 8 if GROUP == N or GROUP == 0 else 16
         store_codes(
-            p_codes, b_y, i_row, rows, codes_stride, begin, maximum, N, BLOCK, ROWS, SATURATE
+            p_codes,
+            b_y,
+            i_row,
+            rows,
+            codes_stride,
+            begin,
+            maximum,
+            N,
+            BLOCK,
+            ROWS,
+            SATURATE,
+            together,
         )
 
 
@@ -340,10 +372,11 @@ def quantize_kernel(
             b_x = load_tile(p_x, i_read, x_stride, begin, N, BLOCK)
         write_tile(
             b_x,
+            tl.full([ROWS], 1.0, tl.float32),
+            b_inverse,
             p_x,
             p_codes,
             p_scale,
-            b_inverse,
             i_row,
             rows,
             x_stride,

@@ -31,7 +31,7 @@ def launch_norm(call: Call) -> Launch:
         codes = outputs.pop(0)
         scale = inputs.pop(0) if bool_attr(call.attrs, "has_scale") else outputs.pop(0)
     plain = outputs.pop(0) if outputs else None
-    tile = tile_of(length, call.target)
+    tile = tile_of(length, call.target, narrow=quantises)
     arguments = RowArguments()
     arguments.rows("x", x)
     arguments.rows("residual", residual)

@@ -91,13 +91,13 @@ def norm_rows(
                 b_x += load_tile(p_residual, i_read, residual_stride, begin, N, BLOCK)
         if RESIDUAL:
             store_tile(p_sum, b_x, i_row, rows, sum_stride, begin, N, BLOCK, ROWS)
-        b_y = b_x * b_rms[:, None] * b_w
         write_tile(
-            b_y,
+            b_x * b_w,
+            b_rms,
+            b_inverse,
             p_y,
             p_codes,
             p_scale,
-            b_inverse,
             i_row,
             rows,
             y_stride,

@@ -78,9 +78,9 @@ def _launch(call: Call) -> Launch:
     plain = outputs.pop(0) if outputs else None
     group = group_of(scaling, length)
     if group == length:
-        tile = tile_of(length, call.target)
+        tile = tile_of(length, call.target, narrow=quantises)
     else:
-        tile = column_tile_of(length, call.target, group=group)
+        tile = column_tile_of(length, call.target, narrow=quantises, group=group)
     interleaved = not gate.has_unit_rows
     if interleaved and not _are_pairs(gate, up):
         raise InternalError(f"{gate} and {up} do not take turns")

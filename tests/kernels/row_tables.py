@@ -102,6 +102,16 @@ def activation(
     return Problem(op, operands, attrs or {}, scale=3.0)
 
 
+def interleaved(shape: Shape, dtype: str = "bf16") -> Problem:
+    """gpt-oss's activation of parts that take turns in a row."""
+    pitch = 2 * shape[-1] + 32
+    operands = (
+        Operand(shape, dtype, pitch, step=2),
+        Operand(shape, dtype, pitch, offset=1, step=2, within=0),
+    )
+    return Problem("swiglu_oai", operands, {"alpha": 1.702, "limit": 7.0}, scale=3.0)
+
+
 def quantize(shape: Shape, scaling: Scaling, dtype: str = "bf16", **fields: str) -> Problem:
     """Rows brought into a format."""
     plain = Problem("quantize", (Operand(shape, dtype),), scale=4.0, **fields)  # type: ignore[arg-type]
@@ -240,6 +250,7 @@ def _silu_mul() -> list[Problem]:
         activation(shape, dtype, op, attrs)
         for shape, dtype, (op, attrs) in itertools.product(shapes, DTYPES, ACTIVATIONS)
     ]
+    found += [interleaved(shape, dtype) for shape in ((3, 160), (2, 2880)) for dtype in DTYPES]
     return [*found, replace(activation((4, 96), "f32"), scale=100.0)]
 
 
@@ -259,6 +270,10 @@ def _silu_mul_quant(dtype: str) -> list[Problem]:
     found += [
         quantised(activation((3, 2880), "f16", op, attrs), scaling)
         for op, attrs in ACTIVATIONS
+        for scaling in (fp8_scaling(dtype, "token"), mx_scaling("f4e2m1x2"), mx_scaling(dtype))
+    ]
+    found += [
+        quantised(interleaved((3, 2880)), scaling)
         for scaling in (fp8_scaling(dtype, "token"), mx_scaling("f4e2m1x2"), mx_scaling(dtype))
     ]
     bounded = replace(fp8_scaling(dtype, "group", group=128), upper_bound=0.01)
