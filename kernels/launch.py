@@ -176,7 +176,7 @@ class Launch:
         params: parameters, in the order of the symbol's ABI.
         scratch_bytes: size of one more buffer, passed last, when not 0; may use the symbol
             `threads`.
-        grid: work groups along each axis, on a GPU.
+        grid: work groups along each axis, on a GPU; a launch with none along one is left out.
         code: what makes the symbol, on a GPU; or the library's function that is called instead.
     """
 

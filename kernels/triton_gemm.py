@@ -1,11 +1,12 @@
 """Launches of Triton kernels that multiply matrices: tiles, and what runs for how many rows.
 
 The rows M of the first operand are known at run time only.  A product with few rows is bound by
-reading the weight: it gets narrow tiles, and its sum over K is split among programs until every
-compute unit has one; the parts are added in order by a second launch, so the result is the same in
-every run.  A product with many rows gets large tiles.  Which of the two runs is decided by the
-range of M where that suffices; else both are launched with grids of which one is empty, and an
-empty grid is not launched.
+reading the weight, one with some has too few tiles for every compute unit: both have small tiles,
+and their sums over K are split among programs until each unit has one.  The parts are added in
+order by a second launch, so the result is the same in every run.  A product with many rows has
+large tiles.  Which of the three runs is decided by the range of M where that suffices; else all
+that may be needed are launched, with grids that are empty but for one, and an empty grid is not
+launched.
 
 Large tiles are numbered so that neighbours share rows and columns in the cache; on GPUs of several
 dies, each die gets neighbours (`tile_at` in `fp8_linear/triton_kernel.py`).
@@ -22,26 +23,15 @@ from fusec.diagnostics import InternalError
 from fusec.formats import Scaling
 from fusec.ir import Graph, Node, TensorType
 from fusec.kernels.launch import Call, Launch, Layout, Storage, TritonSource
-from fusec.kernels.triton_rows import is_divisible, row_stride
+from fusec.kernels.triton_rows import FLOATS, POINTER_TYPES, is_divisible, row_stride
 from fusec.symbolic import Dim
 from fusec.target import Target
 
-POINTER_TYPES = {
-    "f32": "*fp32",
-    "bf16": "*bf16",
-    "f16": "*fp16",
-    "f8e4m3fn": "*fp8e4nv",
-    "f8e4m3fnuz": "*fp8e4b8",
-    "f4e2m1x2": "*u8",
-    "e8m0": "*u8",
-}
-"""Triton's pointer types by dtype."""
+FEW_ROWS, SOME_ROWS = 64, 512
+"""The most rows of a product that has few, and of one that has some."""
 
-FLOATS = ("f32", "bf16", "f16")
-"""What a product gives, and what a bias may be."""
-
-FEW_ROWS = 64
-"""The most rows that narrow tiles are used for."""
+TYPICAL_ROWS = {FEW_ROWS: 1, SOME_ROWS: 256}
+"""For how many rows every compute unit should have a program."""
 
 LEAST_ROWS = 16
 """What the matrix units take at least."""
@@ -141,10 +131,16 @@ def scale_strides(scaling: Scaling, scale: Storage) -> tuple[Dim, Dim]:
     return row_stride(scale), 1
 
 
-def splits_of(length: int, columns: int, tile: Tile, target: Target) -> int:
-    """Into how many parts the sum over K is split, so that every compute unit has a program."""
+def splits_of(length: int, programs: int, tile: Tile, target: Target) -> int:
+    """Into how many parts sums over K are split, so that every compute unit has a program.
+
+    Args:
+        length: K.
+        programs: tiles of the result.
+        tile: of which the depth counts.
+        target: whose compute units there are.
+    """
     steps = -(-length // tile.depth)
-    programs = -(-columns // tile.columns)
     wanted = min(UNITS[target.name] // programs, steps // MIN_STEPS)
     if wanted < 2:
         return 1
@@ -178,22 +174,33 @@ class Product:
     strides: Mapping[str, Dim]
     constants: Mapping[str, int]
 
-    def launches(self, few: Tile, many: Tile) -> tuple[Launch, ...]:
-        """What runs, with tiles for few rows and for many."""
-        least, most = symbolic.bounds(self.rows, self.call.graph.symbols)
-        if most <= FEW_ROWS:
-            return self._split(few.for_rows(most), 1)
-        if least > FEW_ROWS:
-            return (self._whole(many, 1),)
-        is_large = symbolic.minimum(1, symbolic.floor_divide(self.rows - 1, FEW_ROWS))
-        return (*self._split(few, 1 - is_large), self._whole(many, is_large))
+    def launches(self, few: Tile, some: Tile, many: Tile) -> tuple[Launch, ...]:
+        """What runs, with tiles for few rows, for some and for many."""
+        _, most = symbolic.bounds(self.rows, self.call.graph.symbols)
+        above_few, above_some = self._above(FEW_ROWS), self._above(SOME_ROWS)
+        found: list[Launch] = []
+        if above_few != 1:
+            found += self._split(few.for_rows(most), FEW_ROWS, 1 - above_few)
+        if above_few != 0 and above_some != 1:
+            found += self._split(some, SOME_ROWS, above_few - above_some)
+        if above_some != 0:
+            found.append(self._whole(many, above_some))
+        return tuple(found)
 
-    def _split(self, tile: Tile, runs: Dim) -> tuple[Launch, ...]:
-        """Launches whose sums over K are split if that gives more compute units work."""
-        splits = splits_of(self.length, self.columns, tile, self.call.target)
+    def _above(self, rows: int) -> Dim:
+        """1 if there are more than `rows` rows, else 0."""
+        least, most = symbolic.bounds(self.rows, self.call.graph.symbols)
+        if most <= rows or least > rows:
+            return int(least > rows)
+        return symbolic.minimum(1, symbolic.floor_divide(self.rows - 1, rows))
+
+    def _split(self, tile: Tile, most: int, runs: Dim) -> tuple[Launch, ...]:
+        """Launches for at most `most` rows, whose sums are split if there are units for it."""
+        tiles = -(-TYPICAL_ROWS[most] // tile.rows) * -(-self.columns // tile.columns)
+        splits = splits_of(self.length, tiles, tile, self.call.target)
         if splits == 1:
             return (self._whole(tile, runs),)
-        rows = symbolic.minimum(self.rows, FEW_ROWS)
+        rows = symbolic.minimum(self.rows, most)
         parts = self.call.scratch("f32", (splits, rows, self.columns))
         operands = {name: each for name, each in self.operands.items() if name != "bias"}
         product = self._launch(tile, {**operands, "y": parts}, self.columns, splits, runs)

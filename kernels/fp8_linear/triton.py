@@ -33,6 +33,10 @@ FEW = {
     "amdgpu": Tile(rows=32, columns=64, depth=256, warps=4, stages=2, options=MFMA_16),
     "nvidia": Tile(rows=64, columns=128, depth=128, warps=4, stages=4),
 }
+SOME = {
+    "amdgpu": Tile(rows=64, columns=128, depth=128, warps=4, stages=2, options=MFMA_16),
+    "nvidia": Tile(rows=64, columns=128, depth=128, warps=4, stages=4),
+}
 MANY = {
     "amdgpu": Tile(rows=128, columns=128, depth=128, warps=8, stages=2, options=MFMA_16),
     "nvidia": Tile(rows=128, columns=128, depth=128, warps=8, stages=4),
@@ -90,10 +94,9 @@ def _launch_f32_scales(call: Call) -> tuple[Launch, ...]:
         },
     )
     depths = [_depth(group) for group in (scaling.group, columns) if 0 < group < k]
-    few, many = FEW[call.target.family], MANY[call.target.family]
-    for depth in depths:
-        few, many = few.at_most(depth), many.at_most(depth)
-    return product.launches(few, many)
+    tiles = (tier[call.target.family] for tier in (FEW, SOME, MANY))
+    few, some, many = (tile.at_most(min((tile.depth, *depths))) for tile in tiles)
+    return product.launches(few, some, many)
 
 
 def _supports_e8m0_scales(graph: Graph, node: Node, target: Target) -> str | None:

@@ -25,6 +25,10 @@ from fusec.kernels.triton_rows import FAMILIES, row_stride
 from fusec.target import Target
 
 SCALED_FEW = Tile(rows=32, columns=64, depth=256, warps=4, stages=2, options=MFMA_16)
+SCALED_SOME = {
+    "f8e4m3fn": Tile(rows=64, columns=128, depth=128, warps=4, stages=2),
+    "f4e2m1x2": Tile(rows=64, columns=128, depth=256, warps=4, stages=2),
+}
 SCALED_MANY = {
     "f8e4m3fn": Tile(rows=128, columns=128, depth=128, warps=4, stages=2),
     "f4e2m1x2": Tile(rows=128, columns=128, depth=256, warps=4, stages=2),
@@ -35,10 +39,15 @@ DEQUANT_FEW = {
     "amdgpu": Tile(rows=32, columns=64, depth=128, warps=4, stages=2, options=MFMA_16),
     "nvidia": Tile(rows=64, columns=128, depth=128, warps=4, stages=3),
 }
+DEQUANT_SOME = {
+    "amdgpu": Tile(rows=128, columns=64, depth=64, warps=4, stages=2),
+    "nvidia": Tile(rows=128, columns=64, depth=64, warps=4, stages=4),
+}
 DEQUANT_MANY = {
     "amdgpu": Tile(rows=256, columns=128, depth=64, warps=8, stages=2),
     "nvidia": Tile(rows=256, columns=128, depth=64, warps=8, stages=3),
 }
+"""Many rows to a tile, for each tile makes bf16 of its part of the weight once more."""
 
 X_PARTS = {"bf16": 1, "f16": 2, "f32": 3}
 """Numbers of bf16 whose sum is an element exactly (8 bits each; f16 has 11, f32 has 24)."""
@@ -84,7 +93,8 @@ def launch_scaled(call: Call) -> tuple[Launch, ...]:
             "W_PACK": packed,
         },
     )
-    return product.launches(SCALED_FEW, SCALED_MANY[scaling.dtype])
+    some, many = SCALED_SOME[scaling.dtype], SCALED_MANY[scaling.dtype]
+    return product.launches(SCALED_FEW, some, many)
 
 
 def _supports_scaled(graph: Graph, node: Node, target: Target) -> str | None:
@@ -127,7 +137,9 @@ def _launch_dequant(call: Call) -> tuple[Launch, ...]:
             "X_PARTS": X_PARTS[x.dtype],
         },
     )
-    return product.launches(DEQUANT_FEW[call.target.family], DEQUANT_MANY[call.target.family])
+    tiers = (DEQUANT_FEW, DEQUANT_SOME, DEQUANT_MANY)
+    few, some, many = (tier[call.target.family] for tier in tiers)
+    return product.launches(few, some, many)
 
 
 SCALED = Kernel(

@@ -79,7 +79,7 @@ def test_scaled_products(problem: Problem) -> None:
     made.check(run(made, scaled(made)))
 
 
-@pytest.mark.parametrize("rows", [1, 64, 65, 1000])
+@pytest.mark.parametrize("rows", [1, 64, 65, 512, 1000])
 def test_rows_known_at_run_time_only(rows: int) -> None:
     problem = Problem("mxfp4_linear", "sm_90", (-1,), 1000, 2880, dtype="f32", bias="f32")
     made = make_rows(problem, (rows,), np.random.default_rng(rows))

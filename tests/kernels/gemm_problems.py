@@ -334,9 +334,6 @@ def _padded(problem: Problem, kind: TensorType) -> tuple[Dim, ...]:
 
 # --- problems -------------------------------------------------------------------------------
 
-ROWS = (1, 3, 17, 64, 129)
-
-FNUZ = "f8e4m3fnuz"
 FN = "f8e4m3fn"
 
 
@@ -365,6 +362,8 @@ def fp8_problems(target: str) -> list[Problem]:
         problem((64,), 100, 1696, scaling=tensor, block=(100, 1696), bias="f32", spread=2),
         problem((5,), 36, 256, scaling=token, block=(128, 128), dtype="f32"),
         problem((5,), 36, 256, scaling=group, block=(1, 256), dtype="f32"),
+        problem((514,), 130, 256, scaling=group, block=(128, 128), bias="f32"),
+        problem((514,), 40, 224, scaling=token, block=(1, 224), dtype="f32"),
         problem((3,), 40, 128, scaling=token, block=(1, 128), dtype="f16", spread=1, centre=-5),
     ]
 
@@ -389,6 +388,8 @@ def mx_problems(target: str) -> list[Problem]:
         fp4((64,), 100, 1312, wide, dtype="f32"),
         fp4((2, 65), 200, 608, narrow, dtype="f32", bias="f32"),
         fp4((129,), 130, 352, wide, padded=(256, 512)),
+        fp4((514,), 40, 160, narrow, dtype="f32"),
+        fp8((514,), 40, 160),
     ]
 
 
@@ -406,6 +407,7 @@ def dequant_problems(target: str) -> list[Problem]:
         problem((64,), 100, 672, x_dtype="f16", dtype="f32", spread=60),
         problem((2, 65), 200, 352, dtype="f32", bias="f32"),
         problem((129,), 130, 96, x_dtype="f32", dtype="f32", padded=(256, 256)),
-        problem((129,), 130, 2880, padded=(256, 3072)),
+        problem((129,), 40, 2880, padded=(256, 3072)),
+        problem((514,), 40, 160, dtype="f32", zeros=True),
         problem((2,), 24, 64, x_dtype="f16", dtype="f16", spread=1),
     ]
