@@ -25,10 +25,10 @@ from fusec.ir.types import bool_attr, float_attr, ints_attr
 from fusec.passes.dual_rms_norm import known_ranks, ranks_of
 from fusec.passes.quantised_result import (
     alike,
-    described,
     in_shape_of,
     is_quantised,
     keeps_rows,
+    not_quantised,
     quantisers,
     quantisers_among,
     readings,
@@ -69,10 +69,7 @@ def _side(graph: Graph, dual: Node, position: int) -> _Side:
 def _quantised(match: Match, target: Target) -> Rejection | None:
     if quantisers(match):
         return None
-    graph, root = match.graph, match.root
-    found = [each for value in root.outputs for each in readings(graph, value)[1]]
-    reason = f"the readers of both norms are {described(graph, found)}"
-    return Rejection("output-not-quantised", reason, root.name)
+    return not_quantised(match.graph, match.root.outputs, match.root.name)
 
 
 def _scale(match: Match, target: Target) -> Rejection | None:

@@ -12,6 +12,8 @@ from fusec.rewrite import DecisionLog, FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
 
+_VIEWS = frozenset(("reshape", "cast"))
+_MOVES = frozenset((*_VIEWS, "transpose", "slice", "expand"))
 _NAMED_READERS = 3
 
 
@@ -30,13 +32,15 @@ class Reading:
         return f"`{self.reader.op}` at `{place}` in {graph.type(self.value).dtype}"
 
 
-def readings(graph: Graph, value: str) -> tuple[list[Node], list[Reading]]:
+def readings(
+    graph: Graph, value: str, through: frozenset[str] = _VIEWS
+) -> tuple[list[Node], list[Reading]]:
     """Who reads `value`, seen through reshapes and casts between floats; those views come first."""
     views: list[Node] = []
     found = [Reading(value, None)] if value in graph.outputs else []
     for user in graph.users(value):
-        if user.op == "reshape" or (user.op == "cast" and graph.type(user.output).element.is_float):
-            below, further = readings(graph, user.output)
+        if user.op in through and graph.type(user.output).element.is_float:
+            below, further = readings(graph, user.output, through)
             views += [user, *below]
             found += further
         else:
@@ -79,9 +83,9 @@ def is_quantised(graph: Graph) -> bool:
     return any(node.op == "quantize" or node.op.endswith("_quant") for node in graph.nodes())
 
 
-def not_quantised(graph: Graph, value: str, at: str) -> Rejection:
-    """The refusal for a result that nothing quantises; it names who reads the result instead."""
-    _, found = readings(graph, value)
+def not_quantised(graph: Graph, values: Sequence[str], at: str) -> Rejection:
+    """The refusal for results that nothing quantises; it names who reads them instead."""
+    found = [each for value in values for each in readings(graph, value, _MOVES)[1]]
     verb = "its reader is" if len(found) == 1 else "its readers are"
     reason = f"{verb} {described(graph, found)}" if found else "nothing reads it"
     return Rejection("output-not-quantised", reason, at)
@@ -91,7 +95,7 @@ def result_quantised(match: Match, target: Target) -> Rejection | None:
     """Guard: something quantises the result."""
     if quantisers(match):
         return None
-    return not_quantised(match.graph, match.root.outputs[0], match.root.name)
+    return not_quantised(match.graph, match.root.outputs[:1], match.root.name)
 
 
 def scale_of_rows(match: Match, target: Target) -> Rejection | None:
