@@ -7,6 +7,7 @@ was allowed: a model that falls back in silence is the outage that fusec exists 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -241,6 +242,11 @@ def _host_step(step: HostNode) -> dict[str, object]:
     return {"kind": "host", "op": step.op, "node": step.node, "reason": step.reason}
 
 
+def _float_json(value: float) -> float | str:
+    """`value`, or its name, `inf`, `-inf` or `nan`, for which JSON has no number."""
+    return value if math.isfinite(value) else str(value)
+
+
 def _external_step(step: ExternalStep) -> dict[str, object]:
     return {
         "kind": "external",
@@ -276,7 +282,7 @@ def _launch_step(step: GpuStep, kernel: GpuKernel, module: str) -> dict[str, obj
             [storage.buffer, size_json(storage.byte_offset)] for storage in step.launch.operands
         ],
         "params": [
-            {"f32": param} if isinstance(param, float) else size_json(param)
+            {"f32": _float_json(param)} if isinstance(param, float) else size_json(param)
             for param in step.launch.params
         ],
         "arguments": [list(argument) for argument in kernel.arguments],
