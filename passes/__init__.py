@@ -33,6 +33,7 @@ from fusec.passes.quantise import Quantise
 from fusec.passes.rms_norm import RmsNorm
 from fusec.passes.rms_norm_quant import RmsNormQuant
 from fusec.passes.rope import Rope
+from fusec.passes.router import Router
 from fusec.passes.silu_mul import SiluMul
 from fusec.passes.silu_mul_quant import SiluMulQuant
 from fusec.passes.swiglu_oai import SwigluOai
@@ -68,6 +69,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     MergeQkv,
     Canonicalise,
     WideLinear,
+    Router,
     # quantise
     Quantise,
     MoeFp8,

@@ -618,10 +618,10 @@ def _routed(graph: Graph, node: Node, operands: tuple[str, ...]) -> str | None:
     sizes = (*gate_up.shape, *down.shape, indices.shape[1])
     if not all(isinstance(size, int) for size in sizes):
         return f"the sizes of `{gate_up}` and `{down}` are not all known at compile time"
-    if gate_up.shape[0] > MOST_EXPERTS:
+    if _known(gate_up.shape[0]) > MOST_EXPERTS:
         return f"it counts {MOST_EXPERTS} experts, not {gate_up.shape[0]}"
     for kind in (gate_up, down):
-        if symbolic.product(kind.memory_shape[1:]) >= LARGEST_OFFSET:
+        if _known(symbolic.product(kind.memory_shape[1:])) >= LARGEST_OFFSET:
             return f"the weight of one expert of `{kind}` has more than {LARGEST_OFFSET} elements"
     if any(bias.dtype not in ("f32", "bf16", "f16") for bias in biases):
         return "its biases are floats"

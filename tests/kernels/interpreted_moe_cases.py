@@ -34,7 +34,8 @@ from fusec.ir.ops.base import Array
 from fusec.ir.ops.quantised import quantised
 from fusec.ir.types import Attr
 from fusec.kernels.launch import Call, Launch, Storage, TritonSource, dense_strides
-from fusec.kernels.moe.triton import TRITON as RECORDS
+from fusec.kernels.moe.triton import TRITON as MOE
+from fusec.kernels.router.triton import TRITON as ROUTER_RECORDS
 from fusec.target import target_named
 
 TORCH = {
@@ -147,7 +148,7 @@ def run(
     graph, target = Graph("case"), target_named(target_name)
     names = [graph.add_input(f"x{i}", value.type) for i, value in enumerate(values)]
     node = graph.add(op, names, attrs)
-    (record,) = (each for each in RECORDS if each.op == op)
+    (record,) = (each for each in (*MOE, *ROUTER_RECORDS) if each.op == op)
     assert record.supports(graph, node, target) is None, record.supports(graph, node, target)
     memory = [value.memory.reshape(-1) for value in values]
 
@@ -360,7 +361,7 @@ def fp8(
         weight = case.weight(attrs, down=down)
         rows, columns = (size or whole for size, whole in zip(block, weight.shape[1:], strict=True))
         blocks = (-(-weight.shape[1] // rows), -(-weight.shape[2] // columns))
-        scale = np.float32(case.rng.uniform(0.5, 2.0, (case.count, *blocks)) / 100)
+        scale = case.rng.uniform(0.5, 2.0, (case.count, *blocks)).astype(np.float32) / 128
         wide = np.repeat(np.repeat(scale, rows, axis=1), columns, axis=2)
         held = weight / wide[:, : weight.shape[1], : weight.shape[2]]
         weights += [codes(decode(encode(held, scaling.dtype), scaling.dtype), scaling.dtype)]
@@ -371,7 +372,7 @@ def fp8(
 
 
 def _static(scaling: Scaling) -> tuple[Array, ...]:
-    return (np.float32([0.01]).astype(np.float64),) if scaling.granularity == "tensor" else ()
+    return (np.full(1, 1.0 / 128),) if scaling.granularity == "tensor" else ()
 
 
 FP8_CASES = [
@@ -490,7 +491,7 @@ def test_moe_mxfp4(
     [
         (False, (5, 4, 2, 160, 96)),
         (True, (5, 4, 2, 160, 96)),
-        (False, (1, 2, 1, 2880, 2880)),
+        pytest.param(False, (1, 2, 1, 2880, 2880), marks=pytest.mark.slow),
         pytest.param(True, (1, 2, 1, 2880, 2880), marks=pytest.mark.slow),
     ],
 )
@@ -507,3 +508,67 @@ def test_padding_changes_nothing(native: bool, sizes: tuple[int, int, int, int, 
 def test_native_products_need_their_arch() -> None:
     with pytest.raises(AssertionError, match="needs gfx950; this is gfx942"):
         mxfp4_results(experts(2, 3, 2, 64, 32), ATTRS, mx_scaling("f8e4m3fn"), "gfx942")
+
+
+# --- routers ----------------------------------------------------------------------------------
+
+ROUTER: dict[str, Attr] = {
+    "scores": "softmax",
+    "k": 3,
+    "groups": 1,
+    "groups_kept": 1,
+    "fill": 0.0,
+    "renormalise": True,
+    "eps": 0.0,
+    "scale": 1.0,
+    "has_bias": False,
+    "dtype": "f32",
+}
+GROUPED: dict[str, Attr] = {
+    **ROUTER,
+    "scores": "sigmoid",
+    "groups": 5,
+    "groups_kept": 2,
+    "fill": -np.inf,
+    "eps": 1e-20,
+    "scale": 2.5,
+    "has_bias": True,
+}
+ROUTERS: list[tuple[int, dict[str, Attr]]] = [
+    (8, ROUTER),
+    (33, {**ROUTER, "renormalise": False, "k": 1, "scale": 0.5}),
+    (512, {**ROUTER, "k": 10, "dtype": "bf16"}),
+    (32, {**ROUTER, "scores": "softmax_topk", "renormalise": False, "k": 4, "dtype": "bf16"}),
+    (3, {**ROUTER, "scores": "sigmoid", "has_bias": True}),
+    (20, GROUPED),
+    (20, {**GROUPED, "fill": 0.0, "k": 8, "has_bias": False}),
+]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize(("experts", "attrs"), ROUTERS)
+def test_router(experts: int, attrs: dict[str, Attr], dtype: str) -> None:
+    rng = np.random.default_rng(experts)
+    values = [floats(rng.standard_normal((5, experts)) * 2, dtype)]
+    if attrs["has_bias"]:
+        values.append(floats(rng.standard_normal(experts) / 4, "f32"))
+    (weights, chosen), (wanted, indices) = run("router", values, attrs, "gfx950")
+    np.testing.assert_array_equal(chosen, indices)
+    agree(weights, wanted, {"f32": 1e-5, "bf16": 1 / 250}[str(attrs["dtype"])])
+
+
+@pytest.mark.parametrize("attrs", [ROUTER, GROUPED])
+def test_a_router_of_equal_and_extreme_scores(attrs: dict[str, Attr]) -> None:
+    """Equal scores go to the lower index; NaN is chosen before every number."""
+    logits = np.zeros((5, 20))
+    logits[1, ::3] = 1.0
+    logits[2, 7:] = 80.0
+    logits[3, :12] = -np.inf
+    logits[4, 13] = np.nan
+    values = [floats(logits, "f32")]
+    if attrs["has_bias"]:
+        values.append(floats(np.zeros(20), "f32"))
+    (weights, chosen), (wanted, indices) = run("router", values, attrs, "gfx950")
+    np.testing.assert_array_equal(chosen, indices)
+    agree(weights[:4], wanted[:4], 1e-5)
+    assert np.isnan(weights[4]).all()

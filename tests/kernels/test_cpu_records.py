@@ -81,6 +81,12 @@ def moe(**attrs: Attr) -> dict[str, Attr]:
     return {**defaults, **attrs}
 
 
+def router(scores: str, **attrs: Attr) -> dict[str, Attr]:
+    defaults: dict[str, Attr] = {"k": 3, "groups": 1, "groups_kept": 1, "fill": 0.0, "eps": 0.0}
+    defaults |= {"scale": 1.0, "renormalise": False, "has_bias": False, "dtype": "f32"}
+    return {**defaults, "scores": scores, **attrs}
+
+
 NORM: dict[str, Attr] = {"eps": 1e-5, "weight_offset": 0, "has_weight": True}
 GATED: dict[str, Attr] = {**NORM, "activation": "silu", "norm_before_gate": True}
 CONV1D: dict[str, Attr] = {"stride": (2,), "padding": (1,), "dilation": (1,), "groups": 1}
@@ -153,6 +159,23 @@ CASES = (
         "moe",
         (x(3, 20), x(3, 1), index(2, 3, 1), weight(2, 18, 20), weight(2, 20, 18)),
         moe(gated=False, activation="relu2"),
+        tolerance=8,
+    ),
+    Case("router", (x(7, 33),), router("softmax", renormalise=True), tolerance=8),
+    Case("router", (x(5, 9),), router("softmax_topk", k=9, scale=2.5), tolerance=8),
+    Case("router", (x(5, 16), Operand((16,), "f32")), router("sigmoid", has_bias=True, k=1)),
+    Case(
+        "router",
+        (x(6, 20), x(20)),
+        router(
+            "sigmoid",
+            has_bias=True,
+            groups=5,
+            groups_kept=2,
+            fill=-float("inf"),
+            renormalise=True,
+            eps=1e-20,
+        ),
         tolerance=8,
     ),
     Case("silu_mul", (x(3, 5, 33), x(3, 5, 33))),

@@ -1,6 +1,6 @@
 """Every operation, defined once: a type rule and a meaning in numpy."""
 
-from fusec.ir.ops import elementwise, linear_algebra, quantised, raised, reduction, shape
+from fusec.ir.ops import elementwise, linear_algebra, quantised, raised, reduction, router, shape
 from fusec.ir.ops.base import OPS, OpDef, is_opaque, op_named
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "quantised",
     "raised",
     "reduction",
+    "router",
     "shape",
 ]

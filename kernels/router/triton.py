@@ -1,0 +1,102 @@
+"""The record of `triton_kernel.py`."""
+
+from __future__ import annotations
+
+from fusec.ir import Graph, Node
+from fusec.ir.ops.router import SCORES
+from fusec.ir.types import bool_attr, float_attr, int_attr, str_attr
+from fusec.kernels.launch import Call, Launch, TritonSource
+from fusec.kernels.registry import Kernel
+from fusec.kernels.triton_rows import (
+    FAMILIES,
+    POINTER_TYPES,
+    is_divisible,
+    row_layouts,
+    row_length,
+)
+from fusec.target import Target
+
+MOST_EXPERTS = 1024
+"""Scores of a token are held by the lanes of one wave."""
+
+
+def _supports(graph: Graph, node: Node, target: Target) -> str | None:
+    logits = graph.type(node.inputs[0])
+    for value in (*node.inputs, node.outputs[0]):
+        if graph.type(value).dtype not in POINTER_TYPES:
+            return f"`%{value}` is {graph.type(value).dtype}, not one of {', '.join(POINTER_TYPES)}"
+    experts = logits.shape[1]
+    if not isinstance(experts, int) or experts > MOST_EXPERTS:
+        return f"it chooses among {MOST_EXPERTS} experts, known at compile time, not {experts}"
+    return None
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _launch(call: Call) -> Launch:
+    attrs, logits = call.attrs, call.inputs[0]
+    weights, experts = call.outputs
+    biased = bool_attr(attrs, "has_bias")
+    groups, k = int_attr(attrs, "groups"), int_attr(attrs, "k")
+    size = row_length(call.input_type(0)) // groups
+    operands = {
+        "p_logits": logits,
+        "p_bias": call.inputs[1] if biased else logits,
+        "p_weights": weights,
+        "p_experts": experts,
+    }
+    strides = {
+        "logits_stride": logits.strides[0],
+        "weights_stride": weights.strides[0],
+        "experts_stride": experts.strides[0],
+    }
+    numbers = {name: float_attr(attrs, name) for name in ("fill", "eps", "scale")}
+    constants = {
+        "SCORES": SCORES.index(str_attr(attrs, "scores")),
+        "HAS_BIAS": int(biased),
+        "GROUPS": groups,
+        "GROUPS_KEPT": int_attr(attrs, "groups_kept"),
+        "GROUP_SIZE": size,
+        "TOP_K": k,
+        "RENORMALISE": int(bool_attr(attrs, "renormalise")),
+        "GROUP_BLOCK": _power_of_two(groups),
+        "SIZE_BLOCK": _power_of_two(size),
+        "SLOT_BLOCK": _power_of_two(k),
+    }
+    pointers = {**POINTER_TYPES, "i64": "*i64"}
+    divisible = [name for name, each in operands.items() if is_divisible(each.byte_offset)]
+    divisible += [name for name, stride in strides.items() if is_divisible(stride)]
+    return Launch(
+        symbol="router_kernel",
+        operands=tuple(operands.values()),
+        params=(*strides.values(), *numbers.values()),
+        grid=(logits.shape[0], 1, 1),
+        code=TritonSource(
+            module="fusec.kernels.router.triton_kernel",
+            function="router_kernel",
+            signature=(
+                *((name, pointers[each.dtype]) for name, each in operands.items()),
+                *((name, "i64") for name in strides),
+                *((name, "fp32") for name in numbers),
+            ),
+            constants=tuple(sorted(constants.items())),
+            divisible=tuple(divisible),
+            warps=1,
+        ),
+    )
+
+
+TRITON = (
+    Kernel(
+        op="router",
+        name="router.triton",
+        provider="triton",
+        families=FAMILIES,
+        source="router/triton_kernel.py",
+        supports=_supports,
+        launch=_launch,
+        layouts=row_layouts,
+    ),
+)

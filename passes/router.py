@@ -1,0 +1,305 @@
+"""Routers: which experts see a token, and with what weight.
+
+Fuses, for logits of tokens [T, E], where `choice` is the scores, plus a bias if there is one,
+
+    experts = indices of topk(choice)                   scores = softmax(logits), sigmoid(logits)
+    weights = scores at those indices                   or, of those chosen, softmax(topk(logits))
+    weights / (sum(weights) + eps) * scale              either of which may be absent
+
+into `router`.  The choice may be among some groups only, those whose two best have the largest
+sums, with a number in place of the scores of others.  It comes after `wide_linear`, so the logits
+are f32 where that gains anything; the weights are rounded once, at the end.
+
+Leaves it alone when
+  axis    the choice is not of the largest in rows [tokens, experts]
+  groups  scores are replaced, but not those outside the groups with the best two
+  scores  what is chosen is not weighed by a softmax or a sigmoid of the logits
+  sum     the weights are divided by something else than their own sum
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from fusec.ir import Graph, Node
+from fusec.ir.types import Attr, bool_attr, int_attr, ints_attr
+from fusec.passes.experts_walk import RefusedError
+from fusec.passes.facts import is_row_vector, only_reader, reduces_rows
+from fusec.rewrite import FusionPass, Guard, Match, Rejection
+from fusec.rewrite.driver import Builder
+from fusec.target import Target
+
+SCORES = ("softmax", "sigmoid")
+"""Operations that make scores of logits."""
+
+
+def _walked(match: Match, target: Target) -> Rejection | None:
+    refusal = match.facts.get("refusal")
+    if refusal is None:
+        return None
+    assert isinstance(refusal, tuple)
+    code, reason, at = map(str, refusal)
+    return Rejection(code, reason, at)
+
+
+class Router(FusionPass):
+    """One node for scores, choice and weights."""
+
+    name: ClassVar[str] = "router"
+    after: ClassVar[tuple[str, ...]] = ("moe", "dense_experts", "loop_experts", "wide_linear")
+    guards: ClassVar[tuple[Guard, ...]] = (_walked,)
+
+    def anchors(self) -> frozenset[str]:
+        """The choice."""
+        return frozenset(("topk",))
+
+    def find(self, graph: Graph, node: Node) -> Match | None:
+        """Walk from the choice up to the logits, and down to the weights."""
+        if not _gives_weights(graph, node):
+            return None
+        walk = _Walk(graph, node)
+        try:
+            return walk.match()
+        except RefusedError as refused:
+            facts: Mapping[str, Attr] = {"refusal": (refused.code, refused.reason, refused.at)}
+            return Match(graph, node, inner=(node,), facts=facts)
+
+    def outputs(self, match: Match) -> tuple[str, ...]:
+        """The weights and the indices of the experts."""
+        if "weights" not in match.values:
+            return match.root.outputs
+        return match.values["weights"], match.root.outputs[1]
+
+    def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
+        """Build the node; its weights have the dtype of those it replaces."""
+        weights, experts = self.outputs(match)
+        inputs = [match.values[name] for name in ("logits", "bias") if name in match.values]
+        attrs = {**match.facts, "dtype": match.graph.type(weights).dtype}
+        made = build.node("router", inputs, attrs)
+        return dict(zip((weights, experts), made.outputs, strict=True))
+
+
+def _gives_weights(graph: Graph, choice: Node) -> bool:
+    """Whether a choice in rows is also asked for its values, or for others at its indices."""
+    values, indices = choice.outputs
+    gathered = any(reader.op == "gather" for reader in graph.users(indices))
+    read = bool(graph.users(values)) or values in graph.outputs
+    return graph.type(values).rank == 2 and (gathered or read)
+
+
+class _Walk:
+    """The way through a router; collects the nodes and values that it meets."""
+
+    def __init__(self, graph: Graph, root: Node) -> None:
+        self.graph = graph
+        self.root = root
+        self.inner: list[Node] = [root]
+        self.values: dict[str, str] = {}
+        self.facts: dict[str, Attr] = {
+            "k": int_attr(root.attrs, "k"),
+            "groups": 1,
+            "groups_kept": 1,
+            "fill": 0.0,
+            "renormalise": False,
+            "eps": 0.0,
+            "scale": 1.0,
+        }
+
+    def match(self) -> Match:
+        """The whole router."""
+        self._rows()
+        (choice,) = self.root.inputs
+        choice = self._groups(choice)
+        scores = self._biased(choice)
+        node = self.graph.producer(scores)
+        if node is not None and node.op in SCORES and self._along_rows(node):
+            self.inner.append(node)
+            (self.values["logits"],) = node.inputs
+            self.facts["scores"] = node.op
+        else:
+            self.values["logits"] = scores
+            self.facts["scores"] = "softmax_topk"
+        weights = self._chosen(scores)
+        if self.facts["scores"] == "softmax_topk":
+            weights = self._softmax(weights)
+        weights = self._scaled(self._renormalised(weights))
+        self.values["weights"] = self._rounded(weights)
+        self.facts["has_bias"] = "bias" in self.values
+        return Match(self.graph, self.root, self.values, inner=tuple(self.inner), facts=self.facts)
+
+    def _rows(self) -> None:
+        kind = self.graph.type(self.root.inputs[0])
+        last = int_attr(self.root.attrs, "axis") % kind.rank == kind.rank - 1
+        if (
+            kind.rank == 2
+            and kind.element.is_float
+            and last
+            and bool_attr(self.root.attrs, "largest")
+        ):
+            return
+        reason = f"`%{self.root.name}` does not choose the largest in rows of `{kind}`"
+        raise RefusedError("axis", reason, self.root.name)
+
+    def _along_rows(self, node: Node) -> bool:
+        """Whether a softmax goes along the last axis; a sigmoid has none."""
+        if node.op != "softmax":
+            return True
+        rank = self.graph.type(node.inputs[0]).rank
+        return int_attr(node.attrs, "axis") % rank == rank - 1
+
+    def _groups(self, choice: str) -> str:
+        """What is chosen from before scores of some groups were replaced."""
+        node = self.graph.producer(choice)
+        if node is None or node.op != "where":
+            return choice
+        kept, before, other = node.inputs
+        fill = self.graph.constant(other)
+        if isinstance(fill, bool) or not isinstance(fill, int | float):
+            raise self._not_groups(node)
+        self.inner.append(node)
+        groups = self._up(kept, "cast", "reshape", "expand", "reshape", "scatter")[-1]
+        zeros, indices, ones = groups.inputs
+        at = (int_attr(groups.attrs, "axis") % 2, groups.attrs.get("reduce"))
+        if at != (1, None) or (self.graph.constant(zeros), self.graph.constant(ones)) != (0, 1):
+            raise self._not_groups(groups)
+        best = self._producer(indices, "topk", groups)
+        if indices != best.outputs[1] or not bool_attr(best.attrs, "largest"):
+            raise self._not_groups(best)
+        self.inner.append(best)
+        above = self._up(best.inputs[0], "reshape", "reduce_sum", "topk", "reshape")
+        total, two, split = above[-3:]
+        counts = self.graph.type(split.output).shape
+        tokens, experts = self.graph.type(before).shape
+        good = (
+            split.inputs[0] == before
+            and (int_attr(two.attrs, "k"), int_attr(two.attrs, "axis") % 3) == (2, 2)
+            and bool_attr(two.attrs, "largest")
+            and total.inputs[0] == two.outputs[0]
+            and [axis % 3 for axis in ints_attr(total.attrs, "axes")] == [2]
+            and counts[0] == tokens
+            and self.graph.type(zeros).shape == counts[:2]
+            and self.graph.type(kept).shape == (tokens, experts)
+        )
+        if not good or not isinstance(counts[1], int):
+            raise self._not_groups(two)
+        self.facts["groups"] = counts[1]
+        self.facts["groups_kept"] = int_attr(best.attrs, "k")
+        self.facts["fill"] = float(fill)
+        return before
+
+    def _not_groups(self, node: Node) -> RefusedError:
+        reason = f"`%{node.name}` does not leave the groups with the best two scores alone"
+        return RefusedError("groups", reason, node.name)
+
+    def _producer(self, value: str, op: str, reader: Node) -> Node:
+        node = self.graph.producer(value)
+        if node is None or node.op != op:
+            raise self._not_groups(reader)
+        return node
+
+    def _up(self, value: str, *ops: str) -> list[Node]:
+        """The nodes above `value`, each the first operand of the one before; reshapes may lack."""
+        found: list[Node] = []
+        for op in ops:
+            node = self.graph.producer(value)
+            if op == "reshape" and len(found) + 1 < len(ops) and (node is None or node.op != op):
+                continue
+            node = self._producer(value, op, self.root)
+            found.append(node)
+            value = node.inputs[0]
+        self.inner += found
+        return found
+
+    def _biased(self, choice: str) -> str:
+        """The scores that a bias was added to."""
+        node = self.graph.producer(choice)
+        if node is None or node.op != "add":
+            return choice
+        for scores, bias in (node.inputs, node.inputs[::-1]):
+            made = self.graph.producer(scores)
+            if made is None or made.op not in SCORES or not is_row_vector(self.graph, bias, scores):
+                continue
+            self.inner.append(node)
+            self.values["bias"] = bias
+            return scores
+        return choice
+
+    def _chosen(self, scores: str) -> str:
+        """The scores at the indices: those of the choice itself, or gathered."""
+        values, indices = self.root.outputs
+        read = self.graph.users(values) or values in self.graph.outputs
+        if read and scores == self.root.inputs[0]:
+            return values
+        for reader in self.graph.users(indices):
+            if reader.op == "gather" and reader.inputs == (scores, indices) and not read:
+                if int_attr(reader.attrs, "axis") % 2 == 1:
+                    self.inner.append(reader)
+                    return reader.output
+        reason = f"`%{indices}` does not pick its weights from the scores"
+        raise RefusedError("scores", reason, self.root.name)
+
+    def _softmax(self, weights: str) -> str:
+        reader = self._only(weights)
+        if reader is not None and reader.op == "cast":
+            if self.graph.type(reader.output).element.is_float:
+                self.inner.append(reader)
+                reader = self._only(reader.output)
+        if reader is None or reader.op != "softmax" or not self._along_rows(reader):
+            reason = f"`%{weights}` are neither scores nor made so by a softmax"
+            raise RefusedError("scores", reason, self.root.name)
+        self.inner.append(reader)
+        return reader.output
+
+    def _only(self, value: str) -> Node | None:
+        """The one reader of a value that is not returned."""
+        return None if value in self.graph.outputs else only_reader(self.graph, value)
+
+    def _renormalised(self, weights: str) -> str:
+        readers = self.graph.users(weights)
+        quotients = [node for node in readers if node.op == "div" and node.inputs[0] == weights]
+        sums = [node for node in readers if node.op == "reduce_sum"]
+        if len(quotients) != 1 or self.graph.constant(quotients[0].inputs[1]) is not None:
+            return weights
+        (quotient,) = quotients
+        divisor = quotient.inputs[1]
+        made = self.graph.producer(divisor)
+        if made is not None and made.op == "add":
+            for total, number in (made.inputs, made.inputs[::-1]):
+                eps = self.graph.constant(number)
+                if isinstance(eps, int | float) and not isinstance(eps, bool):
+                    self.facts["eps"] = float(eps)
+                    self.inner.append(made)
+                    divisor = total
+                    break
+        total_node = self.graph.producer(divisor)
+        if total_node not in sums or total_node is None or not reduces_rows(self.graph, total_node):
+            reason = f"`%{quotient.name}` divides by something else than the sum of `%{weights}`"
+            raise RefusedError("sum", reason, quotient.name)
+        self.facts["renormalise"] = True
+        self.inner += [total_node, quotient]
+        return quotient.output
+
+    def _scaled(self, weights: str) -> str:
+        reader = self._only(weights)
+        if reader is None or reader.op != "mul":
+            return weights
+        for value, number in (reader.inputs, reader.inputs[::-1]):
+            scale = self.graph.constant(number)
+            shape = self.graph.type(reader.output).shape
+            if value != weights or shape != self.graph.type(weights).shape:
+                continue
+            if isinstance(scale, int | float) and not isinstance(scale, bool):
+                self.facts["scale"] = float(scale)
+                self.inner.append(reader)
+                return reader.output
+        return weights
+
+    def _rounded(self, weights: str) -> str:
+        reader = self._only(weights)
+        if reader is None or reader.op != "cast":
+            return weights
+        if self.graph.type(reader.output).dtype not in ("f32", "bf16", "f16"):
+            return weights
+        self.inner.append(reader)
+        return reader.output
