@@ -8,7 +8,7 @@ header alone to learn names and shapes, and on the bytes only when a weight is a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,19 +93,6 @@ def read_checkpoint(model: Any, held: Contents) -> Checkpoint:
     for conversion in conversions:
         made = _converted_codes(model, conversion, wanted)
         weights |= _converted(model, conversion, wanted) if made is None else made
-    notes = list(held.notes)
-    plain = [
-        name
-        for conversion in conversions
-        if any(isinstance(source, Quantised) for _, source in conversion.sources)
-        for name in [conversion.first]
-        if name in weights and weights[name].quantised is None
-    ]
-    if plain:
-        notes.append(
-            f"{len(plain)} quantised weights, such as `{plain[0]}`, are reordered by transformers "
-            "and are compiled as plain ones"
-        )
     for name, weight in weights.items():
         if name in wanted and weight.shape != tuple(wanted[name].shape):
             wrong.append(f"`{name}` is {list(weight.shape)}, not {list(wanted[name].shape)}")
@@ -115,7 +102,21 @@ def read_checkpoint(model: Any, held: Contents) -> Checkpoint:
         raise InputError(message, detail=_listed(wrong), hint=hint)
     _tie(wanted, weights)
     _check_complete(model, wanted, weights)
-    return Checkpoint(weights, unused, tuple(notes))
+    return Checkpoint(weights, unused, (*held.notes, *_lost(conversions, weights)))
+
+
+def _lost(conversions: Iterable[_Conversion], weights: Mapping[str, Weight]) -> Iterator[str]:
+    """Says which weights do not keep their codes."""
+    plain = [
+        group.first
+        for group in conversions
+        if any(isinstance(source, Quantised) for _, source in group.sources)
+        and group.first in weights
+        and weights[group.first].quantised is None
+    ]
+    if plain:
+        said = f"{len(plain)} quantised weights, such as `{plain[0]}`, are compiled as plain ones"
+        yield f"{said}: transformers reorders what is in them"
 
 
 def _assign(

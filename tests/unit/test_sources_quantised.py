@@ -179,6 +179,18 @@ def test_blocks_do_not_straddle_what_was_joined(tmp_path: Path) -> None:
     assert (held.block, held.scale.shape) == ((128, 128), (3, 2))
 
 
+def test_what_is_reordered_is_plain(
+    folders: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusec.frontend.checkpoint.BY_ROWS", {"Chunk"})
+    folder = folders("qwen3_moe", "quark-fp8")
+    check_values(folder, exact(folder, tmp_path / "plain"), "float32")
+    found = prepare(folder)
+    assert found.checkpoint["model.layers.1.mlp.experts.gate_up_proj"].quantised is None
+    (note,) = found.notes
+    assert note.startswith("2 quantised weights, such as `model.layers.1.mlp.experts.")
+
+
 def test_smaller_blocks_change_no_value() -> None:
     rng = np.random.default_rng(0)
     codes = from_array("c", "f8e4m3fn", rng.integers(0, 127, (3, 10, 9)).astype(np.uint8))
