@@ -3,9 +3,10 @@
 Fuses   linear(x, w_q),   linear(x, w_k),   linear(x, w_v),   ...
 into    slices of   linear(x, concat(w_q, w_k, w_v, ...))
 
-Linears are siblings if they read one value, and their modules have one parent; they are merged
-here if one of them leads to an attention or a gated delta rule.  So the two low-rank projections
-of MLA are merged, and all those of a linear attention layer, but not an MLP beside the attention.
+Linears are siblings if they read one value, their modules have one parent, and the source holds
+either all of their weights in few bits, or none; they are merged here if one of them leads to an
+attention or a gated delta rule.  So the two low-rank projections of MLA are merged, and all those
+of a linear attention layer, but not an MLP beside the attention.
 The weights, and the biases if there are any, are joined when the artifact is written.
 
 Leaves it alone when
@@ -21,7 +22,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import OPS, Graph, Node
-from fusec.passes.siblings import GUARDS, group, linears_of, merged, parent
+from fusec.passes.siblings import GUARDS, group, in_few_bits, linears_of, merged, parent
 from fusec.rewrite import FusionPass, Guard, Match
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -57,9 +58,13 @@ class MergeQkv(FusionPass):
 
     def find(self, graph: Graph, node: Node) -> Match | None:
         """The siblings of `node`, if it is the first and one of them leads to a mixer."""
-        family = [
+        beside = [
             each for each in linears_of(graph, node.inputs[0]) if parent(each) == parent(node)
         ]
+        narrow = in_few_bits(graph, node)
+        family = [each for each in beside if in_few_bits(graph, each) == narrow]
+        if len(beside) == 2:
+            family = beside  # one of each kind is refused, where that matters
         if len(family) < 2 or family[0] is not node:
             return None
         if not any(leads_to_mixer(graph, each) for each in family):

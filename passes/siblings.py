@@ -22,6 +22,12 @@ def linears_of(graph: Graph, value: str) -> list[Node]:
     return [user for user in graph.users(value) if user.op == "linear" and user.inputs[0] == value]
 
 
+def in_few_bits(graph: Graph, linear: Node) -> bool:
+    """Whether the source holds the weight of `linear` as codes and scales."""
+    weight = graph.parameters.get(linear.inputs[1])
+    return weight is not None and weight.quantised is not None
+
+
 def group(graph: Graph, nodes: list[Node]) -> Match:
     """A match of linears that begins at the first."""
     return Match(graph, nodes[0], values={"x": nodes[0].inputs[0]}, inner=tuple(nodes))
