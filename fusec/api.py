@@ -166,6 +166,7 @@ def compile(
             for each in targets
         }
         said += _said_of_decisions({name: log for name, (_, log) in rewritten.items()})
+        said += _said_of_requests(quantize, targets)
     if tp > 1:
         raise UnsupportedError(
             f"programs for one of {tp} ranks are not lowered yet",
@@ -271,6 +272,7 @@ def decide(
     with report.stage("rewrite") as said:
         logs = {each.name: _rewritten(read, each, passes, (), None, False)[1] for each in targets}
         said += _said_of_decisions(logs)
+        said += _said_of_requests(quantize, targets)
     return logs
 
 
@@ -377,6 +379,15 @@ def _said_of_decisions(logs: Mapping[str, DecisionLog], most: int = 5) -> list[s
         if (left := sum(len(places) for _, places in groups[most:])) > 0:
             lines.append(f"{prefix}and {left} more: `fusec explain` lists them")
     return lines
+
+
+def _said_of_requests(quantize: Sequence[str], targets: Iterable[Target]) -> list[str]:
+    """That a CPU multiplies plain values, whatever was asked for."""
+    return [
+        f"`--quantize` changes nothing for {target.name}: CPU kernels multiply plain weights"
+        for target in targets
+        if quantize and not target.is_gpu
+    ]
 
 
 def _said_of_file(path: Path, size: int, document: Mapping[str, Any]) -> str:

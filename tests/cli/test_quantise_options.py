@@ -102,3 +102,9 @@ def test_ranks_are_not_lowered(fusec: Fusec, mlp: Path, tmp_path: Path) -> None:
     assert not output.exists()
     required = ("--require", "quantise>=9", "--quantize", "fp8-token")
     assert fusec("compile", mlp, "--target", "gfx950", "--tp", "2", *required).code == 3
+
+
+def test_a_cpu_multiplies_plain_weights(fusec: Fusec, mlp: Path) -> None:
+    done = fusec("explain", mlp, "--target", "x86-64-v3", "--quantize", "fp8-token")
+    assert "quantise" not in done.out
+    assert "`--quantize` changes nothing for x86-64-v3" in done.err
