@@ -11,11 +11,12 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from sample_models import build
 from transformers.models.kimi_linear import modeling_kimi_linear
@@ -23,7 +24,9 @@ from transformers.models.qwen3_next import modeling_qwen3_next
 
 from fusec.frontend import load_source
 from fusec.ir import Graph, Node
+from fusec.ir.interpret import interpret
 from fusec.options import selected_passes
+from fusec.passes import PIPELINE
 from fusec.rewrite import Decision, DecisionLog, QuantRequest, Settings, run_pipeline
 from fusec.target import target_named
 
@@ -85,11 +88,13 @@ def exported(folder_of: Callable[[str], Path]) -> Exported:
     return make
 
 
-def decided(graph: Graph, quantise: str | None, ranks: int = 1) -> tuple[Graph, DecisionLog]:
-    """A copy of the graph after all passes for gfx950, and what they decided."""
+def decided(
+    graph: Graph, quantise: str | None, ranks: int = 1, disabled: Sequence[str] = ()
+) -> tuple[Graph, DecisionLog]:
+    """A copy of the graph after the passes for gfx950, and what they decided."""
     copy, log = graph.copy(), DecisionLog()
     requests = () if quantise is None else (QuantRequest(quantise),)  # type: ignore[arg-type]
-    passes = selected_passes((), Settings(quantise=requests, tensor_parallel=ranks))
+    passes = selected_passes(disabled, Settings(quantise=requests, tensor_parallel=ranks))
     run_pipeline(passes, copy, target_named("gfx950"), log, verify_each=True)
     return copy, log
 
@@ -227,3 +232,18 @@ def test_a_router_reads_the_rows_that_experts_read_as_codes(exported: Exported) 
     (routed,) = [row for row in rows(log, "add_rms_norm_quant") if "with_plain" in row.details]
     assert routed.site == f"model.layers.{LAYERS - 1}.post_attention_layernorm"
     assert "mlp.gate" in str(routed.details["with_plain"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_results_that_are_quantised_as_they_are_computed_are_the_same(
+    name: str, exported: Exported
+) -> None:
+    quantising = [each.name for each in PIPELINE if each.name.endswith("_quant")]
+    tokens = {"input_ids": np.random.default_rng(0).integers(0, 300, (2, 7))}
+    apart, none = decided(exported(name), "fp8-token", disabled=quantising)
+    fused, log = decided(exported(name), "fp8-token")
+    assert not any(none.fired()[fusion] for fusion in quantising)
+    assert sum(log.fired()[fusion] for fusion in quantising) > 3 * LAYERS
+    (expected,), (actual,) = (interpret(graph, tokens).values() for graph in (apart, fused))
+    assert np.abs(expected).max() > 1
+    np.testing.assert_array_equal(actual, expected)
