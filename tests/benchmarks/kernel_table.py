@@ -27,6 +27,8 @@ from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.link.gpu_checks import GpuSource, fitted, unfit
 from fusec.link.gpu_compile import compile_sources
 from fusec.link.gpu_kernel import GpuKernel
+from fusec.link.hip_build import find_hip_compiler
+from fusec.link.triton_build import triton_version
 from fusec.symbolic import evaluate, product
 from fusec.target import GPU_TARGETS, Target
 
@@ -54,6 +56,8 @@ the kernels in an artifact.
   of several also what lies between them. Some launches are for few tokens only.
 
 Nothing is spilled and nothing lies in scratch memory: the linker refuses it.
+
+Compiled by Triton {triton_version()} and {find_hip_compiler().version}.
 """
 
 
