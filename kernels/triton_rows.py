@@ -62,7 +62,7 @@ class Shares:
 
     Attributes:
         elements: of each lane, in a row that is long enough.
-        narrow: the same where the result is quantised.
+        narrow: the same where a whole row is quantised, or to four bits.
         least: elements of a tile; shorter rows share a program.
         warps: of a work group, at most.
     """
@@ -96,7 +96,7 @@ def tile_of(
     Args:
         length: elements of a row.
         target: for what.
-        narrow: whether the result is quantised.
+        narrow: whether a whole row is quantised, or to four bits.
         most: elements of a row that a program holds, at most.
         least: the same, at least.
         together: rows of which a program has whole multiples; a power of two.

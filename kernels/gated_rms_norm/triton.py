@@ -100,7 +100,8 @@ def _tile(head: int, heads: int, scaling: Scaling | None, target: Target) -> tup
         return tile, tile.rows
     group = group_of(scaling, heads * head)
     together = max(1, group // head)
-    tile = tile_of(head, target, least=head, together=power_above(together, 1))
+    whole = together == heads
+    tile = tile_of(head, target, narrow=whole, least=head, together=power_above(together, 1))
     return tile, tile.rows if is_power_of_two(together) else heads
 
 

@@ -33,7 +33,7 @@ def _quantize(call: Call) -> Launch:
     if group == length:
         tile = tile_of(length, call.target, narrow=True)
     else:
-        tile = column_tile_of(length, call.target, narrow=True, group=group)
+        tile = column_tile_of(length, call.target, narrow=scaling.packed, group=group)
     arguments = RowArguments()
     arguments.rows("x", x)
     arguments.codes(codes, scale, scaling)

@@ -80,7 +80,7 @@ def _launch(call: Call) -> Launch:
     if group == length:
         tile = tile_of(length, call.target, narrow=quantises)
     else:
-        tile = column_tile_of(length, call.target, narrow=quantises, group=group)
+        tile = column_tile_of(length, call.target, narrow=_packs(scaling), group=group)
     interleaved = not gate.has_unit_rows
     if interleaved and not _are_pairs(gate, up):
         raise InternalError(f"{gate} and {up} do not take turns")
@@ -108,6 +108,10 @@ def _launch(call: Call) -> Launch:
     programs = programs_of(row_count(gate), tile)
     module = "silu_mul.triton_kernel"
     return arguments.launch(module, "gated_activation_kernel", tile, programs, columns)
+
+
+def _packs(scaling: Scaling | None) -> bool:
+    return scaling is not None and scaling.packed
 
 
 def _are_pairs(gate: Storage, up: Storage) -> bool:
