@@ -93,7 +93,7 @@ def known(dim: Dim) -> int:
     """A size that is known at compile time.
 
     Raises:
-        InternalError: it is not; `known_sizes` refuses such operands.
+        InternalError: it is not; `weight_refusal` says so of an operand.
     """
     if not isinstance(dim, int):
         raise InternalError(f"the size `{dim}` is not known at compile time")

@@ -43,7 +43,13 @@ SUMMING_F32 = 2.0**-18
 GUARD = 64
 """Elements before and behind each result."""
 
-NAN_CODES = {"f8e4m3fn": (0x7F, 0xFF), "f8e4m3fnuz": (0x80,), "f4e2m1x2": ()}
+NAN_CODES = {
+    "f8e4m3fn": (0x7F, 0xFF),
+    "f8e4m3fnuz": (0x80,),
+    "f8e5m2": (*range(0x7C, 0x80), *range(0xFC, 0x100)),
+    "f4e2m1x2": (),
+}
+"""Codes that are no finite number."""
 
 Bytes = NDArray[np.uint8]
 
