@@ -15,12 +15,13 @@ Leaves it alone when
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from fusec import symbolic
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attrs, TensorType, ints_attr
-from fusec.ir.weights import Bits, Weight, concatenated
+from fusec.ir.weights import Quantised, Weight, concatenated
 from fusec.rewrite import FusionPass, Guard, Match, Number, Op, Rejection, Var, find
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -188,11 +189,26 @@ def _stacked(parts: list[Weight], shape: tuple[int, ...]) -> Weight:
     """The weights `parts` below one another, seen as [experts, rows, columns]."""
     name = "+".join(part.name for part in parts)
     joined = concatenated(name, tuple(parts), axis=0)
+    stacked = _seen(joined, name, shape)
+    return replace(stacked, quantised=_seen_codes(joined.quantised, shape))
 
-    def stack(bits: Bits) -> Bits:
-        return bits.reshape(shape)
 
-    return joined.derive(name, TensorType(joined.type.dtype, shape), "stack", stack)
+def _seen(weight: Weight, name: str, shape: tuple[int, ...]) -> Weight:
+    kind = TensorType(weight.type.dtype, shape)
+    return weight.derive(name, kind, "stack", lambda bits: bits.reshape(shape))
+
+
+def _seen_codes(held: Quantised | None, shape: tuple[int, ...]) -> Quantised | None:
+    """The codes of matrices below one another, seen as [experts, rows, columns].
+
+    None if a block of scales would lie in two matrices.
+    """
+    if held is None or shape[1] % held.block[0]:
+        return None
+    experts, rows, _ = shape
+    codes = _seen(held.codes, held.codes.name, (experts, rows, held.codes.shape[1]))
+    blocks = (experts, rows // held.block[0], held.scale.shape[1])
+    return replace(held, codes=codes, scale=_seen(held.scale, held.scale.name, blocks))
 
 
 def _shaped(build: Builder, value: str, shape: tuple[symbolic.Dim, ...]) -> str:

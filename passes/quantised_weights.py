@@ -17,7 +17,7 @@ from fusec.formats import MX_GROUP, decode, fn_to_fnuz
 from fusec.ir import Attr, Attrs, Graph
 from fusec.ir.quantise_weights import WeightFormat, quantised_weight
 from fusec.ir.types import bool_attr
-from fusec.ir.weights import Bits, Quantised, Weight, finer
+from fusec.ir.weights import Bits, Quantised, Weight, finer, has_lost_codes
 from fusec.rewrite import Match, QuantRequest, Rejection, Settings
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -55,8 +55,7 @@ def format_of(
             return MIXED
         if fits:
             return request.format
-    lost = weight is not None and weight.packing.startswith("dequantised")
-    return LOST if lost else NONE
+    return LOST if weight is not None and has_lost_codes(weight) else NONE
 
 
 def _held_as(quantised: Quantised) -> str:

@@ -22,6 +22,10 @@ Bits = NDArray[np.generic]
 """An array in the storage type of its dtype: bf16 is uint16, fp8 is uint8."""
 
 
+DEQUANTISED = "dequantised"
+"""What `packing` begins with where values were made of codes."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
     """A tensor that comes with the model.
@@ -146,7 +150,7 @@ def dequantised(name: str, dtype: str, quantised: Quantised) -> Weight:
         "dequantised", str(kind), str(quantised.block), *(part.identity for part in parts)
     )
     sources = tuple(source for part in parts for source in part.made_from)
-    return Weight(name, kind, read if known else None, identity, "dequantised", sources, quantised)
+    return Weight(name, kind, read if known else None, identity, DEQUANTISED, sources, quantised)
 
 
 def finer(quantised: Quantised, block: tuple[int, int]) -> Quantised:
@@ -237,9 +241,19 @@ def concatenated(name: str, parts: tuple[Weight, ...], axis: int) -> Weight:
 
     known = all(part.read is not None for part in parts)
     sources = tuple(source for part in parts for source in part.made_from)
-    packing = f"concatenated along {axis}"
-    value = read if known else None
-    return Weight(name, kind, value, how, packing, sources, _joined(parts, axis))
+    packing, joined = f"concatenated along {axis}", _joined(parts, axis)
+    if joined is None and any(_was_quantised(part) for part in parts):
+        packing = f"{DEQUANTISED}, {packing}"
+    return Weight(name, kind, read if known else None, how, packing, sources, joined)
+
+
+def _was_quantised(weight: Weight) -> bool:
+    return weight.quantised is not None or weight.packing.startswith(DEQUANTISED)
+
+
+def has_lost_codes(weight: Weight) -> bool:
+    """Whether the source holds codes for `weight`, but what was made of them has values only."""
+    return weight.quantised is None and _was_quantised(weight)
 
 
 def integers(type: TensorType) -> tuple[int, ...]:

@@ -11,8 +11,9 @@ from fusec.dtypes import f32_to_bf16
 from fusec.formats import Scaling, encode
 from fusec.ir import Graph, TensorType, Weight
 from fusec.ir.interpret import interpret
-from fusec.ir.weights import Quantised, concatenated, dequantised, from_array
+from fusec.ir.weights import Quantised, concatenated, dequantised, from_array, has_lost_codes
 from fusec.options import settings_of
+from fusec.passes.loop_experts import _stacked
 from fusec.passes.moe_fp8 import MoeFp8
 from fusec.passes.moe_mxfp4_dequant import MoeMxfp4Dequant
 from fusec.passes.moe_mxfp4_native import MoeMxfp4Native
@@ -203,6 +204,25 @@ def test_scales_of_joined_weights() -> None:
         joined.values(), np.concatenate([part.values() for part in parts])
     )
     np.testing.assert_array_equal(joined.input_scale.load(), [np.float32(0.75)])
+
+
+@pytest.mark.parametrize("block", [(16, 32), (1, 64), (32, 64)])
+def test_matrices_of_experts_keep_their_codes_when_stacked(block: tuple[int, int]) -> None:
+    held = [fp8_held(f"e{number}", (32, 64), block) for number in range(6)]
+    parts = [dequantised(f"w{number}", "f32", part) for number, part in enumerate(held)]
+    stacked = _stacked(parts, (3, 64, 64))
+    assert stacked.quantised is not None
+    wanted = np.concatenate([part.values() for part in held]).reshape(3, 64, 64)
+    np.testing.assert_array_equal(stacked.quantised.values(), wanted)
+    np.testing.assert_array_equal(stacked.load(), wanted.astype(np.float32))
+
+
+def test_joining_that_loses_codes_is_known() -> None:
+    held = dequantised("w", "f32", fp8_held("w", (20, 64), (16, 32)))
+    joined = concatenated("w+v", (held, plain("v", 8, 64)), 0)
+    assert has_lost_codes(joined) and not has_lost_codes(held)
+    assert has_lost_codes(concatenated("x", (joined, plain("v", 8, 64)), 0))
+    assert not has_lost_codes(concatenated("v+v", (plain("v", 8, 64), plain("u", 8, 64)), 0))
 
 
 # --- experts --------------------------------------------------------------------------------
