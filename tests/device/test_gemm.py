@@ -12,6 +12,7 @@ from gemm_problems import (
     Made,
     Problem,
     dequant_problems,
+    every_code,
     fp8_problems,
     make,
     make_rows,
@@ -77,6 +78,11 @@ def test_mxfp4_dequantised(problem: Problem) -> None:
 def test_scaled_products(problem: Problem) -> None:
     made = make(problem)
     made.check(run(made, scaled(made)))
+
+
+def test_every_code_is_exact() -> None:
+    made = every_code("sm_90")
+    made.check(run(made, chosen(made)))
 
 
 @pytest.mark.parametrize("rows", [1, 64, 65, 512, 1000])

@@ -197,6 +197,19 @@ def make_rows(problem: Problem, rows: tuple[int, ...], rng: np.random.Generator)
     return Made(graph, node, target, operands, result, size, symbols, wanted, allowed)
 
 
+def every_code(target: str) -> Made:
+    """Each code of e2m1 with each scale up to 2**113, times a one: the result is the weight."""
+    made = make(Problem("mxfp4_linear", target, (32,), 241, 32, dtype="f32", gap=0))
+    codes = np.tile(np.arange(16, dtype=np.uint8), 2)
+    pairs, scale = codes[::2] | codes[1::2] << 4, np.arange(241, dtype=np.uint8)
+    ones = f32_to_bf16(np.eye(32, dtype=np.float32)).view(np.uint8)
+    for operand, memory in zip(made.operands, (ones, np.tile(pairs, 241), scale), strict=True):
+        operand.memory = memory.reshape(-1)
+    made.wanted = np.outer(unpack_e2m1(pairs), decode(scale, "e8m0"))
+    made.allowed = np.zeros_like(made.wanted)
+    return made
+
+
 def to_floats(memory: Bytes, dtype: str) -> NDArray[Any]:
     """The numbers in memory of f32, bf16 or f16."""
     if dtype == "bf16":

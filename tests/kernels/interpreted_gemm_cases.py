@@ -18,6 +18,7 @@ from gemm_problems import (
     Made,
     Problem,
     dequant_problems,
+    every_code,
     fp8_problems,
     make,
     make_rows,
@@ -155,6 +156,11 @@ def test_scaled_products(problem: Problem) -> None:
 @pytest.mark.parametrize("problem", dequant_problems("gfx942"), ids=str)
 def test_mxfp4_dequantised(problem: Problem) -> None:
     check(problem)
+
+
+def test_every_code_is_exact() -> None:
+    made = every_code("gfx942")
+    made.check(Interpreted(made).run())
 
 
 @pytest.mark.parametrize(("rows", "tier"), [(1, 0), (64, 0), (65, 1), (512, 1), (513, 2)])
