@@ -25,11 +25,13 @@ from transformers.models.qwen3_next import modeling_qwen3_next
 from fusec.frontend import load_source
 from fusec.ir import Graph, Node
 from fusec.ir.interpret import interpret
+from fusec.lower.gpu import lower_gpu
 from fusec.options import selected_passes
 from fusec.passes import PIPELINE
 from fusec.rewrite import Decision, DecisionLog, QuantRequest, Settings, run_pipeline
 from fusec.target import target_named
 
+GFX950 = target_named("gfx950")
 LAYERS = 2
 MODELS: Mapping[str, Mapping[str, object]] = {
     "qwen3_next": {
@@ -95,7 +97,7 @@ def decided(
     copy, log = graph.copy(), DecisionLog()
     requests = () if quantise is None else (QuantRequest(quantise),)  # type: ignore[arg-type]
     passes = selected_passes(disabled, Settings(quantise=requests, tensor_parallel=ranks))
-    run_pipeline(passes, copy, target_named("gfx950"), log, verify_each=True)
+    run_pipeline(passes, copy, GFX950, log, verify_each=True)
     return copy, log
 
 
@@ -192,17 +194,21 @@ def test_both_norms_of_latent_attention_are_one_however_they_are_quantised(
 
 
 def beside_without_a_copy(graph: Graph, norms: Node) -> None:
-    """Both operands and the part that is rotated are slices of the columns of one projection."""
+    """Both operands and the part that is rotated are columns of one projection, where it lies."""
     slices = [graph.producer(norms.inputs[position]) for position in (0, 2)]
-    projected = {None if node is None else node.inputs[0] for node in slices}
-    assert len(projected) == 1
-    (projection,) = projected
+    (projection,) = {None if node is None else node.inputs[0] for node in slices}
     assert projection is not None
     windows = sorted(
         (node.attrs["start"], node.attrs["stop"], node.op, node.attrs["step"])
         for node in graph.users(projection)
     )
     assert windows == [(0, 48, "slice", 1), (48, 80, "slice", 1), (80, 88, "slice", 1)]
+    program = lower_gpu(graph, GFX950, allow_host_fallback=True)
+    (step,) = [step for step in program.steps if step.node.name == norms.name]
+    read = [step.launch.operands[position] for position in (0, 2)]
+    held = [each for each in read if each is not None]
+    assert [program.buffers[each.buffer][0] for each in held] == [projection] * 2
+    assert sorted((each.offset, *each.strides[1:]) for each in held) == [(0, 88, 1), (48, 88, 1)]
 
 
 def test_how_often_results_are_quantised(exported: Exported) -> None:
