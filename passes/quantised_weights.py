@@ -61,9 +61,10 @@ def format_of(
 def _held_as(quantised: Quantised) -> str:
     rows, columns = quantised.block
     outputs, length = quantised.values_shape[-2:]
+    dtype = quantised.codes.type.dtype
     if quantised.scale.type.dtype == "e8m0" and quantised.block == (1, MX_GROUP):
-        return "mxfp4" if quantised.codes.type.dtype == "f4e2m1x2" else "mxfp8"
-    if quantised.codes.type.dtype == "f4e2m1x2":
+        return {"f4e2m1x2": "mxfp4", "f8e4m3fn": "mxfp8"}.get(dtype, UNKNOWN)
+    if dtype == "f4e2m1x2":
         return UNKNOWN
     if columns >= length:
         return "fp8-tensor" if rows >= outputs else "fp8-token"

@@ -7,7 +7,8 @@ for the MX formats the power of two that `formats.Scaling.scale` gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -36,8 +37,8 @@ FP8_BLOCK = (128, 128)
 _MX = {"mxfp4": mx_scaling("f4e2m1x2", "even"), "mxfp8": mx_scaling("f8e4m3fn", "up")}
 """With 3 bits of mantissa a range that is half as fine costs less than clipping the largest."""
 
-_SLAB = 128
-"""Rows that are widened at a time, which bounds the memory."""
+_SLAB = 64
+"""Rows that a thread widens at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,36 +74,42 @@ class _Form:
         for matrix in plain.reshape(-1, *plain.shape[-2:]):
             yield matrix.T if self.turned else matrix
 
-    def _slabs(self, matrix: Bits) -> Iterator[tuple[int, Floats]]:
-        for start in range(0, len(matrix), _SLAB):
+    def _by_slab(self, matrix: Bits, work: Callable[[int, Floats], Bits]) -> Bits:
+        """What `work` makes of some rows at a time, from a row on, one below another."""
+
+        def one(start: int) -> Bits:
             rows: NDArray[Any] = matrix[start : start + _SLAB]
             wide = bf16_to_f32(rows) if self.dtype == "bf16" else rows
-            yield start, wide.astype(np.float64)
+            return work(start, wide.astype(np.float64))
+
+        with ThreadPoolExecutor() as pool:
+            return np.concatenate(list(pool.map(one, range(0, len(matrix), _SLAB))))
 
     def _scale(self, matrix: Bits) -> Floats:
         row_starts, column_starts = (
             np.arange(0, size, step) for size, step in zip(matrix.shape, self.block, strict=True)
         )
-        largest = [
-            np.maximum.reduceat(np.abs(slab), column_starts, axis=1)
-            for _, slab in self._slabs(matrix)
-        ]
-        top = np.maximum.reduceat(np.concatenate(largest), row_starts, axis=0)
+
+        def largest(_: int, rows: Floats) -> Bits:
+            return np.maximum.reduceat(np.abs(rows), column_starts, axis=1)
+
+        top = np.maximum.reduceat(self._by_slab(matrix, largest), row_starts, axis=0)
         if self.scaling.scale_dtype == "e8m0":
             return self.scaling.scale(top)
         scale = np.where(top > 0, top / self.scaling.maximum, 1.0)
         return scale.astype(np.float32).astype(np.float64)
 
     def _codes(self, matrix: Bits) -> Bits:
-        scale, (rows, columns), top = self._scale(matrix), self.block, self.scaling.maximum
-        by_column = np.arange(matrix.shape[1]) // columns
-        found: list[NDArray[np.uint8]] = []
-        for start, slab in self._slabs(matrix):
-            by_row = np.arange(start, start + len(slab)) // rows
-            scaled = np.clip(slab / scale[by_row][:, by_column], -top, top)
-            packed = self.scaling.packed
-            found.append(pack_e2m1(scaled) if packed else encode(scaled, self.scaling.dtype))
-        return np.concatenate(found)
+        scale, top = self._scale(matrix), self.scaling.maximum
+        per_row, per_column = self.block
+        by_column = np.arange(matrix.shape[1]) // per_column
+
+        def codes(start: int, rows: Floats) -> Bits:
+            by_row = np.arange(start, start + len(rows)) // per_row
+            scaled = np.clip(rows / scale[by_row][:, by_column], -top, top)
+            return pack_e2m1(scaled) if self.scaling.packed else encode(scaled, self.scaling.dtype)
+
+        return self._by_slab(matrix, codes)
 
 
 def quantised_weight(
