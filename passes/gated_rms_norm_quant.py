@@ -15,6 +15,7 @@ Leaves it alone when
   gdn.heads-tp          ranks do not get equally many whole heads
   gdn.head-dim          the size of a head is not a power of two up to 256
   group                 groups that share a scale neither divide heads nor are whole heads
+  row                   the heads of a token share a scale, and are more than 16384 elements
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ from fusec.target import Target
 
 _LARGEST_HEAD = 256
 """Elements; the kernels that quantise hold whole heads in registers."""
+
+_LONGEST_ROW = 16384
+"""Elements; the kernels that quantise hold all that shares a scale in registers."""
 
 
 def _whole_heads(match: Match, target: Target) -> Rejection | None:
@@ -72,6 +76,17 @@ def _group(match: Match, target: Target) -> Rejection | None:
     return Rejection("group", reason, narrow.name)
 
 
+def _row(match: Match, target: Target) -> Rejection | None:
+    narrow = quantisers(match)[0]
+    length = match.graph.type(narrow.inputs[0]).shape[-1]
+    if narrow.attrs["granularity"] != "token" or not isinstance(length, int):
+        return None
+    if length <= _LONGEST_ROW:
+        return None
+    reason = f"{length} elements share a scale, more than {_LONGEST_ROW} that are held at once"
+    return Rejection("row", reason, narrow.name)
+
+
 class GatedRmsNormQuant(QuantisedResult):
     """One node for the gated norm and what quantises the heads of a token."""
 
@@ -86,6 +101,7 @@ class GatedRmsNormQuant(QuantisedResult):
         heads_divide,
         _head_dim,
         _group,
+        _row,
     )
 
     def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:

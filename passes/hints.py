@@ -74,6 +74,7 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "granularity": _GRANULARITY,
         "group": "use a group that is a multiple of the size of a head, or divides it",
         "output-not-quantised": _NOT_QUANTISED,
+        "row": "quantise by group",
     },
     "gelu_mul": {"shape": "give gate and up one shape"},
     "gelu_mul_quant": {
