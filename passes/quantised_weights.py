@@ -30,8 +30,8 @@ LOST = "lost"
 UNKNOWN = "unknown"
 """The source holds the weight in few bits, with scales that no kernel takes."""
 
-LEAST_GROUP = 32
-"""Elements along K that share a scale, where not all do, are a multiple of this."""
+GROUPS = (32, 64, 128)
+"""Elements along K that share a scale, where not all do: rows are quantised in the same groups."""
 
 
 def format_of(
@@ -68,7 +68,7 @@ def _held_as(quantised: Quantised) -> str:
         return UNKNOWN
     if columns >= length:
         return "fp8-tensor" if rows >= outputs else "fp8-token"
-    return UNKNOWN if columns % LEAST_GROUP else "fp8-block"
+    return "fp8-block" if columns in GROUPS else UNKNOWN
 
 
 def _fits(
