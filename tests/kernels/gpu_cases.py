@@ -75,7 +75,7 @@ class GpuCase:
 
 def gpu_cases(target: Target) -> tuple[GpuCase, ...]:
     """Every case, with the formats of `target`."""
-    groups = (_norms, _activations, _quantisation, _products, _experts)
+    groups = (_norms, _activations, _quantisation, _products, _routers, _experts)
     return tuple(case for group in groups for case in group(target.fp8 or "f8e4m3fn"))
 
 
@@ -202,6 +202,27 @@ def _products(fp8: str) -> Iterator[GpuCase]:
         x = (_rows(length // width, dtype), _rows(length // MX_GROUP, "e8m0"))
         attrs = {**result, **mx_scaling(dtype).attrs(), "has_x_scale": True}
         yield GpuCase("mxfp4_linear", f"{label}, {words}", (*x, *weight), attrs)
+
+
+def _routers(fp8: str) -> Iterator[GpuCase]:
+    plain: dict[str, Attr] = {
+        "dtype": "f32",
+        "has_bias": False,
+        "groups": 1,
+        "groups_kept": 1,
+        "renormalise": True,
+        "fill": 0.0,
+        "eps": 0.0,
+        "scale": 1.0,
+    }
+    qwen = {**plain, "scores": "softmax", "k": 10}
+    yield GpuCase("router", "Qwen3-Next 10 of 512", (_rows(512, "f32"),), qwen)
+    grouped = {"groups": 8, "groups_kept": 4, "has_bias": True, "eps": 1e-20, "scale": 2.5}
+    deepseek = {**plain, **grouped, "scores": "sigmoid", "k": 8}
+    biased = (_rows(256, "f32"), TensorType("f32", (256,)))
+    yield GpuCase("router", "DeepSeek-V3 8 of 256 in groups", biased, deepseek)
+    oai = {**plain, "scores": "softmax_topk", "k": 4, "renormalise": False}
+    yield GpuCase("router", "gpt-oss 4 of 128", (_rows(128, "f32"),), oai)
 
 
 def _experts(fp8: str) -> Iterator[GpuCase]:
