@@ -15,7 +15,7 @@ from fusec.options import (
 )
 from fusec.passes import PIPELINE
 from fusec.passes.hints import hint_for
-from fusec.report import explain_text
+from fusec.report import alike, explain_text
 from fusec.rewrite import Decision, DecisionLog, QuantRequest
 from fusec.target import CPU_ARCHES, best_cpu_arch, target_named
 
@@ -105,6 +105,16 @@ def test_an_unmet_requirement_names_what_was_chosen_instead() -> None:
         "model.layers.2.mlp.experts, model.layers.3.mlp.experts and 32 more\n"
         "    hint: compile for `gfx950`, or require `moe_mxfp4_dequant`"
     )
+
+
+def test_reasons_that_differ_in_the_layer_stand_together() -> None:
+    texts = ["read by `layers.0.q`", "read by `layers.1.q`", "size 3", "size 4", "size 3"]
+    assert alike(texts) == [
+        ("read by `layers.*.q`", [0, 1]),
+        ("size 3", [2, 4]),
+        ("size 4", [3]),
+    ]
+    assert alike(texts[:1]) == [("read by `layers.0.q`", [0])]
 
 
 @pytest.mark.parametrize(
