@@ -64,6 +64,7 @@ class Tile:
         stages: steps along K in flight at once, as Triton counts them.
         group: tiles that lie below one another before the next column of tiles begins.
         options: further options of Triton's backend.
+        constants: compile-time arguments that depend on the tile.
     """
 
     rows: int
@@ -73,6 +74,7 @@ class Tile:
     stages: int
     group: int = 8
     options: tuple[tuple[str, int], ...] = ()
+    constants: tuple[tuple[str, int], ...] = ()
 
     def at_most(self, depth: int) -> Tile:
         """This, at most `depth` deep."""
@@ -220,6 +222,7 @@ class Product:
         tiles = symbolic.ceil_divide(self.rows, tile.rows) * -(-self.columns // tile.columns)
         constants = {
             **self.constants,
+            **dict(tile.constants),
             **{name: known(each) for name, each in fixed.items()},
             "N": self.columns,
             "K": self.length,

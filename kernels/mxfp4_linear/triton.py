@@ -35,17 +35,20 @@ SCALED_MANY = {
 }
 """By the codes of x: two work groups fit into a compute unit's shared memory."""
 
+W_FIRST = (("W_FIRST", 1),)
+"""The product is computed transposed; see the kernel."""
+
 DEQUANT_FEW = {
     "amdgpu": Tile(rows=32, columns=64, depth=128, warps=4, stages=2, options=MFMA_16),
     "nvidia": Tile(rows=64, columns=128, depth=128, warps=4, stages=3),
 }
 DEQUANT_SOME = {
     "amdgpu": Tile(rows=128, columns=64, depth=64, warps=4, stages=2),
-    "nvidia": Tile(rows=128, columns=64, depth=64, warps=4, stages=4),
+    "nvidia": Tile(rows=128, columns=128, depth=64, warps=8, stages=3, constants=W_FIRST),
 }
 DEQUANT_MANY = {
     "amdgpu": Tile(rows=256, columns=128, depth=64, warps=8, stages=2),
-    "nvidia": Tile(rows=256, columns=128, depth=64, warps=8, stages=3),
+    "nvidia": Tile(rows=256, columns=128, depth=64, warps=8, stages=3, constants=W_FIRST),
 }
 """Many rows to a tile, for each tile makes bf16 of its part of the weight once more."""
 
@@ -135,6 +138,7 @@ def _launch_dequant(call: Call) -> tuple[Launch, ...]:
             "W_STRIDE": known(row_stride(weight)),
             "W_SCALE_STRIDE": known(row_stride(weight_scale)),
             "X_PARTS": X_PARTS[x.dtype],
+            "W_FIRST": 0,
         },
     )
     tiers = (DEQUANT_FEW, DEQUANT_SOME, DEQUANT_MANY)

@@ -48,15 +48,26 @@ def bf16_of_e2m1(b_words, b_scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def dot_bf16_parts(b_x, b_w, b_y, PARTS: tl.constexpr):
-    """Y + x @ w, w bf16; x is taken apart into PARTS of bf16 so that nothing of it is lost."""
+def dot_bf16(b_x, b_w, b_y, W_FIRST: tl.constexpr):
+    """Y + x @ w.T, or with W_FIRST Y + w @ x.T."""
+    if W_FIRST:
+        b_y = tl.dot(b_w, tl.trans(b_x), b_y)
+    else:
+        b_y = tl.dot(b_x, tl.trans(b_w), b_y)
+    return b_y
+
+
+@triton.jit
+def dot_bf16_parts(b_x, b_w, b_y, PARTS: tl.constexpr, W_FIRST: tl.constexpr):
+    """`dot_bf16`; x is taken apart into PARTS of bf16 so that nothing of it is lost."""
     if PARTS == 1:
-        return tl.dot(b_x, b_w, b_y)
-    b_rest = b_x.to(tl.float32)
-    for _ in tl.static_range(PARTS):
-        b_part = b_rest.to(tl.bfloat16)
-        b_y = tl.dot(b_part, b_w, b_y)
-        b_rest -= b_part.to(tl.float32)
+        b_y = dot_bf16(b_x, b_w, b_y, W_FIRST)
+    else:
+        b_rest = b_x.to(tl.float32)
+        for _ in tl.static_range(PARTS):
+            b_part = b_rest.to(tl.bfloat16)
+            b_y = dot_bf16(b_part, b_w, b_y, W_FIRST)
+            b_rest -= b_part.to(tl.float32)
     return b_y
 
 
@@ -76,6 +87,7 @@ def mxfp4_dequant_kernel(
     W_STRIDE: tl.constexpr,
     W_SCALE_STRIDE: tl.constexpr,
     X_PARTS: tl.constexpr,
+    W_FIRST: tl.constexpr,
     BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -86,7 +98,8 @@ def mxfp4_dequant_kernel(
 ):
     """Y [M, N] = x @ (w * w_scale).T + bias, x [M, K] floats, w [N, K/2], w_scale [N, K/32].
 
-    Rows of w have K_MEMORY elements, zeros from K on.
+    Rows of w have K_MEMORY elements, zeros from K on.  With W_FIRST it is Y.T = w @ x.T that is
+    computed: Hopper's matrix units take the first operand from registers, where w becomes bf16.
     """
     i_m, i_n = tile_at(M, N, BLOCK_M, BLOCK_N, GROUP_M, DIES)
     begin, end = steps_of(K, BLOCK_K, SPLITS)
@@ -100,7 +113,10 @@ def mxfp4_dequant_kernel(
     p_x_tile = p_x + o_m[:, None] * x_stride + o_k[None, :]
     p_w_tile = p_words + o_n[:, None] * (W_STRIDE // 4) + o_word[None, :]
     p_scale_tile = p_w_scale + o_n[:, None] * W_SCALE_STRIDE + o_group[None, :]
-    b_y = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    if W_FIRST:
+        b_y = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
+    else:
+        b_y = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for i_step in range(begin, end):
         i_k = i_step * BLOCK_K
         if K % BLOCK_K == 0:
@@ -116,7 +132,9 @@ def mxfp4_dequant_kernel(
             b_words = tl.load(p_w_tile + i_k // 8, mask=m_word[None, :], other=0)
             b_scale = tl.load(p_scale_tile + i_k // GROUP, mask=m_group[None, :], other=0)
         b_w = bf16_of_e2m1(b_words, b_scale, BLOCK_N, BLOCK_K)
-        b_y = dot_bf16_parts(b_x, tl.trans(b_w), b_y, X_PARTS)
+        b_y = dot_bf16_parts(b_x, b_w, b_y, X_PARTS, W_FIRST)
+    if W_FIRST:
+        b_y = tl.trans(b_y)
     store_tile(b_y, p_bias, p_y, i_m, i_n, M, y_stride, N, BLOCK_M, BLOCK_N, BIAS)
 
 

@@ -153,7 +153,9 @@ def test_scaled_products(problem: Problem) -> None:
     check(problem)
 
 
-@pytest.mark.parametrize("problem", dequant_problems("gfx942"), ids=str)
+@pytest.mark.parametrize(
+    "problem", [*dequant_problems("gfx942"), *dequant_problems("sm_90")[4:]], ids=str
+)
 def test_mxfp4_dequantised(problem: Problem) -> None:
     check(problem)
 
