@@ -9,7 +9,8 @@ import triton.language as tl
 
 from fusec.kernels.moe.triton_activation_kernel import activated, gated
 from fusec.kernels.moe.triton_align_kernel import block_rows
-from fusec.kernels.moe.triton_quantise_kernel import power_of_two, quantised_groups
+from fusec.kernels.moe.triton_quantise_kernel import quantised_groups
+from fusec.kernels.mxfp4_linear.triton_kernel import bf16_of_e2m1
 
 MX_GROUP = tl.constexpr(32)
 
@@ -29,15 +30,6 @@ def load_tile(p_tile, m_rows, m_columns, EVEN_ROWS: tl.constexpr, EVEN_COLUMNS: 
 
 
 @triton.jit
-def float_of_e2m1(code):
-    """The bf16 of 4-bit codes: sign, two bits of exponent, one of mantissa."""
-    magnitude = code & 7
-    normal = (magnitude << 6) + 0x3F00
-    bits = tl.where(magnitude > 1, normal, tl.where(magnitude == 1, 0x3F00, 0))
-    return (bits | ((code & 8) << 12)).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-
-
-@triton.jit
 def load_mxfp4(
     p_w,
     p_scale,
@@ -53,26 +45,22 @@ def load_mxfp4(
     BLOCK_K: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Rows o_n and columns k .. k + BLOCK_K of 4-bit floats times their scales: [BLOCK_K, BLOCK_N].
-
-    A lane holds the 16 bytes of a group, and its scale.
-    """
-    GROUPS: tl.constexpr = BLOCK_K // MX_GROUP
-    o_group = k // MX_GROUP + tl.arange(0, GROUPS)
-    o_byte = o_group[:, None] * (MX_GROUP // 2) + tl.arange(0, MX_GROUP // 2)[None, :]
-    p_codes = p_w + o_n[:, None, None] * W_ROW + o_byte[None, :, :]
+    """Rows o_n, columns k to k + BLOCK_K of 4-bit floats times scales: [BLOCK_K, BLOCK_N]."""
+    o_word = k // 8 + tl.arange(0, BLOCK_K // 8)
+    o_group = k // MX_GROUP + tl.arange(0, BLOCK_K // MX_GROUP)
+    p_words = p_w.to(tl.pointer_type(tl.uint32), bitcast=True)
+    p_words += o_n[:, None] * (W_ROW // 4) + o_word[None, :]
     p_scales = p_scale + o_n[:, None] * S_ROW + o_group[None, :]
     if EVEN_K and EVEN_N:
-        codes, scales = tl.load(p_codes), tl.load(p_scales)
+        words, scales = tl.load(p_words), tl.load(p_scales)
     else:
+        words = tl.load(p_words, mask=m_n[:, None] & (o_word < K // 8)[None, :], other=0)
         m_scale = m_n[:, None] & (o_group < K // MX_GROUP)[None, :]
-        codes = tl.load(p_codes, mask=m_scale[:, :, None], other=0)
         scales = tl.load(p_scales, mask=m_scale, other=127)
-    codes = codes.to(tl.int32)
-    scale = power_of_two(scales.to(tl.int32))[:, :, None]
-    even = (float_of_e2m1(codes & 15).to(tl.float32) * scale).to(dtype)
-    odd = (float_of_e2m1(codes >> 4).to(tl.float32) * scale).to(dtype)
-    return tl.trans(tl.reshape(tl.join(even, odd), [BLOCK_N, BLOCK_K]))
+    w = bf16_of_e2m1(words, scales, BLOCK_N, BLOCK_K)
+    if dtype != tl.bfloat16:
+        w = w.to(tl.float32).to(dtype)
+    return tl.trans(w)
 
 
 @triton.jit
