@@ -5,7 +5,7 @@ Both choose their tiles by how many rows there are, as `triton_gemm` says.
 
 from __future__ import annotations
 
-from fusec.formats import Scaling
+from fusec.formats import MX_GROUP, Scaling
 from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr
 from fusec.kernels.launch import Call, Launch
@@ -103,7 +103,9 @@ def launch_scaled(call: Call) -> tuple[Launch, ...]:
 def _supports_scaled(graph: Graph, node: Node, target: Target) -> str | None:
     if not bool_attr(node.attrs, "has_x_scale"):
         return "scales: it takes x as codes with scales"
-    x, _, weight = map(graph.type, node.inputs[:3])
+    x, x_scale, weight = map(graph.type, node.inputs[:3])
+    if x_scale.dtype != "e8m0" or Scaling.of(node.attrs).group != MX_GROUP:
+        return f"scales: the matrix units take an e8m0 scale for each {MX_GROUP} along K"
     return (
         scaled_refusal("mxfp4.arch", target, x.dtype)
         or weight_refusal(weight)

@@ -362,6 +362,7 @@ def fp8_problems(target: str) -> list[Problem]:
     assert fp8 is not None and fp8 in QUANT_MAX
     group = fp8_scaling(fp8, "group", group=128)
     column = fp8_scaling(fp8, "group", group=128, layout="column")
+    odd = fp8_scaling(fp8, "group", group=96)
     token, tensor = fp8_scaling(fp8, "token"), fp8_scaling(fp8, "tensor")
 
     def problem(rows: tuple[int, ...], n: int, k: int, **rest: Any) -> Problem:
@@ -381,6 +382,7 @@ def fp8_problems(target: str) -> list[Problem]:
         problem((64,), 100, 1696, scaling=tensor, block=(100, 1696), bias="f32", spread=2),
         problem((5,), 36, 256, scaling=token, block=(128, 128), dtype="f32"),
         problem((5,), 36, 256, scaling=group, block=(1, 256), dtype="f32"),
+        problem((5,), 36, 288, scaling=odd, block=(128, 128), dtype="f32"),
         problem((514,), 130, 256, scaling=group, block=(128, 128), bias="f32"),
         problem((514,), 40, 224, scaling=token, block=(1, 224), dtype="f32"),
         problem((3,), 40, 128, scaling=token, block=(1, 128), dtype="f16", spread=1, centre=-5),

@@ -84,6 +84,14 @@ def test_groups_that_no_matrix_unit_takes(scaling: Scaling, block: tuple[int, in
     assert reasons(made)["fp8_linear.triton"].startswith("scales: ")
 
 
+@pytest.mark.parametrize(
+    "scaling", [GROUP, fp8_scaling(FN, "token"), dataclasses.replace(mx_scaling(FN), group=64)]
+)
+def test_scaled_products_take_e8m0_scales_for_groups_of_32(scaling: Scaling) -> None:
+    made = problem("mxfp4_linear", "gfx950", scaling)
+    assert reasons(made)["mxfp4_linear.triton_scaled"].startswith("scales: ")
+
+
 def test_e8m0_scales_are_for_groups_of_32() -> None:
     kinds = (
         TensorType(FN, (4, 256)),
