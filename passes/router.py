@@ -12,6 +12,7 @@ are f32 where that gains anything; the weights are rounded once, at the end.
 
 Leaves it alone when
   axis    the choice is not of the largest in rows [tokens, experts]
+  dtype   the logits, the bias or the weights are none of f32, bf16 and f16
   groups  scores are replaced, but not those outside the groups with the best two
   scores  what is chosen is not weighed by a softmax or a sigmoid of the logits
   sum     the weights are divided by something else than their own sum
@@ -33,6 +34,8 @@ from fusec.target import Target
 SCORES = ("softmax", "sigmoid")
 """Operations that make scores of logits."""
 
+DTYPES = ("f32", "bf16", "f16")
+
 
 def _walked(match: Match, target: Target) -> Rejection | None:
     refusal = match.facts.get("refusal")
@@ -43,12 +46,22 @@ def _walked(match: Match, target: Target) -> Rejection | None:
     return Rejection(code, reason, at)
 
 
+def _dtype(match: Match, target: Target) -> Rejection | None:
+    for name in ("logits", "bias", "weights"):
+        if (value := match.values.get(name)) is None:
+            continue
+        kind = match.graph.type(value)
+        if kind.dtype not in DTYPES:
+            return Rejection("dtype", f"the {name} are `{kind}`", value)
+    return None
+
+
 class Router(FusionPass):
     """One node for scores, choice and weights."""
 
     name: ClassVar[str] = "router"
     after: ClassVar[tuple[str, ...]] = ("moe", "dense_experts", "loop_experts", "wide_linear")
-    guards: ClassVar[tuple[Guard, ...]] = (_walked,)
+    guards: ClassVar[tuple[Guard, ...]] = (_walked, _dtype)
 
     def anchors(self) -> frozenset[str]:
         """The choice."""
@@ -299,7 +312,7 @@ class _Walk:
         reader = self._only(weights)
         if reader is None or reader.op != "cast":
             return weights
-        if self.graph.type(reader.output).dtype not in ("f32", "bf16", "f16"):
+        if self.graph.type(reader.output).dtype not in DTYPES:
             return weights
         self.inner.append(reader)
         return reader.output

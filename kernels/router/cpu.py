@@ -11,11 +11,9 @@ from fusec.target import Target
 
 
 def _supports(graph: Graph, node: Node, target: Target) -> str | None:
-    logits, weights = graph.type(node.inputs[0]), graph.type(node.outputs[0])
-    if weights.dtype not in ("f32", logits.dtype):
-        return f"its weights are f32 or `{logits.dtype}`, not `{weights.dtype}`"
-    if any(graph.type(value).dtype not in FLOATS for value in node.inputs):
-        return f"its bias is one of {', '.join(FLOATS)}"
+    for value in (*node.inputs[1:], node.outputs[0]):
+        if graph.type(value).dtype not in FLOATS:
+            return f"`%{value}` is {graph.type(value).dtype}, not one of {', '.join(FLOATS)}"
     return float_kernel(graph, node, target)
 
 
@@ -31,7 +29,7 @@ def _router(call: Call) -> Launch:
         *(float_attr(attrs, name) for name in ("fill", "eps", "scale")),
         *flags(bool_attr(attrs, "renormalise")),
         weight_kind(bias, call.input_type(0)),
-        2 if weights.dtype == "f32" else 1,
+        weight_kind(call.output_type(), call.input_type(0)),
     )
     return Launch(f"fusec_router_{logits.dtype}", operands(call), params)
 

@@ -144,10 +144,15 @@ void route(void* const* buffers, const RouterParams& p) {
 template <class T>
 void router(void* const* buffers, const int64_t* params) {
   RouterParams parsed(params);
-  if (params[14] == WEIGHT_F32) {
-    route<T, float>(buffers, parsed);
-  } else {
-    route<T, T>(buffers, parsed);
+  switch (params[14]) {
+    case WEIGHT_F32:
+      return route<T, float>(buffers, parsed);
+    case WEIGHT_BF16:
+      return route<T, bf16>(buffers, parsed);
+    case WEIGHT_F16:
+      return route<T, f16>(buffers, parsed);
+    default:
+      return route<T, T>(buffers, parsed);
   }
 }
 
@@ -157,7 +162,7 @@ void router(void* const* buffers, const int64_t* params) {
 // buffers: logits [T, E], [bias [E]], weights [T, k], experts [T, k] (i64)
 // params:  T, E, k, row strides of logits, weights and experts, scores (0 softmax, 1 sigmoid,
 //          2 softmax of the chosen), groups, groups_kept, fill, eps, scale (f64), renormalise,
-//          bias_kind (rows.h), weights_kind (1 dtype of logits, 2 f32)
+//          bias_kind and weights_kind (WeightKind in rows.h)
 // Equal scores: the lower index. NaN is above every number.
 FUSEC_FOR_DTYPE(router, f32, float, fusec::router)
 FUSEC_FOR_DTYPE(router, bf16, fusec::bf16, fusec::router)

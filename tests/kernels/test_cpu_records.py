@@ -163,6 +163,8 @@ CASES = (
     ),
     Case("router", (x(7, 33),), router("softmax", renormalise=True), tolerance=8),
     Case("router", (x(5, 9),), router("softmax_topk", k=9, scale=2.5), tolerance=8),
+    Case("router", (x(5, 9),), router("softmax", dtype="bf16"), tolerance=8),
+    Case("router", (x(5, 9),), router("sigmoid", dtype="f16"), tolerance=8),
     Case("router", (x(5, 16), Operand((16,), "f32")), router("sigmoid", has_bias=True, k=1)),
     Case(
         "router",
