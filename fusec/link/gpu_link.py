@@ -115,11 +115,11 @@ def _link_error(
 ) -> LinkError:
     target: Target = program.target
     said = () if cause is None else cause.detail
-    hint = None if cause is None else cause.hint
+    hint = f"the record `{step.kernel.name}` and {step.kernel.source} do not agree"
     return LinkError(
         f"`{step.launch.symbol}` of `{step.kernel.name}`, which computes `{step.node.op}` for "
         f"`{target.name}`, {what}",
         at=step.node.origin.path or step.node.name,
         detail=(*said, *alternatives(program, step, providers)),
-        hint=hint or f"the record `{step.kernel.name}` and {step.kernel.source} do not agree",
+        hint=hint if cause is None else cause.hint,
     )
