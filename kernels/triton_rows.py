@@ -158,8 +158,7 @@ def refused_scaling(scaling: Scaling, target: Target, static: bool) -> str | Non
         static: whether the scale is given.
     """
     if scaling.dtype in FP8 and scaling.dtype != target.fp8:
-        owner = "another target's" if scaling.dtype != "f8e4m3fnuz" else "gfx942's"
-        return f"fp8.arch: {scaling.dtype} is {owner}, {target.name} takes {target.fp8}"
+        return f"fp8.arch: {target.name} takes {target.fp8}, not {scaling.dtype}"
     if scaling.granularity == "tensor" and not static:
         return "scales: the scale of a whole tensor has to be given"
     if scaling.granularity == "group" and not is_power_of_two(scaling.group):
@@ -296,9 +295,12 @@ class RowArguments:
         self.number("bound", scaling.upper_bound or 0.0)
 
     def launch(
-        self, module: str, function: str, tile: Tile, programs: Dim, columns: Dim = 1
+        self, module: str, function: str, tile: Tile, programs: Dim, columns: int = 1
     ) -> Launch:
-        """A launch of `programs` times `columns` programs of `fusec.kernels.MODULE`."""
+        """A launch of `fusec.kernels.MODULE`: `columns` programs, one after the other, for a row.
+
+        Neighbours along a row run at the same time, and so read from the same pages of memory.
+        """
         signature = [
             *((name, POINTER_TYPES[storage.dtype]) for name, storage in self.operands.items()),
             *((name, "i64") for name in self.strides),
@@ -308,7 +310,7 @@ class RowArguments:
             symbol=function,
             operands=tuple(self.operands.values()),
             params=(*self.strides.values(), *self.floats.values()),
-            grid=(programs, columns, 1),
+            grid=(programs * columns, 1, 1),
             code=TritonSource(
                 module=f"fusec.kernels.{module}",
                 function=function,

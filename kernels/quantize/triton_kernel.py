@@ -41,7 +41,7 @@ def load_weight(p_w, begin, N: tl.constexpr, BLOCK: tl.constexpr, OFFSET: tl.con
     """The weights [1, BLOCK] of a tile, and OFFSET more."""
     o_n = begin + tl.arange(0, BLOCK)
     if N % BLOCK == 0:
-        b_w = tl.load(p_w + o_n[None, :]).to(tl.float32)
+        b_w = tl.load(p_w + o_n[None, :], eviction_policy="evict_last").to(tl.float32)
     else:
         b_w = tl.load(p_w + o_n[None, :], mask=(o_n < N)[None, :], other=0.0).to(tl.float32)
     if OFFSET != 0:
@@ -342,11 +342,13 @@ def quantize_kernel(
     SATURATE: tl.constexpr,
 ):
     """Codes and scales of one tile; of whole rows where one scale serves a row."""
-    i_row, i_read = tile_rows(tl.program_id(0), rows, ROWS)
-    parts: tl.constexpr = (N + BLOCK - 1) // BLOCK if GROUP == N else 1
+    blocks: tl.constexpr = (N + BLOCK - 1) // BLOCK
+    parts: tl.constexpr = blocks if GROUP == N else 1
+    columns: tl.constexpr = blocks // parts
+    i_row, i_read = tile_rows(tl.program_id(0) // columns, rows, ROWS)
     b_top = tl.zeros([ROWS], dtype=tl.float32)
     for part in tl.static_range(parts):
-        begin = (tl.program_id(1) + part) * BLOCK
+        begin = (tl.program_id(0) % columns + part) * BLOCK
         b_x = load_tile(p_x, i_read, x_stride, begin, N, BLOCK)
         if GROUP == N:
             b_top = tl.maximum(b_top, tl.max(tl.abs(b_x), axis=1))
@@ -367,7 +369,7 @@ def quantize_kernel(
             ROUNDING,
         )
     for part in tl.static_range(parts):
-        begin = (tl.program_id(1) + part) * BLOCK
+        begin = (tl.program_id(0) % columns + part) * BLOCK
         if parts > 1:
             b_x = load_tile(p_x, i_read, x_stride, begin, N, BLOCK)
         write_tile(
@@ -448,8 +450,9 @@ def dequantize_kernel(
     GROUP: tl.constexpr,
 ):
     """Values of codes times their scales."""
-    i_row, i_read = tile_rows(tl.program_id(0), rows, ROWS)
-    begin = tl.program_id(1) * BLOCK
+    columns: tl.constexpr = (N + BLOCK - 1) // BLOCK
+    i_row, i_read = tile_rows(tl.program_id(0) // columns, rows, ROWS)
+    begin = tl.program_id(0) % columns * BLOCK
     b_values = load_codes(p_codes, i_read, codes_stride, begin, N, BLOCK)
     if GROUP == 0:
         b_y = b_values * tl.load(p_scale)

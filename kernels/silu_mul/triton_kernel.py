@@ -93,12 +93,14 @@ def gated_activation_kernel(
     SATURATE: tl.constexpr,
 ):
     """One tile; of whole rows where one scale serves a row."""
-    i_row, i_read = tile_rows(tl.program_id(0), rows, ROWS)
     whole: tl.constexpr = QUANTISED and GROUP == N
-    parts: tl.constexpr = (N + BLOCK - 1) // BLOCK if whole else 1
+    blocks: tl.constexpr = (N + BLOCK - 1) // BLOCK
+    parts: tl.constexpr = blocks if whole else 1
+    columns: tl.constexpr = blocks // parts
+    i_row, i_read = tile_rows(tl.program_id(0) // columns, rows, ROWS)
     b_top = tl.zeros([ROWS], dtype=tl.float32)
     for part in tl.static_range(parts):
-        begin = (tl.program_id(1) + part) * BLOCK
+        begin = (tl.program_id(0) % columns + part) * BLOCK
         b_gate, b_up = load_gate_up(
             p_gate, p_up, i_read, gate_stride, up_stride, begin, N, BLOCK, ROWS, INTERLEAVED
         )
@@ -122,7 +124,7 @@ def gated_activation_kernel(
             ROUNDING,
         )
     for part in tl.static_range(parts):
-        begin = (tl.program_id(1) + part) * BLOCK
+        begin = (tl.program_id(0) % columns + part) * BLOCK
         if parts > 1:
             b_gate, b_up = load_gate_up(
                 p_gate, p_up, i_read, gate_stride, up_stride, begin, N, BLOCK, ROWS, INTERLEAVED

@@ -65,13 +65,13 @@ FNUZ_PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize("problem", FNUZ_PROBLEMS[::4], ids=str)
+@pytest.mark.parametrize("problem", FNUZ_PROBLEMS[::6], ids=str)
 def test_fnuz(problem: Problem) -> None:
     check(problem, "gfx942")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", [*large(FN), *FNUZ_PROBLEMS[1::4]], ids=str)
+@pytest.mark.parametrize("problem", [*large(FN), *FNUZ_PROBLEMS], ids=str)
 def test_large(problem: Problem) -> None:
     dtype = problem.attrs.get("quant_dtype")
     check(problem, "gfx942" if dtype == FNUZ else "gfx950")
