@@ -351,7 +351,7 @@ def test_registers_of_an_nvidia_gpu(tmp_path: Path) -> None:
     assert kernel.suffix == "cubin"
     assert 0 < kernel.resources["vgpr"] < 256
     assert kernel.resources["scratch_bytes"] == 0
-    assert len(kernel.arguments) == len(program.steps[0].launch.operands) + 3
+    assert len(kernel.arguments) == len(program.steps[0].source.signature)
     assert all(size in (4, 8) for _, size in kernel.arguments)
 
 

@@ -61,7 +61,7 @@ def cache(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectCache:
     return ObjectCache(kept.mkdir("gpu-kernels") if kept else tmp_path)
 
 
-@pytest.mark.parametrize("name", GPU_TARGETS)
+@pytest.mark.parametrize("name", ["gfx950", "gfx942"])
 def test_every_record_compiles(name: str, cache: ObjectCache) -> None:
     check(GPU_TARGETS[name], False, cache)
 
