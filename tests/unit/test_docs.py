@@ -303,8 +303,15 @@ def paths(document: Any, at: str = "") -> set[str]:
     return set()
 
 
-OPEN = (".tools", ".symbols", ".targets[].residual[]")
-"""Keys that depend on the model, or on what is installed."""
+OPEN = (
+    ".tools",
+    ".symbols",
+    ".targets[].residual[]",
+    ".targets[].kernels[].machine.",
+    ".targets[].decisions[].details.",
+    ".targets[].decisions[].rejected[]",
+)
+"""Keys that depend on the model, on the target, or on what is installed."""
 
 JSON_COMMANDS = {
     "inspect": "inspect block.fusec --json",
