@@ -33,7 +33,7 @@ def gated_norm(
         b_act *= b_gate
     if not NORM_BEFORE_GATE:
         b_x *= b_act
-    b_y = b_x * tl.rsqrt(tl.sum(b_x * b_x, axis=1) / N + eps)[:, None] * b_w
+    b_y = b_x * tl.rsqrt(tl.sum(b_x * b_x, axis=1) * (1.0 / N) + eps)[:, None] * b_w
     if NORM_BEFORE_GATE:
         b_y *= b_act
     return b_y

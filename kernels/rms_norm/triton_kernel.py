@@ -65,7 +65,7 @@ def norm_rows(
         b_square += tl.sum(b_x * b_x, axis=1)
         if QUANTISED and GROUP == N:
             b_top = tl.maximum(b_top, tl.max(tl.abs(b_x * b_w), axis=1))
-    b_rms = tl.rsqrt(b_square / N + eps)
+    b_rms = tl.rsqrt(b_square * (1.0 / N) + eps)
     b_inverse = b_rms
     if QUANTISED and (GROUP == N or GROUP == 0):
         b_inverse = row_scale(
@@ -116,6 +116,7 @@ def norm_rows(
             GROUP,
             ROUNDING,
             SATURATE,
+            RESIDUAL,
         )
 
 

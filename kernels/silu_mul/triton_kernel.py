@@ -9,6 +9,7 @@ import triton.language as tl
 
 from fusec.kernels.quantize.triton_kernel import (
     load_tile,
+    reciprocal,
     row_scale,
     tile_rows,
     write_tile,
@@ -17,9 +18,8 @@ from fusec.kernels.quantize.triton_kernel import (
 
 @triton.jit
 def sigmoid(b_x):
-    """1 / (1 + exp(-x)); a square of one instruction's result, where a division takes ten."""
-    b_root = tl.rsqrt(1.0 + tl.exp(-b_x))
-    return b_root * b_root
+    """1 / (1 + exp(-x))."""
+    return reciprocal(1.0 + tl.exp(-b_x))
 
 
 @triton.jit

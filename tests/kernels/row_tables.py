@@ -163,6 +163,7 @@ def _rms_norm_quant(dtype: str) -> list[Problem]:
         quantised(rms_norm((4, 192), pitch=256), scaling, with_plain=True)
         for scaling in (token, fp8_scaling(dtype, "group", group=64), mx_scaling(dtype))
     ]
+    found.append(quantised(rms_norm((3, 160), weight="-"), token))
     short = fp8_scaling(dtype, "group", group=128, layout="column")
     found += [quantised(rms_norm((3, 320)), short), quantised(rms_norm((3, 100)), short)]
     return [*found, quantised(replace(rms_norm((8, 128)), special="zeros"), token)]
