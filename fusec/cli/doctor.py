@@ -66,6 +66,12 @@ def _findings() -> list[Finding]:
             "compiling for CPU targets",
             "pip install 'fusec[toolchain]', or install g++ or clang++",
         ),
+        Finding(
+            "HIP compiler",
+            _hip_compiler(),
+            "HIP kernels of AMD targets",
+            "pip install 'fusec[gpu]', or install clang++ 20 or newer",
+        ),
         _package("torch", "PyTorch modules and model folders", "torch"),
         _package("transformers", "Hugging Face model folders", "huggingface"),
         _package("tokenizers", "`text` records in batches", "huggingface"),
@@ -93,6 +99,15 @@ def _compiler() -> str | None:
     except FusecError:
         return None
     return toolchain.version
+
+
+def _hip_compiler() -> str | None:
+    from fusec.link.hip_build import find_hip_compiler
+
+    try:
+        return find_hip_compiler().version
+    except FusecError:
+        return None
 
 
 def _package(name: str, needed: str, extra: str) -> Finding:
