@@ -383,8 +383,8 @@ def _product(experts: Experts, order: Order, product: Product) -> Launch:
     a_scale_row, a_scale_group = _scale_strides(product.a_scale, scaling, product.first)
     block = weight_block(call.attrs) if experts.format == FP8 else (1, MX_GROUP)
     quantises = product.y_scale is not None and scaling is not None
-    # NVIDIA GPUs widen 4-bit floats in registers, of which four warps have too few.
-    emulated = call.target.family == "nvidia" and call.node.op == "moe_mxfp4"
+    # NVIDIA GPUs widen 4-bit floats, and add 8-bit ones twice, in registers: many for four warps.
+    crowded = call.target.family == "nvidia" and experts.format != PLAIN
     columns = block_n // 2 if wide else block_n
     return _launch(
         call,
@@ -443,7 +443,7 @@ def _product(experts: Experts, order: Order, product: Product) -> Launch:
             "BLOCK_K": block_k,
         },
         (order.blocks, symbolic.ceil_divide(width // 2 if wide else width, columns)),
-        warps=8 if (halves and block_n >= 128) or emulated else 4,
+        warps=8 if (halves and block_n >= 128) or crowded else 4,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,8 +47,8 @@ def run(
     """Results on the GPU, and of the reference."""
     from launcher import run as launch_once
 
-    def start(launch: Launch, memory: Sequence[torch.Tensor]) -> None:
-        launch_once(launch, dict(enumerate(memory)))
+    def start(launch: Launch, memory: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> None:
+        launch_once(launch, dict(enumerate(memory)), sizes)
 
     return results(op, values, attrs, "sm_90", start, "cuda")
 
@@ -107,7 +107,7 @@ def test_moe_fp8(
     group = 128 if granularity == "group" else 0
     scaling = fp8_scaling("f8e4m3fn", granularity, group=group, layout=layout)
     case = experts(tokens, 16, 4, 512, 384, "some")
-    attrs = fp8_attrs(attrs, scaling, block)
+    attrs = fp8_attrs(case, attrs, scaling, block)
     (got,), (want,) = run("moe_fp8", fp8(case, attrs, scaling, block), attrs)
     agree(got, want, QUANTISED_TOLERANCE)
 

@@ -227,7 +227,9 @@ def _routers(fp8: str) -> Iterator[GpuCase]:
 
 def _experts(fp8: str) -> Iterator[GpuCase]:
     yield _plain_experts()
+    yield _plain_experts_of_gpt_oss()
     yield _fp8_experts(fp8)
+    yield _fp8_experts_by_token(fp8)
     yield _mxfp4_experts(quantised=False)
     yield _mxfp4_experts(quantised=True)
 
@@ -253,6 +255,37 @@ def _plain_experts() -> GpuCase:
     down = TensorType("bf16", (experts, hidden, inner))
     operands = (_rows(hidden), *_routes(top_k), gate_up, down)
     return GpuCase("moe", f"Qwen3-Next {experts} of {inner}x{hidden}", operands, _expert_attrs())
+
+
+def _plain_experts_of_gpt_oss() -> GpuCase:
+    experts, size, top_k = 128, 2880, 4
+    operands = (
+        _rows(size),
+        *_routes(top_k),
+        TensorType("bf16", (experts, size, 2 * size)),
+        TensorType("bf16", (experts, size, size)),
+        TensorType("bf16", (experts, 2 * size)),
+        TensorType("bf16", (experts, size)),
+    )
+    more: dict[str, Attr] = {"transposed": True, "gate_up_layout": "interleaved", "has_bias": True}
+    attrs = _expert_attrs(**{**more, **SWIGLU_OAI, "activation": "swiglu_oai"})
+    return GpuCase("moe", f"gpt-oss {experts} of {size}x{size}", operands, attrs)
+
+
+def _fp8_experts_by_token(fp8: str) -> GpuCase:
+    experts, hidden, inner, top_k = 128, 4096, 1536, 8
+    operands = (
+        _rows(hidden, fp8),
+        _rows(1, "f32"),
+        *_routes(top_k),
+        TensorType(fp8, (experts, 2 * inner, hidden)),
+        TensorType("f32", (experts, 2 * inner, 1)),
+        TensorType(fp8, (experts, hidden, inner)),
+        TensorType("f32", (experts, hidden, 1)),
+    )
+    more = {**fp8_scaling(fp8, "token").attrs(), "weight_block": (1, hidden), "dtype": "bf16"}
+    label = f"Qwen3 {experts} of {inner}x{hidden}, token"
+    return GpuCase("moe_fp8", label, operands, _expert_attrs(**more))
 
 
 def _fp8_experts(fp8: str) -> GpuCase:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ from fusec.ir.types import Attr
 from fusec.kernels.launch import Call, Launch, Storage, dense_strides
 from fusec.kernels.moe.triton import TRITON as MOE_RECORDS
 from fusec.kernels.router.triton import TRITON as ROUTER_RECORDS
+from fusec.symbolic import Dim, symbol
 from fusec.target import target_named
 
 TORCH = {
@@ -56,11 +57,26 @@ class Value:
         type: dtype and sizes, padded ones too.
         seen: what the reference takes.
         memory: dense, in the padded sizes.
+        tokens: the axis of tokens, if it has one.
     """
 
     type: TensorType
     seen: Array
     memory: torch.Tensor
+    tokens: int | None = None
+
+    def of_tokens(self, axis: int = 0) -> Value:
+        """The same, with an axis of tokens."""
+        return replace(self, tokens=axis)
+
+    @property
+    def kind(self) -> TensorType:
+        """The type in a graph, where the number of tokens is a symbol."""
+        if self.tokens is None:
+            return self.type
+        shape: list[Dim] = [*self.type.shape]
+        shape[self.tokens] = symbol("tokens")
+        return self.type.with_shape(tuple(shape))
 
 
 def floats(array: Array, dtype: str, padded: tuple[int, ...] | None = None) -> Value:
@@ -100,8 +116,8 @@ def _padded(tensor: torch.Tensor, shape: tuple[int, ...] | None, fill: int) -> t
     return wide
 
 
-Start: TypeAlias = Callable[[Launch, Sequence[torch.Tensor]], None]
-"""Runs one launch on buffers."""
+Start: TypeAlias = Callable[[Launch, Sequence[torch.Tensor], Mapping[str, int]], None]
+"""Runs one launch on buffers, with these values of symbols."""
 
 
 def results(
@@ -112,9 +128,16 @@ def results(
     start: Start,
     device: str = "cpu",
 ) -> tuple[list[Array], tuple[Array, ...]]:
-    """Results of the kernel, and of the reference, of `op`."""
-    graph, target = Graph("case"), target_named(target_name)
-    names = [graph.add_input(f"x{i}", value.type) for i, value in enumerate(values)]
+    """Results of the kernel, and of the reference, of `op`.
+
+    The number of tokens is a symbol, as in a model; only its upper bound is known.
+    """
+    tokens = values[0].type.shape[0]
+    assert isinstance(tokens, int)
+    graph, target = Graph("case", {"tokens": (1, tokens)}), target_named(target_name)
+    sizes = {"tokens": tokens}
+    kinds = [value.kind for value in values]
+    names = [graph.add_input(f"x{i}", kind) for i, kind in enumerate(kinds)]
     node = graph.add(op, names, dict(attrs))
     (record,) = (each for each in (*MOE_RECORDS, *ROUTER_RECORDS) if each.op == op)
     assert record.supports(graph, node, target) is None, record.supports(graph, node, target)
@@ -122,7 +145,7 @@ def results(
 
     def place(kind: TensorType) -> Storage:
         """Room full of what must not be read."""
-        size = symbolic.evaluate(kind.elements, {})
+        size = symbolic.evaluate(kind.elements, sizes)
         dtype = TORCH[kind.dtype]
         if dtype.is_floating_point and dtype.itemsize > 1:
             room = torch.full((size + GUARD,), torch.nan, dtype=dtype, device=device)
@@ -135,8 +158,8 @@ def results(
         return Storage(len(memory) - 1, kind.dtype, kind.shape, dense_strides(kind.shape))
 
     inputs = tuple(
-        Storage(i, value.type.dtype, value.type.shape, dense_strides(value.type.memory_shape))
-        for i, value in enumerate(values)
+        Storage(i, kind.dtype, kind.shape, dense_strides(kind.memory_shape))
+        for i, kind in enumerate(kinds)
     )
     outputs = tuple(place(graph.type(value)) for value in node.outputs)
     call = Call(
@@ -148,7 +171,7 @@ def results(
         lambda dtype, shape: place(TensorType(dtype, shape)),
     )
     for launch in record.launches(call):
-        start(launch, memory)
+        start(launch, memory, sizes)
     types = tuple(graph.type(value) for value in node.outputs)
     wanted = OPS[op].reference([value.seen for value in values], attrs, types)
     for room in memory[len(values) :]:
@@ -221,7 +244,7 @@ class Experts:
             chosen[::2, 0] = -1
             chosen[1::3, -1] = self.count
         share = self.rng.random((self.tokens, self.k))
-        return floats(share, weights), integers(chosen, indices)
+        return floats(share, weights).of_tokens(), integers(chosen, indices).of_tokens()
 
     def biases(self, attrs: dict[str, Attr], dtype: str) -> list[Value]:
         if not attrs["has_bias"]:
@@ -245,7 +268,7 @@ def plain(case: Experts, attrs: dict[str, Attr], dtype: str, indices: str = "i64
         gate_up, down = gate_up.swapaxes(1, 2).copy(), down.swapaxes(1, 2).copy()
     routes = case.routed(indices, "f32" if indices == "i64" else dtype)
     weights = (floats(gate_up, dtype), floats(down, dtype))
-    return [floats(case.x(), dtype), *routes, *weights, *case.biases(attrs, dtype)]
+    return [floats(case.x(), dtype).of_tokens(), *routes, *weights, *case.biases(attrs, dtype)]
 
 
 def fp8(
@@ -265,16 +288,27 @@ def fp8(
         weights += [floats(scale.astype(np.float64), "f32")]
     routes = case.routed()
     scales = floats(x_scale, "f32")
-    return [codes(x, scaling.dtype), scales, *routes, *weights, *case.biases(attrs, "bf16")]
+    if scaling.granularity != "tensor":
+        scales = scales.of_tokens(1 if scaling.layout == "column" else 0)
+    return [
+        codes(x, scaling.dtype).of_tokens(),
+        scales,
+        *routes,
+        *weights,
+        *case.biases(attrs, "bf16"),
+    ]
 
 
 def _static(scaling: Scaling) -> tuple[Array, ...]:
     return (np.full(1, 1.0 / 128),) if scaling.granularity == "tensor" else ()
 
 
-def fp8_attrs(attrs: dict[str, Attr], scaling: Scaling, block: tuple[int, int]) -> dict[str, Attr]:
-    """Attributes of `moe_fp8`; a block of 0 rows or columns is as large as any weight."""
-    sizes = tuple(size or 1 << 14 for size in block)
+def fp8_attrs(
+    case: Experts, attrs: dict[str, Attr], scaling: Scaling, block: tuple[int, int]
+) -> dict[str, Attr]:
+    """Attributes of `moe_fp8`; a block of 0 rows or columns is as large as either weight."""
+    whole = 2 * max(case.hidden, case.inner)
+    sizes = tuple(size or whole for size in block)
     return {**attrs, **scaling.attrs(), "weight_block": sizes, "dtype": "bf16"}
 
 
@@ -287,11 +321,11 @@ def mxfp4(
 ) -> list[Value]:
     """Operands of `moe_mxfp4`; `padded` are H and I in memory."""
     scaled = scaling is not None
-    x = floats(case.x(), dtype)
+    x = floats(case.x(), dtype).of_tokens()
     given = [x]
     if scaling is not None:
         held, scale = quantised(x.seen, scaling)
-        given = [codes(held, scaling.dtype), powers(scale)]
+        given = [codes(held, scaling.dtype).of_tokens(), powers(scale).of_tokens()]
     routes = case.routed()
     weights: list[Value] = []
     for down in (False, True):
@@ -362,7 +396,7 @@ SIZES = [(1, 4, 1, 64, 32), (3, 32, 8, 96, 64), (17, 5, 2, 65, 33), (130, 4, 2, 
 def routed_logits(count: int, attrs: dict[str, Attr], dtype: str) -> list[Value]:
     """Operands of `router` for five tokens."""
     rng = np.random.default_rng(count)
-    values = [floats(rng.standard_normal((5, count)) * 2, dtype)]
+    values = [floats(rng.standard_normal((5, count)) * 2, dtype).of_tokens()]
     if attrs["has_bias"]:
         values.append(floats(rng.standard_normal(count) / 4, "f32"))
     return values
@@ -375,7 +409,7 @@ def extreme_logits(attrs: dict[str, Attr]) -> list[Value]:
     logits[2, 7:] = 80.0
     logits[3, :12] = -np.inf
     logits[4, 13] = np.nan
-    values = [floats(logits, "f32")]
+    values = [floats(logits, "f32").of_tokens()]
     if attrs["has_bias"]:
         values.append(floats(np.zeros(20), "f32"))
     return values
