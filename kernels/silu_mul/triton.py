@@ -32,7 +32,7 @@ def _supports(graph: Graph, node: Node, target: Target) -> str | None:
 
 
 def _takes_turns(graph: Graph, node: Node) -> bool:
-    """Whether gate and up are the even and the odd columns of one value that is no view."""
+    """Whether gate and up are the even and the odd columns of one dense value."""
     sources = []
     for start, value in enumerate(node.inputs[:2]):
         view = graph.producer(value)
@@ -43,12 +43,15 @@ def _takes_turns(graph: Graph, node: Node) -> bool:
         if (axis, view.attrs["start"], view.attrs["step"]) != (last, start, 2):
             return False
         sources.append(view.inputs[0])
-    source = graph.producer(sources[0])
-    return sources[0] == sources[1] and (source is None or source.op not in _UNEVEN)
+    return sources[0] == sources[1] and _is_dense(graph, sources[0])
 
 
-_UNEVEN = ("reshape", "transpose", "slice", "expand", "flip")
-"""Views, whose rows may be spaced unevenly."""
+def _is_dense(graph: Graph, value: str) -> bool:
+    """Whether `value` is no view but for reshapes, so that its rows are evenly spaced."""
+    source = graph.producer(value)
+    while source is not None and source.op == "reshape":
+        source = graph.producer(source.inputs[0])
+    return source is None or source.op not in ("transpose", "slice", "expand", "flip")
 
 
 def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:

@@ -121,16 +121,24 @@ def test_refused_heads(head: int, length: int, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("source", "starts", "layout"),
-    [("x", (0, 1), "strided"), ("x", (1, 0), "rows"), ("seen", (0, 1), "rows")],
+    [
+        ("x", (0, 1), "strided"),
+        ("x", (1, 0), "rows"),
+        ("reshaped", (0, 1), "strided"),
+        ("turned", (0, 1), "rows"),
+    ],
 )
 def test_parts_that_take_turns(source: str, starts: tuple[int, int], layout: str) -> None:
     """Even and odd columns are read where they lie; those of a view may lie anywhere."""
     graph = Graph("case")
-    x = graph.add_input("x", TensorType("bf16", (8, 5760)))
-    seen = graph.add("reshape", [x], {"shape": (2, 4, 5760)}).output if source == "seen" else x
-    axis = len(graph.type(seen).shape) - 1
+    seen = graph.add_input("x", TensorType("bf16", (8, 5760)))
+    if source == "reshaped":
+        seen = graph.add("reshape", [seen], {"shape": (2, 4, 5760)}).output
+    if source == "turned":
+        seen = graph.add("transpose", [seen], {"perm": (1, 0)}).output
+    axis, size = len(graph.type(seen).shape) - 1, graph.type(seen).shape[-1]
     parts = [
-        graph.add("slice", [seen], {"axis": axis, "start": start, "stop": 5760, "step": 2}).output
+        graph.add("slice", [seen], {"axis": axis, "start": start, "stop": size, "step": 2}).output
         for start in starts
     ]
     node = graph.add("swiglu_oai", parts, {"alpha": 1.702, "limit": 7.0})
