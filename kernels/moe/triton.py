@@ -443,7 +443,7 @@ def _product(experts: Experts, order: Order, product: Product) -> Launch:
             "BLOCK_K": block_k,
         },
         (order.blocks, symbolic.ceil_divide(width // 2 if wide else width, columns)),
-        warps=8 if (halves and block_n >= 128) or crowded else 4,
+        warps=8 if crowded or block_n * (2 if halves else 1) >= 256 else 4,
     )
 
 
@@ -453,8 +453,10 @@ def _tile(experts: Experts, product: Product, wide: bool) -> tuple[int, int]:
     columns = 64
     if scaling is not None and product.y_scale is not None:
         columns = max(columns, scaling.group)
-    if not product.first or not experts.gated:
-        columns *= 2 if columns == 64 else 1
+    halves = product.first and experts.gated
+    spills = experts.format == FP8 and experts.call.target.family == "nvidia"
+    if columns == 64 and not halves and not spills:
+        columns = 128
     block_n = columns * 2 if wide else columns
     if experts.format in (MXFP4_NATIVE, FP8):
         return block_n, _fp8_depth(experts)
