@@ -174,7 +174,6 @@ def _build_gpu(
     records += [_external_record(step) for step in program.external]
     kernels = {(record.name, record.symbol, record.sha256): record for record in reversed(records)}
     weights = tuple(program.graph.parameters.values())
-    launches = len(program.steps) + len(program.external)
     contents = TargetContents(
         target=target.name,
         family=target.family,
@@ -183,13 +182,13 @@ def _build_gpu(
         program=program.document(linked.kernels, entry),
         modules={entry(kernel): kernel.code for kernel in linked.kernels.values()},
         kernels=tuple(reversed(kernels.values())),
-        launches=launches,
+        launches=program.launches,
         residual=tuple(ResidualRecord(node.op, node.node, node.reason) for node in program.host),
         weights_bytes=sum(weight.nbytes for weight in weights),
         arena_bytes=0,
     )
     summary = (
-        f"{target.name}: {len(contents.modules)} code objects in {launches} launches, "
+        f"{target.name}: {len(contents.modules)} code objects in {program.launches} launches, "
         f"{linked.compiled} compiled, {linked.cached} cached, every symbol resolved; "
         f"{len(program.host)} operations left to the host"
     )

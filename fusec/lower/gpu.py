@@ -19,9 +19,10 @@ from fusec.kernels.launch import Call, HipSource, Launch, Storage, TritonSource,
 from fusec.kernels.registry import Choice, Kernel, choose
 from fusec.kernels.triton_rows import has_even_rows
 from fusec.link.gpu_kernel import GpuKernel
+from fusec.lower.memory_plan import largest_sizes
 from fusec.lower.program import SCHEMA, size_json
 from fusec.lower.storage import VIEWS, dense, viewed
-from fusec.symbolic import Dim
+from fusec.symbolic import Dim, evaluate
 from fusec.target import Target
 
 
@@ -63,7 +64,8 @@ class GpuProgram:
         graph: what was lowered.
         target: for what.
         order: every step: a launch, a call of a library, or a node that is left to the host.
-        buffers: size of each buffer, by number, and the value it holds.
+        buffers: size in bytes of each buffer, by number, and the value it holds.
+        outputs: where the outputs of the graph lie.
         choices: by the name of each node that needs a kernel: the kernel, and those that were asked
             before it, each with the reason why it cannot compute the node.
     """
@@ -72,6 +74,7 @@ class GpuProgram:
     target: Target
     order: tuple[GpuStep | ExternalStep | HostNode, ...]
     buffers: tuple[tuple[str, Dim], ...]
+    outputs: tuple[Storage, ...]
     choices: Mapping[str, Choice]
 
     @property
@@ -88,6 +91,18 @@ class GpuProgram:
     def host(self) -> tuple[HostNode, ...]:
         """The nodes that are left to the host."""
         return tuple(step for step in self.order if isinstance(step, HostNode))
+
+    @property
+    def launches(self) -> int:
+        """Launches and calls of libraries at the largest sizes.
+
+        Of launches that serve a range of sizes each, those of other sizes have an empty grid.
+        """
+        sizes = largest_sizes(self.graph.symbols)
+        launched = [
+            step for step in self.steps if all(evaluate(size, sizes) for size in step.launch.grid)
+        ]
+        return len(launched) + len(self.external)
 
     def document(
         self, built: Mapping[TritonSource | HipSource, GpuKernel], entry: Callable[[GpuKernel], str]
@@ -108,10 +123,18 @@ class GpuProgram:
             "arch": self.target.arch,
             "symbols": {name: [low, high] for name, (low, high) in self.graph.symbols.items()},
             "inputs": list(self.graph.inputs),
-            "outputs": list(self.graph.outputs),
-            "buffers": [{"value": value, "bytes": size_json(size)} for value, size in self.buffers],
+            "outputs": [
+                {"name": name, **_place(storage)}
+                for name, storage in zip(self.graph.output_names, self.outputs, strict=True)
+            ],
+            "buffers": [self._buffer(value, size) for value, size in self.buffers],
             "steps": [document(step) for step in self.order],
         }
+
+    def _buffer(self, value: str, size: Dim) -> dict[str, object]:
+        held: dict[str, object] = {"value": value, "bytes": size_json(size)}
+        weight = self.graph.parameters.get(value)
+        return held if weight is None else {**held, "weight": weight.name}
 
 
 def lower_gpu(
@@ -132,8 +155,14 @@ def lower_gpu(
     lowering = _Lowering(graph, target, providers)
     for node in graph.nodes():
         lowering.add(node)
-    order, buffers = tuple(lowering.order), tuple(lowering.buffers)
-    program = GpuProgram(graph, target, order, buffers, lowering.choices)
+    program = GpuProgram(
+        graph=graph,
+        target=target,
+        order=tuple(lowering.order),
+        buffers=tuple(lowering.buffers),
+        outputs=tuple(lowering.storages[value] for value in graph.outputs),
+        choices=lowering.choices,
+    )
     if program.host and not allow_host_fallback:
         raise _not_lowered(program)
     return program
@@ -254,16 +283,18 @@ def _external_step(step: ExternalStep) -> dict[str, object]:
         "node": step.node.name,
         "kernel": step.kernel.name,
         "call": step.call.document(),
-        "operands": [
-            {
-                "buffer": storage.buffer,
-                "offset": size_json(storage.byte_offset),
-                "dtype": storage.dtype,
-                "shape": [size_json(size) for size in storage.shape],
-                "strides": [size_json(stride) for stride in storage.strides],
-            }
-            for storage in step.launch.operands
-        ],
+        "operands": [_place(storage) for storage in step.launch.operands],
+    }
+
+
+def _place(storage: Storage) -> dict[str, object]:
+    """Where a value lies: its offset in bytes, its strides in elements."""
+    return {
+        "buffer": storage.buffer,
+        "offset": size_json(storage.byte_offset),
+        "dtype": storage.dtype,
+        "shape": [size_json(size) for size in storage.shape],
+        "strides": [size_json(stride) for stride in storage.strides],
     }
 
 

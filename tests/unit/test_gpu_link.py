@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +18,9 @@ from unfit_code import hand_written
 import fusec
 import fusec.kernels.registry
 import fusec.link.build
+from fusec.formats import fp8_scaling
 from fusec.ir import Graph, TensorType
+from fusec.ir.weights import from_array
 from fusec.kernels.external.call import Argument, ExternalCall
 from fusec.kernels.launch import Call, HipSource, Launch, TritonSource
 from fusec.kernels.registry import Kernel, Refused
@@ -343,6 +346,51 @@ def test_identical_code_is_stored_once(kept: Path, monkeypatch: pytest.MonkeyPat
     (kernel,) = built.contents.kernels
     assert kernel.machine["widest_load"] == kernel.machine["widest_store"]
     assert kernel.machine["waves_per_unit"] == 32
+
+
+def test_the_program_says_where_weights_and_outputs_are() -> None:
+    graph = Graph("case", {"rows": (1, None)})
+    x = graph.add_input("x", TensorType("bf16", (ROWS, 512)))
+    weight = from_array("norm.weight", "bf16", np.ones(512, np.uint16))
+    attrs = {"eps": 1e-6, "weight_offset": 0, "has_weight": True}
+    normed = graph.add("rms_norm", [x, graph.add_parameter("w", weight)], attrs).output
+    half = graph.add("slice", [normed], {"axis": 1, "start": 256, "stop": 512, "step": 1}).output
+    graph.outputs, graph.output_names = [half], ["y"]
+    providers = (external_record(),)
+    program = lower_gpu(graph, GFX950, allow_host_fallback=False, providers=providers)
+    document = program.document({}, lambda kernel: "")
+    assert document["buffers"] == [
+        {"value": "x", "bytes": "1024*rows"},
+        {"value": "w", "bytes": 1024, "weight": "norm.weight"},
+        {"value": normed, "bytes": "1024*rows"},
+    ]
+    place = {"buffer": 2, "offset": 512, "dtype": "bf16", "shape": ["rows", 256]}
+    assert document["outputs"] == [{"name": "y", **place, "strides": [512, 1]}]
+
+
+@pytest.mark.parametrize(
+    ("most", "recorded", "launched"),
+    [(8, 2, 2), (300, 4, 2), (None, 5, 1)],
+    ids=["few rows", "some rows", "any rows"],
+)
+def test_launches_are_counted_at_the_largest_sizes(
+    most: int | None, recorded: int, launched: int
+) -> None:
+    """Sums of few rows and of some are split, and added by a second launch."""
+    graph = Graph("case", {"rows": (1, most)})
+    operands = {
+        "x": TensorType("f8e4m3fn", (ROWS, 4096)),
+        "x_scale": TensorType("f32", (ROWS, 1)),
+        "weight": TensorType("f8e4m3fn", (4096, 4096)),
+        "weight_scale": TensorType("f32", (4096, 1)),
+    }
+    inputs = [graph.add_input(name, kind) for name, kind in operands.items()]
+    attrs = fp8_scaling("f8e4m3fn", "token").attrs()
+    attrs |= {"weight_block": (1, 4096), "has_bias": False, "dtype": "bf16"}
+    graph.outputs = [graph.add("fp8_linear", inputs, attrs).output]
+    graph.output_names = ["y"]
+    program = program_of(graph)
+    assert (len(program.steps), program.launches) == (recorded, launched)
 
 
 def test_registers_of_an_nvidia_gpu(tmp_path: Path) -> None:
