@@ -28,6 +28,7 @@ from fusec.passes.quantised_result import (
     in_shape_of,
     is_quantised,
     keeps_rows,
+    may_be_quantised,
     not_quantised,
     quantisers,
     quantisers_among,
@@ -110,6 +111,8 @@ class DualRmsNormQuant(FusionPass):
         sides = [_side(graph, node, position) for position in (0, 1)]
         taken = [side for side in sides if side.whole]
         taken = taken or [side for side in sides if side.quantisers]
+        if not taken and not may_be_quantised(graph, node.outputs):
+            return None
         inner = [each for side in taken for each in (*side.views, *side.quantisers)]
         facts = ranks_of(graph, (node.inputs[0], node.inputs[2]))
         facts["sides"] = tuple(side.position for side in taken)

@@ -14,6 +14,9 @@ from fusec.target import Target
 
 _VIEWS = frozenset(("reshape", "cast"))
 _MOVES = frozenset((*_VIEWS, "transpose", "slice", "expand"))
+_PRODUCTS = frozenset(("linear", "fp8_linear", "mxfp4_linear", "moe", "moe_fp8", "moe_mxfp4"))
+"""Operations whose weights are in few bits, or could be."""
+
 _NAMED_READERS = 3
 
 
@@ -83,6 +86,17 @@ def is_quantised(graph: Graph) -> bool:
     return any(node.op == "quantize" or node.op.endswith("_quant") for node in graph.nodes())
 
 
+def may_be_quantised(graph: Graph, values: Sequence[str]) -> bool:
+    """Whether a product with a weight multiplies one of `values`, so that codes have a use."""
+    found = [each for value in values for each in readings(graph, value, _MOVES)[1]]
+    return any(
+        each.reader is not None
+        and each.reader.op in _PRODUCTS
+        and each.reader.inputs[0] == each.value
+        for each in found
+    )
+
+
 def not_quantised(graph: Graph, values: Sequence[str], at: str) -> Rejection:
     """The refusal for results that nothing quantises; it names who reads them instead."""
     found = [each for value in values for each in readings(graph, value, _MOVES)[1]]
@@ -127,7 +141,7 @@ class QuantisedResult(FusionPass):
 
     Reshapes that keep rows whole, and casts, are looked through; other readers of the result go on
     reading it: then the operation gives it as well (`with_plain`).  Of readers that quantise by
-    several scalings, those of the first are taken in.
+    several scalings, those of the first are taken in.  A result that no product reads is no site.
 
     Attributes:
         base: the operation.
@@ -149,6 +163,8 @@ class QuantisedResult(FusionPass):
         result = node.outputs[0]
         views, found = readings(graph, result)
         narrow = quantisers_among(found)
+        if not narrow and not may_be_quantised(graph, [result]):
+            return None
         narrow.sort(key=lambda each: not keeps_rows(graph, result, each))
         facts: dict[str, Attr] = {}
         rows = result
