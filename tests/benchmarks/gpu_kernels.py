@@ -1,6 +1,6 @@
 """Each fused kernel on an NVIDIA GPU, beside PyTorch eager, `torch.compile` and a plain copy.
 
-    python tests/benchmarks/gpu_kernels.py [--only NAME] [--markdown FILE] [--quick]
+    python tests/benchmarks/gpu_kernels.py [--only NAME] [--markdown FILE] [--no-compile]
 
 The kernels are those that `fusec compile --target sm_90` builds: the records choose the launch.
 Every row is checked against eager before it is timed, with fresh random inputs.  A time is the
@@ -49,12 +49,13 @@ TOKEN = fp8_scaling("f8e4m3fn", "token")
 
 @dataclass(frozen=True)
 class Operand:
-    """Rows of `shape`; where `width` is given, the first columns of rows that are so long."""
+    """Rows of `shape`; given a `width`, the columns from `begin` by `step` of rows that long."""
 
     shape: tuple[int, ...]
     dtype: str = "bf16"
     width: int | None = None
     begin: int = 0
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def gated_norm(x: torch.Tensor, w: torch.Tensor, gate: torch.Tensor) -> torch.Te
     return normed.to(x.dtype)
 
 
-def swiglu_oai(both: torch.Tensor) -> torch.Tensor:
-    gate, up = both[..., ::2].clamp(max=7.0), both[..., 1::2].clamp(-7.0, 7.0)
+def swiglu_oai(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
     return gate * torch.sigmoid(gate * 1.702) * (up + 1)
 
 
@@ -150,6 +151,12 @@ def cases() -> Iterator[Case]:
             {"approximate": "tanh"},
             lambda g, u: F.gelu(g, approximate="tanh") * u,
         )
+        turns = (
+            Operand((ROWS, n), width=2 * n, step=2),
+            Operand((ROWS, n), width=2 * n, begin=1, step=2),
+        )
+        limits: dict[str, Attr] = {"alpha": 1.702, "limit": 7.0}
+        yield Case(f"swiglu_oai {n}", "swiglu_oai", turns, limits, swiglu_oai)
         rows = Operand((ROWS * n // 128, 128))
         gated: dict[str, Attr] = {**NORM, "activation": "silu", "norm_before_gate": True}
         operands = (rows, Operand((128,)), rows)
@@ -234,10 +241,11 @@ class Prepared:
                 buffer = shared[width] = len(self.memory)
                 shape = (*operand.shape[:-1], width)
                 self.memory[buffer] = torch.randn(shape, device="cuda").to(TORCH[operand.dtype])
-            strides = dense_strides((*operand.shape[:-1], width))
+            strides = (*dense_strides((*operand.shape[:-1], width))[:-1], operand.step)
             place = Storage(buffer, operand.dtype, operand.shape, strides, operand.begin)
             storages.append(place)
-            last = slice(operand.begin, operand.begin + operand.shape[-1])
+            end = operand.begin + operand.step * operand.shape[-1]
+            last = slice(operand.begin, end, operand.step)
             tensors.append(self.memory[buffer][..., last])
         return storages, tensors
 
