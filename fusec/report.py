@@ -15,6 +15,9 @@ Row = Mapping[str, Any]
 
 _LAYER = re.compile(r"\.\d+(?=[.`+])")
 
+_WORDS = {"how": "", "with_plain": "also read by "}
+"""What is said before a detail, where that is not its name."""
+
 
 def inspect_document(artifact: Artifact) -> dict[str, Any]:
     """Everything in an artifact, as JSON of the schema `fusec.inspect/1`.
@@ -78,7 +81,7 @@ def fusion_counts(decisions: Iterable[Row]) -> dict[str, tuple[int, int]]:
 
 
 def explain_text(decisions: Iterable[Row], fusion: str | None = None) -> str:
-    """What fired where and how, and what was refused, by which guard, and what to change.
+    """What fired where, how and by which kernels, and what was refused, why, and what to change.
 
     Sites with the same details, or the same reason, stand together.
     """
@@ -98,8 +101,10 @@ def _fired(rows: list[Row]) -> Iterator[str]:
     said = [details for row in rows if (details := details_text(row))]
     for text, places in alike(said):
         yield f"  {len(places)} {'sites' if len(places) > 1 else 'site'}: {text}"
+    for text, places in alike([row["backend"] for row in rows if row.get("backend")]):
+        yield f"  {len(places)} computed by {text}"
     for text, places in alike([each for row in rows for each in rejected_texts(row)]):
-        yield f"  {len(places)} instead of {text}"
+        yield f"  {len(places)} {text}"
 
 
 def alike(texts: Sequence[str]) -> list[tuple[str, list[int]]]:
@@ -120,22 +125,24 @@ def details_text(row: Row) -> str:
     """What a pass says of a place that fired: `hidden 2880 padded to 3072, experts 32`."""
     held: Mapping[str, Any] = row.get("details") or {}
     parts: list[str] = []
-    for name, value in held.items():
+    for name, value in sorted(held.items(), key=lambda item: item[0] != "how"):
         if name.endswith("_pad") and name.removesuffix("_pad") in held:
             continue
         pad = held.get(f"{name}_pad")
         padded = f" padded to {value + pad}" if pad else ""
-        word = "" if name == "how" else f"{name.replace('_', ' ')} "
-        parts.append(f"{word}{value}{padded}")
+        word = _WORDS.get(name, f"{name.replace('_', ' ')} ")
+        said = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        parts.append(f"{word}{said}{padded}")
     return ", ".join(parts)
 
 
 def rejected_texts(row: Row) -> list[str]:
-    """The fusions that were tried before the one that fired, each with its reason."""
+    """The fusions and kernels that were asked before those that were chosen, with their reasons."""
     return [
-        f"{each['backend']}: `{each['code']}`: {each['reason']}"
-        for each in row.get("rejected") or ()
+        f"instead of {each['backend']}: `{each['code']}`: {each['reason']}"
         if each.get("code")
+        else f"not by {each['backend']}: {each['reason']}"
+        for each in row.get("rejected") or ()
     ]
 
 

@@ -15,6 +15,7 @@ import pytest
 from quantised_models import write_config
 
 import fusec
+from fusec.report import explain_text
 
 TARGETS = ("gfx950", "gfx942")
 QUANTIZE = {"kimi_linear": ["fp8-block"]}
@@ -120,6 +121,14 @@ def test_every_fusion_has_its_kernel(compiled: Compiled) -> None:
         assert row["backend"] in kernels, row
         op = {"moe_mxfp4_native": "moe_mxfp4", "moe_mxfp4_dequant": "moe_mxfp4"}
         assert row["backend"].partition(".")[0] == op.get(row["fusion"], row["fusion"])
+
+
+def test_explain_names_the_kernels(compiled: Compiled) -> None:
+    said = explain_text(compiled.section["decisions"])
+    named = {row["backend"] for row in compiled.computed()}
+    assert all(f" computed by {kernel}" in said for kernel in named)
+    if compiled.name == "deepseek_v3":
+        assert "  3 computed by silu_mul_quant.hip" in said
 
 
 def test_what_is_not_lowered_is_listed(compiled: Compiled) -> None:

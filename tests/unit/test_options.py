@@ -15,7 +15,7 @@ from fusec.options import (
 )
 from fusec.passes import PIPELINE
 from fusec.passes.hints import hint_for
-from fusec.report import alike, explain_text
+from fusec.report import alike, details_text, explain_text
 from fusec.rewrite import Decision, DecisionLog, QuantRequest
 from fusec.target import CPU_ARCHES, best_cpu_arch, target_named
 
@@ -105,6 +105,37 @@ def test_an_unmet_requirement_names_what_was_chosen_instead() -> None:
         "model.layers.2.mlp.experts, model.layers.3.mlp.experts and 32 more\n"
         "    hint: compile for `gfx950`, or require `moe_mxfp4_dequant`"
     )
+
+
+def test_kernels_that_compute_a_fusion_and_those_that_do_not() -> None:
+    hip = {"backend": "silu_mul_quant.hip", "reason": "it does not give the result"}
+    reader = "`linear` at `model.layers.{}.mlp.gate` in bf16"
+    rows = [
+        Decision(
+            "silu_mul_quant",
+            f"model.layers.{layer}.mlp",
+            "fired",
+            details={"with_plain": reader.format(layer), "norm_before_gate": True},
+            backend="silu_mul_quant.triton",
+            rejected=(hip,),
+        )
+        for layer in range(2)
+    ]
+    rows.append(Decision("silu_mul_quant", "mtp", "fired", backend="silu_mul_quant.hip"))
+    assert explain_text([row.as_json() for row in rows]) == (
+        "silu_mul_quant: 3 of 3 fired\n"
+        "  2 sites: also read by `linear` at `model.layers.*.mlp.gate` in bf16, "
+        "norm before gate yes\n"
+        "  2 computed by silu_mul_quant.triton\n"
+        "  1 computed by silu_mul_quant.hip\n"
+        "  2 not by silu_mul_quant.hip: it does not give the result"
+    )
+
+
+def test_details_in_any_order_begin_with_how() -> None:
+    details = {"experts": 8, "hidden": 96, "hidden_pad": 160, "how": "scaled MFMA"}
+    said = details_text({"details": details})
+    assert said == "scaled MFMA, experts 8, hidden 96 padded to 256"
 
 
 def test_reasons_that_differ_in_the_layer_stand_together() -> None:
