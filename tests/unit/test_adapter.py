@@ -134,7 +134,10 @@ def test_the_base_stays_quantised(tmp_path: Path) -> None:
 def test_a_gpu_multiplies_by_the_codes_of_the_base(tmp_path: Path) -> None:
     base = quantised("llama", tmp_path / "base", "fp8-token")
     adapter = write_adapter(tmp_path / "adapter", base, LAYERS, RANK)
-    plain, adapted = (decide(source, "gfx950")["gfx950"].fired() for source in (base, adapter))
+    sizes = ("batch=2", "seq=7")
+    plain, adapted = (
+        decide(source, "gfx950", dims=sizes)["gfx950"].fired() for source in (base, adapter)
+    )
     assert adapted["quantise"] == plain["quantise"] == 4
 
 

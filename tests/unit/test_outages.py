@@ -64,6 +64,9 @@ MIXERS: Mapping[str, tuple[ModuleType, str, Mapping[str, str]]] = {
 }
 """By model: where its gated delta net is, its name, and other names for its attributes."""
 
+SIZES = {"batch": 2, "seq": 7}
+"""Of what is exported: tests of whole models have unknown ones, which take twice as long."""
+
 Exported = Callable[[str], Graph]
 
 
@@ -81,11 +84,11 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def exported(folder_of: Callable[[str], Path]) -> Exported:
-    """The graph of a model as it comes, exported once."""
+    """The graph of a model for rows of one length, exported once."""
 
     @cache
     def make(name: str) -> Graph:
-        return load_source(folder_of(name)).graph
+        return load_source(folder_of(name), dims=SIZES).graph
 
     return make
 
@@ -132,7 +135,7 @@ def test_nothing_depends_on_where_a_mixer_is_and_what_it_calls_its_heads(
     module, mixer, attributes = MIXERS[name]
     expected = decided(exported(name), "fp8-token")[1]
     renamed_elsewhere(module, mixer, attributes, monkeypatch)
-    log = decided(load_source(folder_of(name)).graph, "fp8-token")[1]
+    log = decided(load_source(folder_of(name), dims=SIZES).graph, "fp8-token")[1]
     assert log.fired() == expected.fired()
     assert log.fired()["gated_rms_norm_quant"] == LAYERS
     told = [(row.fusion, row.site, row.status, row.code, row.details) for row in log]
@@ -245,7 +248,7 @@ def test_results_that_are_quantised_as_they_are_computed_are_the_same(
     name: str, exported: Exported
 ) -> None:
     quantising = [each.name for each in PIPELINE if each.name.endswith("_quant")]
-    tokens = {"input_ids": np.random.default_rng(0).integers(0, 300, (2, 7))}
+    tokens = {"input_ids": np.random.default_rng(0).integers(0, 300, tuple(SIZES.values()))}
     apart, none = decided(exported(name), "fp8-token", disabled=quantising)
     fused, log = decided(exported(name), "fp8-token")
     assert not any(none.fired()[fusion] for fusion in quantising)
