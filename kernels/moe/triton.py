@@ -443,7 +443,7 @@ def _product(experts: Experts, order: Order, product: Product) -> Launch:
             "BLOCK_K": block_k,
         },
         (order.blocks, symbolic.ceil_divide(width // 2 if wide else width, columns)),
-        warps=8 if crowded or block_n * (2 if halves else 1) >= 256 else 4,
+        warps=8 if crowded or _ragged(product) or block_n * (2 if halves else 1) >= 256 else 4,
     )
 
 
@@ -458,9 +458,17 @@ def _tile(experts: Experts, product: Product, wide: bool) -> tuple[int, int]:
     if columns == 64 and not halves and not spills:
         columns = 128
     block_n = columns * 2 if wide else columns
+    if _ragged(product):
+        return block_n, 32
     if experts.format in (MXFP4_NATIVE, FP8):
         return block_n, _fp8_depth(experts)
     return block_n, 64
+
+
+def _ragged(product: Product) -> bool:
+    """Whether rows of the weight begin anywhere: its elements are loaded one by one."""
+    _, row, column = product.weight.strides
+    return not all(each == 1 or is_divisible(each) for each in (row, column))
 
 
 def _fp8_depth(experts: Experts) -> int:
@@ -522,7 +530,8 @@ def _quantised(
     scale = call.scratch("f32", (experts.pairs, 1))
     of_expert = scaling.granularity == "tensor"
     largest = call.scratch("f32", (order.blocks,)) if of_expert else scale
-    shape = {"E": experts.count, "N": inner, "BLOCK_M": order.block, "BLOCK": QUANTISE_BLOCK}
+    block = QUANTISE_BLOCK if is_divisible(inner) else QUANTISE_BLOCK // 4
+    shape = {"E": experts.count, "N": inner, "BLOCK_M": order.block, "BLOCK": block}
     quantise = _launch(
         call,
         "quantise",
