@@ -15,15 +15,24 @@ dies, each die gets neighbours (`tile_at` in `fp8_linear/triton_kernel.py`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from fusec import symbolic
 from fusec.diagnostics import InternalError
 from fusec.formats import Scaling
-from fusec.ir import Graph, Node, TensorType
-from fusec.kernels.launch import Call, Launch, Layout, Storage, TritonSource
-from fusec.kernels.triton_rows import FLOATS, POINTER_TYPES, is_divisible, row_stride
+from fusec.ir import Graph, TensorType
+from fusec.ir.types import bool_attr
+from fusec.kernels.launch import Call, Launch, Storage, TritonSource
+from fusec.kernels.registry import Kernel, Supports
+from fusec.kernels.triton_rows import (
+    FAMILIES,
+    FLOATS,
+    POINTER_TYPES,
+    is_divisible,
+    row_layouts,
+    row_stride,
+)
 from fusec.symbolic import Dim
 from fusec.target import Target
 
@@ -86,11 +95,6 @@ class Tile:
         return dataclasses.replace(self, rows=min(self.rows, fitting))
 
 
-def row_count(kind: TensorType) -> Dim:
-    """How many rows there are, whatever axes they are along."""
-    return symbolic.product(kind.shape[:-1])
-
-
 def known(dim: Dim) -> int:
     """A size that is known at compile time.
 
@@ -102,10 +106,9 @@ def known(dim: Dim) -> int:
     return dim
 
 
-def operand_layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
-    """Unit stride along the last axis, any strides elsewhere."""
-    rows: Layout = "rows"
-    return (rows,) * (len(node.inputs) + len(node.outputs))
+def bias_operand(call: Call) -> dict[str, Storage]:
+    """The bias of a product, its last operand, if it has one."""
+    return {"bias": call.inputs[-1]} if bool_attr(call.attrs, "has_bias") else {}
 
 
 def floats_refusal(graph: Graph, values: Iterable[str]) -> str | None:
@@ -131,6 +134,34 @@ def scale_strides(scaling: Scaling, scale: Storage) -> tuple[Dim, Dim]:
     if scaling.layout == "column":
         return 1, row_stride(scale)
     return row_stride(scale), 1
+
+
+def product_kernel(
+    op: str,
+    variant: str,
+    folder: str,
+    supports: Supports,
+    launch: Callable[[Call], tuple[Launch, ...]],
+) -> Kernel:
+    """The record of a kernel that multiplies.
+
+    Args:
+        op: the operation.
+        variant: tells it from other records of the operation.
+        folder: of its source.
+        supports: see `Kernel`.
+        launch: see `Kernel`.
+    """
+    return Kernel(
+        op=op,
+        name=f"{op}.{variant}",
+        provider="triton",
+        families=FAMILIES,
+        source=f"{folder}/triton_kernel.py",
+        supports=supports,
+        launch=launch,
+        layouts=row_layouts,
+    )
 
 
 def splits_of(length: int, programs: int, tile: Tile, target: Target) -> int:

@@ -8,22 +8,20 @@ from __future__ import annotations
 from fusec.formats import MX_GROUP, Scaling
 from fusec.ir import Graph, Node
 from fusec.ir.ops.quantised import weight_block
-from fusec.ir.types import bool_attr
 from fusec.kernels.launch import Call, Launch
 from fusec.kernels.mxfp4_linear.triton import launch_scaled, scaled_refusal
-from fusec.kernels.registry import Kernel
 from fusec.kernels.triton_gemm import (
     MFMA_16,
     Product,
     Tile,
+    bias_operand,
     floats_refusal,
     known,
-    operand_layouts,
-    row_count,
+    product_kernel,
     scale_strides,
     weight_refusal,
 )
-from fusec.kernels.triton_rows import FAMILIES, row_stride
+from fusec.kernels.triton_rows import row_count, row_stride
 from fusec.target import Target
 
 LEAST_DEPTH = 32
@@ -70,16 +68,14 @@ def _launch_f32_scales(call: Call) -> tuple[Launch, ...]:
     n, k = map(known, call.input_type(2).shape)
     x_scale_row, x_scale_group = scale_strides(scaling, x_scale)
     operands = {"x": x, "x_scale": x_scale, "w": weight, "w_scale": weight_scale}
-    if bool_attr(call.attrs, "has_bias"):
-        operands["bias"] = call.inputs[4]
     product = Product(
         call,
         module="fp8_linear",
         function="fp8_linear_kernel",
-        rows=row_count(call.output_type()),
+        rows=row_count(call.outputs[0]),
         columns=n,
         length=k,
-        operands=operands,
+        operands={**operands, **bias_operand(call)},
         strides={
             "x_stride": row_stride(x),
             "x_scale_row": x_scale_row,
@@ -112,24 +108,10 @@ def _supports_e8m0_scales(graph: Graph, node: Node, target: Target) -> str | Non
     )
 
 
-F32_SCALES = Kernel(
-    op="fp8_linear",
-    name="fp8_linear.triton",
-    provider="triton",
-    families=FAMILIES,
-    source="fp8_linear/triton_kernel.py",
-    supports=_supports_f32_scales,
-    launch=_launch_f32_scales,
-    layouts=operand_layouts,
+F32_SCALES = product_kernel(
+    "fp8_linear", "triton", "fp8_linear", _supports_f32_scales, _launch_f32_scales
 )
 
-E8M0_SCALES = Kernel(
-    op="fp8_linear",
-    name="fp8_linear.triton_scaled",
-    provider="triton",
-    families=FAMILIES,
-    source="mxfp4_linear/triton_kernel.py",
-    supports=_supports_e8m0_scales,
-    launch=launch_scaled,
-    layouts=operand_layouts,
+E8M0_SCALES = product_kernel(
+    "fp8_linear", "triton_scaled", "mxfp4_linear", _supports_e8m0_scales, launch_scaled
 )

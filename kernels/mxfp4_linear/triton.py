@@ -9,19 +9,18 @@ from fusec.formats import MX_GROUP, Scaling
 from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr
 from fusec.kernels.launch import Call, Launch
-from fusec.kernels.registry import Kernel
 from fusec.kernels.triton_gemm import (
     MFMA_16,
     Product,
     Tile,
+    bias_operand,
     floats_refusal,
     known,
-    operand_layouts,
-    row_count,
+    product_kernel,
     scale_strides,
     weight_refusal,
 )
-from fusec.kernels.triton_rows import FAMILIES, row_stride
+from fusec.kernels.triton_rows import row_count, row_stride
 from fusec.target import Target
 
 SCALED_FEW = Tile(rows=32, columns=64, depth=256, warps=4, stages=2, options=MFMA_16)
@@ -73,16 +72,14 @@ def launch_scaled(call: Call) -> tuple[Launch, ...]:
     packed = 2 if kind.dtype == "f4e2m1x2" else 1
     x_scale_row, x_scale_group = scale_strides(scaling, x_scale)
     operands = {"x": x, "x_scale": x_scale, "w": weight, "w_scale": weight_scale}
-    if bool_attr(call.attrs, "has_bias"):
-        operands["bias"] = call.inputs[4]
     product = Product(
         call,
         module="mxfp4_linear",
         function="mx_scaled_kernel",
-        rows=row_count(call.output_type()),
+        rows=row_count(call.outputs[0]),
         columns=known(kind.shape[0]),
         length=known(kind.shape[1]) * packed,
-        operands=operands,
+        operands={**operands, **bias_operand(call)},
         strides={
             "x_stride": row_stride(x),
             "x_scale_row": x_scale_row,
@@ -124,16 +121,14 @@ def _launch_dequant(call: Call) -> tuple[Launch, ...]:
     x, weight, weight_scale = call.inputs[:3]
     kind = call.input_type(1)
     operands = {"x": x, "w": weight, "w_scale": weight_scale}
-    if bool_attr(call.attrs, "has_bias"):
-        operands["bias"] = call.inputs[3]
     product = Product(
         call,
         module="mxfp4_linear",
         function="mxfp4_dequant_kernel",
-        rows=row_count(call.output_type()),
+        rows=row_count(call.outputs[0]),
         columns=known(kind.shape[0]),
         length=known(kind.shape[1]) * 2,
-        operands=operands,
+        operands={**operands, **bias_operand(call)},
         strides={"x_stride": row_stride(x)},
         constants={
             "K_MEMORY": known(kind.memory_shape[1]) * 2,
@@ -148,24 +143,10 @@ def _launch_dequant(call: Call) -> tuple[Launch, ...]:
     return product.launches(few, some, many)
 
 
-SCALED = Kernel(
-    op="mxfp4_linear",
-    name="mxfp4_linear.triton_scaled",
-    provider="triton",
-    families=FAMILIES,
-    source="mxfp4_linear/triton_kernel.py",
-    supports=_supports_scaled,
-    launch=launch_scaled,
-    layouts=operand_layouts,
+SCALED = product_kernel(
+    "mxfp4_linear", "triton_scaled", "mxfp4_linear", _supports_scaled, launch_scaled
 )
 
-DEQUANT = Kernel(
-    op="mxfp4_linear",
-    name="mxfp4_linear.triton_dequant",
-    provider="triton",
-    families=FAMILIES,
-    source="mxfp4_linear/triton_kernel.py",
-    supports=_supports_dequant,
-    launch=_launch_dequant,
-    layouts=operand_layouts,
+DEQUANT = product_kernel(
+    "mxfp4_linear", "triton_dequant", "mxfp4_linear", _supports_dequant, _launch_dequant
 )

@@ -6,12 +6,12 @@ from fusec.ir import Graph, Node
 from fusec.ir.ops.router import SCORES
 from fusec.ir.types import bool_attr, float_attr, int_attr, str_attr
 from fusec.kernels.launch import Call, Launch, TritonSource
-from fusec.kernels.registry import Kernel
 from fusec.kernels.triton_rows import (
-    FAMILIES,
+    FLOATS,
     POINTER_TYPES,
     is_divisible,
-    row_layouts,
+    power_above,
+    row_kernels,
     row_length,
 )
 from fusec.target import Target
@@ -23,16 +23,12 @@ MOST_EXPERTS = 1024
 def _supports(graph: Graph, node: Node, target: Target) -> str | None:
     logits = graph.type(node.inputs[0])
     for value in (*node.inputs, node.outputs[0]):
-        if graph.type(value).dtype not in POINTER_TYPES:
-            return f"`%{value}` is {graph.type(value).dtype}, not one of {', '.join(POINTER_TYPES)}"
+        if graph.type(value).dtype not in FLOATS:
+            return f"`%{value}` is {graph.type(value).dtype}, not one of {', '.join(FLOATS)}"
     experts = logits.shape[1]
     if not isinstance(experts, int) or experts > MOST_EXPERTS:
         return f"it chooses among {MOST_EXPERTS} experts, known at compile time, not {experts}"
     return None
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
 
 
 def _launch(call: Call) -> Launch:
@@ -61,11 +57,10 @@ def _launch(call: Call) -> Launch:
         "GROUP_SIZE": size,
         "TOP_K": k,
         "RENORMALISE": int(bool_attr(attrs, "renormalise")),
-        "GROUP_BLOCK": _power_of_two(groups),
-        "SIZE_BLOCK": _power_of_two(size),
-        "SLOT_BLOCK": _power_of_two(k),
+        "GROUP_BLOCK": power_above(groups, least=1),
+        "SIZE_BLOCK": power_above(size, least=1),
+        "SLOT_BLOCK": power_above(k, least=1),
     }
-    pointers = {**POINTER_TYPES, "i64": "*i64"}
     divisible = [name for name, each in operands.items() if is_divisible(each.byte_offset)]
     divisible += [name for name, stride in strides.items() if is_divisible(stride)]
     return Launch(
@@ -77,7 +72,7 @@ def _launch(call: Call) -> Launch:
             module="fusec.kernels.router.triton_kernel",
             function="router_kernel",
             signature=(
-                *((name, pointers[each.dtype]) for name, each in operands.items()),
+                *((name, POINTER_TYPES[each.dtype]) for name, each in operands.items()),
                 *((name, "i64") for name in strides),
                 *((name, "fp32") for name in numbers),
             ),
@@ -88,15 +83,4 @@ def _launch(call: Call) -> Launch:
     )
 
 
-TRITON = (
-    Kernel(
-        op="router",
-        name="router.triton",
-        provider="triton",
-        families=FAMILIES,
-        source="router/triton_kernel.py",
-        supports=_supports,
-        launch=_launch,
-        layouts=row_layouts,
-    ),
-)
+TRITON = row_kernels(("router",), "router", _launch, _supports)
