@@ -62,6 +62,8 @@ class Kernel:
         packing: weights that it reads packed, by operand; such an operand is a parameter.
         output_order: axes of the first result from outermost to innermost in memory, if they are
             not in order; saves the transposition that usually follows.
+        scalar_spills: scalar registers that a wave may keep in lanes of vector registers on a GPU;
+            that takes no memory.
         scratch_bytes: memory beside its registers that a lane may use on a GPU; a code object that
             uses more is refused.
     """
@@ -76,6 +78,7 @@ class Kernel:
     layouts: Layouts = all_contiguous
     packing: Callable[[Graph, Node, Target], Mapping[int, Packing]] = no_packing
     output_order: Callable[[Graph, Node], tuple[int, ...] | None] = row_major
+    scalar_spills: int = 0
     scratch_bytes: int = 0
 
     def launches(self, call: Call) -> tuple[Launch, ...]:

@@ -57,6 +57,10 @@ MFMA_16 = (("matrix_instr_nonkdim", 16),)
 MIN_STEPS = 4
 """Steps along K that a part of a split sum has at least."""
 
+SCALAR_SPILLS = 32
+"""Scalar registers that products of ragged sizes may keep in lanes of vector registers: the masks
+of an unrolled step are many.  At the sizes of models there are none."""
+
 SUM_BLOCK = 1024
 """Columns that a program adds the parts of."""
 
@@ -161,6 +165,7 @@ def product_kernel(
         supports=supports,
         launch=launch,
         layouts=row_layouts,
+        scalar_spills=SCALAR_SPILLS,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fusec.diagnostics import InternalError, UnsupportedError
 from fusec.kernels.launch import HipSource, Launch, TritonSource
+from fusec.kernels.registry import Kernel
 from fusec.link.code_object import CodeObject, KernelMetadata, read_code_object
 from fusec.link.gpu_kernel import RESOURCES, CompiledCode, GpuKernel
 from fusec.link.occupancy import waves_per_unit
@@ -39,7 +40,7 @@ def read_compiled(compiled: CompiledCode) -> CodeObject:
 
 
 def unfit(
-    compiled: CompiledCode, source: GpuSource, launch: Launch, target: Target, scratch_bytes: int
+    compiled: CompiledCode, source: GpuSource, launch: Launch, target: Target, record: Kernel
 ) -> Iterator[str]:
     """Every reason why `compiled`, made of `source`, cannot be launched as `launch` says.
 
@@ -48,7 +49,7 @@ def unfit(
         source: what it was made of.
         launch: a launch of it.
         target: what it was made for.
-        scratch_bytes: memory beside the registers that the record of the kernel lets a lane use.
+        record: of the kernel, which says what it may use beside its registers.
     """
     yield from _launch_against_signature(launch, source)
     try:
@@ -66,7 +67,7 @@ def unfit(
         yield f"its source makes {defined}, and not that"
         return
     yield from _arguments(kernel, source)
-    yield from _resources(kernel, compiled, target, scratch_bytes)
+    yield from _resources(kernel, compiled, target, record)
     for instruction in compiled.machine.forbidden:
         yield f"it has `{instruction}`, which {target.arch} does not execute right"
 
@@ -147,13 +148,20 @@ def _listed(arguments: Sequence[tuple[int, int, str]]) -> str:
 
 
 def _resources(
-    kernel: KernelMetadata, compiled: CompiledCode, target: Target, scratch_bytes: int
+    kernel: KernelMetadata, compiled: CompiledCode, target: Target, record: Kernel
 ) -> Iterator[str]:
     spills = {name: kernel.resources[name] for name in _SPILLS if kernel.resources[name]}
-    if kernel.resources["scratch_bytes"] > scratch_bytes or (spills and not scratch_bytes):
+    allowed = {
+        "scratch_bytes": record.scratch_bytes,
+        "vgpr_spills": kernel.resources["vgpr_spills"] if record.scratch_bytes else 0,
+        "sgpr_spills": record.scalar_spills,
+    }
+    if any(count > allowed[name] for name, count in spills.items()):
         told = ", ".join(f"{name} {count}" for name, count in spills.items())
-        allowed = f"{scratch_bytes} bytes of it" if scratch_bytes else "none of it"
-        yield f"it has too few registers ({told}), and its record allows {allowed}"
+        bound = f"{record.scratch_bytes} bytes of it" if record.scratch_bytes else "none of it"
+        if record.scalar_spills:
+            bound += f", and {record.scalar_spills} scalar registers"
+        yield f"it has too few registers ({told}), and its record allows {bound}"
     lds = kernel.resources["lds_bytes"] + compiled.shared_bytes
     if lds > target.lds_bytes:
         yield f"a work group needs {lds} bytes of shared memory; there are {target.lds_bytes}"

@@ -66,7 +66,7 @@ def link_gpu(
         raise _link_error(program, first[error.source], message, providers, error) from error
     for step in _different_launches(program.steps):
         code = made.code[step.source]
-        reasons = [*unfit(code, step.source, step.launch, target, step.kernel.scratch_bytes)]
+        reasons = [*unfit(code, step.source, step.launch, target, step.kernel)]
         if reasons:
             message = f"does not fit its launch: {'; '.join(reasons)}"
             raise _link_error(program, step, message, providers)

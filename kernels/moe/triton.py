@@ -24,6 +24,7 @@ from fusec.ir.ops.quantised import weight_block
 from fusec.ir.types import bool_attr, float_attr, str_attr
 from fusec.kernels.launch import Call, Launch, Layout, Param, Storage, TritonSource
 from fusec.kernels.registry import Kernel, Supports
+from fusec.kernels.triton_gemm import SCALAR_SPILLS
 from fusec.kernels.triton_rows import FAMILIES, is_divisible
 from fusec.symbolic import Dim
 from fusec.target import Target
@@ -725,6 +726,7 @@ def _record(op: str, supports: Supports) -> Kernel:
         supports=supports,
         launch=_moe,
         layouts=_layouts,
+        scalar_spills=SCALAR_SPILLS,
     )
 
 

@@ -123,9 +123,7 @@ def compiled(rows: Sequence[Row], target: Target) -> dict[GpuSource, GpuKernel]:
     unfit_rows = [
         f"{row.record.name} for {row.case.label} on {target.name}: {reason}"
         for row in rows
-        for reason in unfit(
-            made.code[row.source], row.source, row.launch, target, row.record.scratch_bytes
-        )
+        for reason in unfit(made.code[row.source], row.source, row.launch, target, row.record)
     ]
     if unfit_rows:
         sys.exit("\n".join(unfit_rows))

@@ -63,7 +63,10 @@ def hip_source(
 
 
 def planted(
-    source: HipSource | TritonSource, *params: int | float, scratch_bytes: int = 0
+    source: HipSource | TritonSource,
+    *params: int | float,
+    scratch_bytes: int = 0,
+    scalar_spills: int = 0,
 ) -> Kernel:
     """A record that claims `rms_norm`, and launches `source` with its input and its output."""
 
@@ -80,6 +83,7 @@ def planted(
         supports=lambda graph, node, target: None,
         launch=launch,
         scratch_bytes=scratch_bytes,
+        scalar_spills=scalar_spills,
     )
 
 
@@ -188,6 +192,14 @@ def test_an_instruction_that_goes_wrong(tmp_path: Path) -> None:
     sound = body.replace("[0,1,0]", "[0,1,0] op_sel_hi:[1,0,1]")
     in_cache(tmp_path, source, pack(hand_written("exchanges", sound, (8, 8))))
     assert link_planted(planted(source), tmp_path).cached == 1
+
+
+def test_scalar_registers_are_spilled_as_the_record_allows(tmp_path: Path) -> None:
+    source = hip_source()
+    in_cache(tmp_path, source, pack(hand_written("exchanges", "s_nop 0", (8, 8), spills=11)))
+    assert "sgpr_spills 11" in str(refusal(planted(source), tmp_path))
+    assert "8 scalar registers" in str(refusal(planted(source, scalar_spills=8), tmp_path))
+    assert link_planted(planted(source, scalar_spills=11), tmp_path).cached == 1
 
 
 def test_scratch_is_allowed_by_the_record_alone(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def check(target: Target, every_case: bool, cache: ObjectCache) -> None:
     problems = [
         f"{record.name}, {case.label}: {reason}"
         for record, case, source, launch in checks
-        for reason in unfit(code[source], source, launch, target, record.scratch_bytes)
+        for reason in unfit(code[source], source, launch, target, record)
     ]
     assert not problems, "\n".join(problems)
     for record, _, source, launch in checks:

@@ -40,7 +40,7 @@ amdhsa.kernels:
     .name: {symbol}
     .private_segment_fixed_size: 0
     .sgpr_count: 14
-    .sgpr_spill_count: 0
+    .sgpr_spill_count: {spills}
     .symbol: {symbol}.kd
     .vgpr_count: 8
     .vgpr_spill_count: 0
@@ -55,9 +55,12 @@ amdhsa.version:
 
 
 def hand_written(
-    symbol: str, body: str, sizes: tuple[int, ...], arch: str = "gfx950"
+    symbol: str, body: str, sizes: tuple[int, ...], arch: str = "gfx950", spills: int = 0
 ) -> CompiledCode:
-    """A kernel of these instructions that takes pointers (8 bytes) and then numbers (4 bytes)."""
+    """A kernel of these instructions that takes pointers (8 bytes) and then numbers (4 bytes).
+
+    It says of itself that it keeps `spills` scalar registers in lanes of vector registers.
+    """
     at, arguments = 0, []
     for size in sizes:
         kind = "global_buffer" if size == 8 else "by_value"
@@ -71,6 +74,7 @@ def hand_written(
         body="\n".join(f"\t{line}" for line in body.splitlines()),
         arguments="\n".join(arguments),
         kernarg_bytes=at,
+        spills=spills,
     )
     code, machine = assemble(text, arch), read_assembly(text, arch)
     return CompiledCode(symbol, code, "hsaco", 256, 0, machine)
