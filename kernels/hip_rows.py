@@ -14,7 +14,7 @@ from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr
 from fusec.kernels.launch import Call, HipSource, Launch, Storage
 from fusec.kernels.registry import Kernel, Supports
-from fusec.kernels.triton_rows import row_count, row_layouts, row_stride
+from fusec.kernels.triton_rows import refused_scaling, row_count, row_layouts, row_stride
 from fusec.symbolic import Dim, Expr
 from fusec.target import Target
 
@@ -26,6 +26,12 @@ QUANT = {"tensor": 1, "token": 2, "group": 3}
 
 LONGEST = 32768
 """Elements of a row that a group holds in registers."""
+
+WAVE = 64
+"""Lanes of a wave."""
+
+MOST_LANES = 1024
+"""Lanes of a group, at most."""
 
 MOST_PIECES = 4
 """Vectors of a row that one lane holds; more cost registers that loads in flight need."""
@@ -53,8 +59,8 @@ def lanes_of(length: int, dtype: str) -> int:
     def cost(lanes: int) -> tuple[int, int]:
         return -(-vectors // lanes) * lanes, abs(lanes - PREFERRED_LANES)
 
-    least = max(64, -(-vectors // MOST_PIECES // 64) * 64)
-    return min(range(min(least, 1024), 1025, 64), key=cost)
+    least = max(WAVE, -(-vectors // MOST_PIECES // WAVE) * WAVE)
+    return min(range(min(least, MOST_LANES), MOST_LANES + 1, WAVE), key=cost)
 
 
 def supports_rows(graph: Graph, node: Node, target: Target) -> str | None:
@@ -79,16 +85,15 @@ def _refused_scaling(graph: Graph, node: Node, target: Target) -> str | None:
         return (
             f"it quantises to fp8 with f32 scales, not {scaling.dtype} with {scaling.scale_dtype}"
         )
-    if scaling.dtype != target.fp8:
-        return f"fp8.arch: {target.name} takes {target.fp8}, not {scaling.dtype}"
-    if scaling.granularity == "tensor" and not bool_attr(node.attrs, "has_scale"):
-        return "the scale of a whole tensor has to be given"
+    refusal = refused_scaling(scaling, target, bool_attr(node.attrs, "has_scale"))
+    if refusal is not None:
+        return refusal
     if node.attrs.get("shape") is not None:
         return "its result is seen in the shape of its operand"
     if scaling.granularity == "group":
-        lanes = scaling.group / vector_of(graph.type(node.inputs[0]).dtype)
-        if lanes not in (1, 2, 4, 8, 16, 32, 64):
-            return f"{scaling.group} elements are not those of a power of two of lanes"
+        vector = vector_of(graph.type(node.inputs[0]).dtype)
+        if not vector <= scaling.group <= WAVE * vector:
+            return f"scales: the lanes of a wave do not share {scaling.group} elements"
     return None
 
 

@@ -21,8 +21,8 @@ from fusec.target import Target
 
 FILE = "silu_mul/kernel.hip"
 
-PART = 2048
-"""Elements of a row that one group computes where a scale is not the whole row's."""
+PART = 256
+"""Vectors of a row that one group computes where a scale is not the whole row's."""
 
 ACTIVATIONS = {"silu_mul": 0, "gelu_mul": 1, "swiglu_oai": 3}
 """The codes of `Activation` in the source; GELU with tanh is 2."""
@@ -45,7 +45,7 @@ def _launch(call: Call) -> Launch:
     scaling = Scaling.of(call.attrs) if call.node.op.endswith("quant") else None
     row = row_length(call.input_type(0))
     whole = scaling is not None and scaling.granularity == "token"
-    length = row if whole else min(row, PART // 8 * vector_of(gate.dtype))
+    length = row if whole else min(row, PART * vector_of(gate.dtype))
     clamped = call.node.op.startswith("swiglu_oai")
     arguments = RowArguments(call)
     arguments.rows("gate", gate)

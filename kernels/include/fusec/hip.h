@@ -217,11 +217,11 @@ FUSEC_DEVICE void load(f32 (&to)[N], const T* from) {
   }
 }
 
-// Reads the first `count` of N neighbours one by one; the others are `fill`.
+// Reads the first `count` of N neighbours one by one; the others are 0.
 template <i32 N, class T>
-FUSEC_DEVICE void load_some(f32 (&to)[N], const T* from, i64 count, f32 fill = 0.0f) {
+FUSEC_DEVICE void load_some(f32 (&to)[N], const T* from, i64 count) {
 #pragma unroll
-  for (i32 i = 0; i < N; ++i) to[i] = i < count ? static_cast<f32>(from[i]) : fill;
+  for (i32 i = 0; i < N; ++i) to[i] = i < count ? static_cast<f32>(from[i]) : 0.0f;
 }
 
 // Writes N neighbours, each rounded once to T; `to` is aligned as for `load`.
@@ -314,7 +314,6 @@ FUSEC_DEVICE f32 lanes_maximum(f32 value) {
 }
 
 FUSEC_DEVICE f32 wave_sum(f32 value) { return lanes_sum<64>(value); }
-FUSEC_DEVICE f32 wave_maximum(f32 value) { return lanes_maximum<64>(value); }
 
 // Combines the values of all lanes of the group. `parts`, a shared array of FUSEC_THREADS / 64, is
 // free again at the next barrier.
