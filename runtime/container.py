@@ -63,7 +63,6 @@ _ALIGN_FIELD = 0xD935
 _ENCRYPTED_FLAGS = 0x0001 | 0x0040 | 0x2000
 _SEGMENT = re.compile(r"[A-Za-z0-9_+=@-][A-Za-z0-9._+=@-]*")
 _COMMENT = re.compile(rb"sha256:([0-9a-f]{64})")
-_COMMENT_BYTES = 71
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,15 +36,13 @@ SCHEMA = "fusec.program/1"
 THREADS = "threads"
 MAX_STEPS = 1 << 20
 
-BufferKind: TypeAlias = Literal["input", "output", "weight", "arena"]
-
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
     """Memory that steps read and write.
 
     Attributes:
-        kind: who owns it.
+        kind: who owns it: `input`, `output`, `weight` or `arena`.
         bytes: its size.
         name: of the weight it is.
         slot: of the arena it lies in.

@@ -15,7 +15,7 @@ from fusec.kernels.external.aiter_gated import GATED_NORMS
 from fusec.kernels.external.aiter_norms import NORMS
 from fusec.kernels.external.aiter_quantised import QUANTISED_NORMS
 from fusec.kernels.external.aiter_silu import ACTIVATIONS
-from fusec.kernels.external.manifest import Form, Manifest, Need, Refusal
+from fusec.kernels.external.manifest import Manifest
 from fusec.kernels.external.versions import Version, parse_version
 from fusec.kernels.registry import Kernel
 
@@ -77,16 +77,6 @@ def records(provider: Provider) -> tuple[Kernel, ...]:
     manifest = LIBRARIES[provider.library]
     adapters = ADAPTERS[provider.library]
     return tuple(adapter.kernel(manifest, provider.version) for adapter in adapters)
-
-
-def lookup(library: str, version: Version | str, need: Need) -> Form | Refusal:
-    """The form of a function that `version` of `library` has, or why it has none.
-
-    Raises:
-        UsageError: the library, or the version of it, is unknown.
-    """
-    provider = parse_provider(f"{library}=={version}")
-    return LIBRARIES[provider.library].lookup(provider.version, need)
 
 
 def _unknown_version(text: str, manifest: Manifest, version: Version) -> UsageError:

@@ -24,8 +24,8 @@ from fusec.ir import Graph, TensorType
 from fusec.ir.types import Attr
 from fusec.kernels.external.aiter import AITER, FINITE_MAX, GATED_MAX
 from fusec.kernels.external.call import ExternalCall
-from fusec.kernels.external.manifest import Form, Refusal, needs
-from fusec.kernels.external.provider import ADAPTERS, lookup, parse_provider, records
+from fusec.kernels.external.manifest import Form, Need, Refusal, needs
+from fusec.kernels.external.provider import ADAPTERS, parse_provider, records
 from fusec.kernels.external.versions import Version, parse_version
 from fusec.kernels.launch import Launch
 from fusec.kernels.registry import Kernel, choose, kernels
@@ -42,6 +42,10 @@ def version(text: str) -> Version:
     found = parse_version(text)
     assert found is not None
     return found
+
+
+def lookup(release: str, need: Need) -> Form | Refusal:
+    return AITER.lookup(version(release), need)
 
 
 def record(release: str, function: str, op: str) -> Kernel:
@@ -208,7 +212,7 @@ def test_fused_moe_has_a_gate_mode_since_0_1_14() -> None:
     ),
 )
 def test_each_release_gives_the_form_it_has(release: str, function: str, signature: str) -> None:
-    form = lookup("aiter", release, TWO_NORMS)
+    form = lookup(release, TWO_NORMS)
     assert isinstance(form, Form)
     assert form.symbol == f"aiter.ops.fused_qk_norm_rope_cache_quant:{function}"
     assert form.signature == parse_signature(signature)
@@ -216,7 +220,7 @@ def test_each_release_gives_the_form_it_has(release: str, function: str, signatu
 
 @pytest.mark.parametrize("release", ("0.1.10.post3", "0.1.11.post1"))
 def test_a_release_without_it_says_which_have_it(release: str) -> None:
-    found = lookup("aiter", release, TWO_NORMS)
+    found = lookup(release, TWO_NORMS)
     assert isinstance(found, Refusal)
     last = AITER.versions[-1]
     assert found.reasons == (
@@ -226,7 +230,7 @@ def test_a_release_without_it_says_which_have_it(release: str) -> None:
 
 
 def test_the_namesake_is_another_kernel() -> None:
-    found = lookup("aiter", "0.1.14", needs("fused_qk_rmsnorm", "hip", OLD))
+    found = lookup("0.1.14", needs("fused_qk_rmsnorm", "hip", OLD))
     assert isinstance(found, Refusal)
     namesake = "aiter.ops.fused_qk_rmsnorm_group_quant:fused_qk_rmsnorm"
     assert (
@@ -258,7 +262,7 @@ def test_the_namesake_is_never_taken() -> None:
 
 def test_a_kernel_that_moved_is_found_where_it_is() -> None:
     need = next(a.need for a in ADAPTERS["aiter"] if a.need.function == "fused_rms_mxfp4_quant")
-    before, after = (lookup("aiter", release, need) for release in ("0.1.9", "0.1.10"))
+    before, after = (lookup(release, need) for release in ("0.1.9", "0.1.10"))
     assert isinstance(before, Form) and isinstance(after, Form)
     assert before.module == "aiter.ops.triton.fused_mxfp4_quant"
     assert after.module == "aiter.ops.triton.quant.fused_mxfp4_quant"

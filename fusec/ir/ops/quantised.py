@@ -257,9 +257,34 @@ def _fp8_linear(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Ar
     return (result + arrays[4] if bool_attr(attrs, "has_bias") else result,)
 
 
-def _bias_fits(bias: Types, rows: Dim) -> None:
+def _bias_fits(bias: Sequence[TensorType], rows: Dim) -> None:
     if bias and bias[0].shape != (rows,):
         raise VerifyError(f"bias `{bias[0]}` does not fit {rows} outputs")
+
+
+def _plain_rows(types: Types, attrs: Attrs) -> TensorType:
+    """The float rows [..., K] that x is, or that x and x_scale stand for if `has_x_scale`.
+
+    Raises:
+        VerifyError: x is no float, or x and x_scale are not codes and scales.
+    """
+    x = types[0]
+    if not bool_attr(attrs, "has_x_scale"):
+        return float_operand(x)
+    scaling = scaling_of(attrs)
+    length = x.shape[-1] * 2 if scaling.packed else x.shape[-1]
+    rows = TensorType("f32", (*x.shape[:-1], length))
+    if quantised_types(rows, scaling) != types[:2]:
+        raise VerifyError(f"`{x}` and `{types[1]}` are not codes and scales")
+    return rows
+
+
+def _plain_values(arrays: Sequence[Array], attrs: Attrs) -> tuple[Array, Scaling | None]:
+    """The numbers [..., K] of x, and how they were quantised if `has_x_scale`."""
+    if not bool_attr(attrs, "has_x_scale"):
+        return arrays[0], None
+    scaling = Scaling.of(attrs)
+    return dequantised(arrays[0], arrays[1], scaling), scaling
 
 
 def _infer_mxfp4_linear(types: Types, attrs: Attrs) -> Types:
@@ -272,27 +297,18 @@ def _infer_mxfp4_linear(types: Types, attrs: Attrs) -> Types:
     """
     scaled = bool_attr(attrs, "has_x_scale")
     arity(types, 3 + scaled + bool_attr(attrs, "has_bias"))
-    x, rest = types[0], types[1 + scaled :]
-    if scaled:
-        scaling = scaling_of(attrs)
-        length = x.shape[-1] * 2 if scaling.packed else x.shape[-1]
-        plain = TensorType("f32", (*x.shape[:-1], length))
-        if quantised_types(plain, scaling) != types[:2]:
-            raise VerifyError(f"`{x}` and `{types[1]}` are not codes and scales")
-    else:
-        length = float_operand(x).shape[-1]
-    weight, weight_scale = rest[:2]
+    x, length = types[0], _plain_rows(types, attrs).shape[-1]
+    weight, weight_scale, *bias = types[1 + scaled :]
     if weight.dtype != "f4e2m1x2" or weight.rank != 2 or weight.shape[1] * 2 != length:
         raise VerifyError(f"`{x}` does not multiply weight `{weight}`")
     _scales_fit(weight_scale, (weight.shape[0], length), (1, MX_GROUP))
-    _bias_fits(rest[2:], weight.shape[0])
+    _bias_fits(bias, weight.shape[0])
     return (TensorType(str_attr(attrs, "dtype"), (*x.shape[:-1], weight.shape[0])),)
 
 
 def _mxfp4_linear(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
-    scaled = bool_attr(attrs, "has_x_scale")
-    x = dequantised(arrays[0], arrays[1], Scaling.of(attrs)) if scaled else arrays[0]
-    weight, weight_scale, *bias = arrays[1 + scaled :]
+    x, scaling = _plain_values(arrays, attrs)
+    weight, weight_scale, *bias = arrays[1 if scaling is None else 2 :]
     result = x @ mxfp4_values(weight, weight_scale).swapaxes(-1, -2)
     return (result + bias[0] if bias else result,)
 
@@ -361,15 +377,7 @@ def _infer_moe_mxfp4(types: Types, attrs: Attrs) -> Types:
     """
     scaled = bool_attr(attrs, "has_x_scale")
     arity(types, 7 + scaled + 2 * bool_attr(attrs, "has_bias"))
-    x = types[0]
-    if scaled:
-        scaling = scaling_of(attrs)
-        length = x.shape[-1] * 2 if scaling.packed else x.shape[-1]
-        rows = TensorType("f32", (*x.shape[:-1], length))
-        if quantised_types(rows, scaling) != types[:2]:
-            raise VerifyError(f"`{x}` and `{types[1]}` are not codes and scales")
-    else:
-        rows = float_operand(x)
+    rows = _plain_rows(types, attrs)
     weights, experts, gate_up, gate_up_scale, down, down_scale, *biases = types[1 + scaled :]
     wide = [kind.with_shape((*kind.shape[:-1], kind.shape[-1] * 2)) for kind in (gate_up, down)]
     plain = (rows, weights, experts, *wide, *biases)
@@ -382,10 +390,9 @@ def _infer_moe_mxfp4(types: Types, attrs: Attrs) -> Types:
 
 
 def _moe_mxfp4(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
-    scaled = bool_attr(attrs, "has_x_scale")
-    scaling = Scaling.of(attrs) if scaled else None
-    x = dequantised(arrays[0], arrays[1], scaling) if scaling is not None else arrays[0]
-    weights, experts, gate_up, gate_up_scale, down, down_scale, *biases = arrays[1 + scaled :]
+    x, scaling = _plain_values(arrays, attrs)
+    rest = arrays[1 if scaling is None else 2 :]
+    weights, experts, gate_up, gate_up_scale, down, down_scale, *biases = rest
     return (
         _experts(
             x,
