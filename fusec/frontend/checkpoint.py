@@ -116,7 +116,8 @@ def _lost(conversions: Iterable[_Conversion], weights: Mapping[str, Weight]) -> 
     ]
     if plain:
         said = f"{len(plain)} quantised weights, such as `{plain[0]}`, are compiled as plain ones"
-        yield f"{said}: transformers reorders what is in them"
+        why = "they are made of parts that are not stored alike, or that transformers reorders"
+        yield f"{said}: {why}"
 
 
 def _assign(

@@ -139,6 +139,8 @@ def read_scheme(raw: Mapping[str, Any], at: str) -> Scheme | None:
     if not isinstance(config, Mapping):
         raise InputError("`quantization_config` is not a JSON object", at=at)
     method = config.get("quant_method")
+    if method is None:
+        raise InputError("`quantization_config` has no `quant_method`", at=at, hint=HINT)
     readers = {
         "fp8": _fp8,
         "mxfp4": _mxfp4,
@@ -174,9 +176,9 @@ def _fp8(config: Mapping[str, Any], at: str) -> Scheme:
         what = f"the checkpoint is quantised by `fp8` with `{config['expert_dtype']}` experts"
         raise _unsupported(what, at)
     block = config.get("weight_block_size")
-    rows, columns = (ALL, ALL) if block is None else (int(block[0]), int(block[1]))
-    if block is not None and min(rows, columns) < 1:
-        raise ValueError(f"weight_block_size {block}")
+    rows, columns = (ALL, ALL) if block is None else map(int, block)
+    if block is not None and (isinstance(block, str) or min(rows, columns) < 1):
+        raise ValueError(f"weight_block_size {block!r}")
     static = config.get("activation_scheme") == "static"
     held = Format("f8e4m3fn", (rows, columns), static=static)
     skipped = config.get("modules_to_not_convert", config.get("ignored_layers"))

@@ -37,6 +37,9 @@ BLOCKS, BLOCK_SCALES = "_blocks", "_scales"
 SCALES_OF = {".weight_scale": ".weight", "_scale_inv": "", BLOCK_SCALES: BLOCKS}
 """Ends of the names of scales, with those of their weights."""
 
+SCALE_DTYPES = ("f32", "bf16", "f16", "u8", "e8m0")
+"""Bytes are e8m0."""
+
 CACHE_SCALE = re.compile(
     r"\.(?:[kvq]|kv|prob)_scale$|\.[kvq]_proj\.output_scale$|prob_output_scale$"
 )
@@ -141,7 +144,7 @@ def _codes(left: dict[str, Stored], name: str, scheme: Scheme | None) -> tuple[s
         raise _lacks_scale(name, codes, tuple(plain + end for end in SCALES))
     scale = left.pop(scale_name)
     kind = "f4e2m1x2" if codes.dtype == "u8" else codes.dtype
-    if kind not in (*FP8, "f4e2m1x2") or scale.dtype in FP8:
+    if kind not in (*FP8, "f4e2m1x2") or scale.dtype not in SCALE_DTYPES:
         what = f"`{name}` {_said(codes)} with `{scale_name}` {_said(scale)}"
         method = f"`{scheme.method}`" if scheme else "no `quantization_config`"
         raise UnsupportedError(f"{what} ({method}) is a layout that fusec does not read", hint=HINT)
@@ -166,10 +169,16 @@ def _block(
     scale: Stored,
     scheme: Scheme | None,
 ) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """The block that scales of this shape are for, and the sizes that they are seen in."""
+    """The block that scales of this shape are for, and the sizes that they are seen in.
+
+    Several blocks may fit a shape: those of the configuration come first, and where that names
+    blocks of many rows and columns, no others are guessed.
+    """
     *outer, rows, columns = shape
     blocks = [] if scheme is None else list(scheme.blocks)
-    blocks += [MX_BLOCK] if _is_e8m0(scale) else [(1, ALL), (ALL, ALL), DEEPSEEK_BLOCK]
+    said = any(min(block) > 1 for block in blocks)
+    blocks += [MX_BLOCK] if _is_e8m0(scale) else [(1, ALL), (ALL, ALL)]
+    blocks += [] if said or _is_e8m0(scale) else [DEEPSEEK_BLOCK]
     for block in dict.fromkeys(blocks):
         held = _whole(block, (rows, columns))
         sizes = (*outer, -(-rows // held[0]), -(-columns // held[1]))
@@ -263,7 +272,9 @@ def _wrong_scale(
     name: str, codes: Stored, scale_name: str, scale: Stored, wanted: str
 ) -> InputError:
     message = f"`{scale_name}` {_said(scale)} is no scale for `{name}` {_said(codes)}"
-    hint = "`weight_block_size` in `config.json` and the safetensors files are of different models"
+    hint = (
+        "`quantization_config` in `config.json` and the safetensors files are of different models"
+    )
     return InputError(message, detail=(f"it has to be {wanted}",), hint=hint)
 
 

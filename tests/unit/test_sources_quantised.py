@@ -263,6 +263,10 @@ def _zero_point(tensors: Tensors, config: dict[str, Any]) -> None:
     tensors[f"{GATE}.weight_zero_point"] = torch.zeros(160, 1)
 
 
+def _whole_numbers(tensors: Tensors, config: dict[str, Any]) -> None:
+    tensors[f"{GATE}.weight_scale"] = torch.ones((), dtype=torch.int32)
+
+
 def _many_input_scales(tensors: Tensors, config: dict[str, Any]) -> None:
     tensors[f"{GATE}.input_scale"] = torch.ones(96)
 
@@ -287,6 +291,10 @@ def _many_input_scales(tensors: Tensors, config: dict[str, Any]) -> None:
         (_int8_weight, r"i8\[160, 96\] with .* \(`quark`\) is a layout that fusec does not read"),
         (_rotation, r"`.*input_rotation` f32\[96, 96\] belongs to a quantised weight"),
         (_zero_point, r"`.*weight_zero_point` f32\[160, 1\] belongs to a quantised weight"),
+        (
+            _whole_numbers,
+            r"`.*weight_scale` i32\[\] \(`quark`\) is a layout that fusec does not read",
+        ),
         (_many_input_scales, r"`.*input_scale` f32\[96\]: more than one scale"),
     ],
 )
@@ -324,6 +332,18 @@ def test_blocks_need_their_scales(folders: Callable[[str, str], Path], tmp_path:
     ):
         with pytest.raises(InputError, match=message):
             prepare(changed(folder, tmp_path / str(number), change))
+
+
+def test_no_other_blocks_are_guessed_than_those_that_are_said(
+    folders: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    def say(tensors: Tensors, config: dict[str, Any]) -> None:
+        config["weight_block_size"] = [64, 64]
+
+    folder = changed(folders("llama", "fp8-block"), tmp_path / "model", say)
+    with pytest.raises(InputError, match=r"f32\[1, 2\] is no scale") as caught:
+        prepare(folder)
+    assert caught.value.detail == ("it has to be [2, 3] for blocks of 64x64",)
 
 
 def test_scales_without_a_configuration(
@@ -370,7 +390,6 @@ def _quark(weight: Any, **more: Any) -> dict[str, Any]:
         ({"quant_method": "awq"}, "quantised by `awq`"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quantised by `bitsandbytes`"),
         ({"quant_method": "modelopt"}, "quantised by `modelopt`"),
-        ({}, "quantised by `None`"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "`fp8` in `e5m2`"),
         ({"quant_method": "fp8", "expert_dtype": "fp4"}, "`fp4` experts"),
         (_compressed({**FLOAT8, "type": "int"}, "int-quantized"), "layout `int-quantized`"),
@@ -407,6 +426,9 @@ def test_other_methods_are_refused_by_name(config: dict[str, Any], message: str)
         {"quant_method": "fp8", "weight_block_size": [128]},
         {"quant_method": "fp8", "weight_block_size": [0, 128]},
         {"quant_method": "fp8", "weight_block_size": "wide"},
+        {"quant_method": "fp8", "weight_block_size": "64"},
+        {"weight_block_size": [128, 128]},
+        {},
         {"quant_method": "mxfp4", "modules_to_not_convert": ["re:("]},
         {"quant_method": "compressed-tensors", "config_groups": [1]},
         {"quant_method": "compressed-tensors"},
