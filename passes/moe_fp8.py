@@ -46,6 +46,9 @@ from fusec.target import Target
 WHOLE = {"fp8-tensor", "fp8-token"}
 """Formats in which all inputs of an output share a scale."""
 
+LEAST_GROUP = 64
+"""Inputs of an output that share a scale, at least: kernels multiply as many before they scale."""
+
 
 def _scales(match: Match, target: Target) -> Rejection | None:
     held = set(formats(match))
@@ -58,6 +61,9 @@ def _scales(match: Match, target: Target) -> Rejection | None:
     if held == {"fp8-block"} and len(set(_blocks(match))) > 1:
         first, second = ("x".join(map(str, block)) for block in _blocks(match))
         reason = f"scales of gate and up are for each {first}, of down for each {second}"
+        return Rejection("scales", reason, value)
+    if 0 < _group(match) < LEAST_GROUP:
+        reason = f"scales are for each {_group(match)} inputs, fewer than {LEAST_GROUP}"
         return Rejection("scales", reason, value)
     return None
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from test_golden import CASES, TARGET, Case, graph_of
 
-from fusec.ir import Graph, parse_graph
+from fusec.ir import Graph, Node, parse_graph
+from fusec.kernels.registry import choose
 from fusec.passes import PIPELINE
 from fusec.rewrite import DEFAULTS, DecisionLog, Settings, run_pipeline
-from fusec.target import Target
+from fusec.target import Target, target_named
 
 MIXER = """
 graph @main(%g: f32[n, 8, 5], %u: f32[n, 8, 5]) symbols(n in [1, 64]) {
@@ -37,6 +40,27 @@ def test_rows_agree_with_the_graph(case: Case) -> None:
     assert [row for row in fired if row.node not in graph] == []
     settled = {(row.fusion, row.site) for row in fired}
     assert [row for row in log.refused() if (row.fusion, row.site) in settled] == []
+
+
+NARROW = ("quantize", "fp8_linear", "mxfp4_linear", "moe_fp8", "moe_mxfp4")
+GPUS = [target_named(name) for name in ("gfx950", "gfx942", "sm_90")]
+
+
+def _narrow(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes() if node.op in NARROW or node.op.endswith("_quant")]
+
+
+@pytest.mark.parametrize("target", GPUS, ids=lambda target: target.name)
+def test_what_passes_quantise_has_a_kernel(target: Target) -> None:
+    made: Counter[str] = Counter()
+    for case in CASES:
+        graph = graph_of(case)
+        if not _narrow(graph):
+            _through_pipeline(graph, target, case.settings)
+            for node in _narrow(graph):
+                assert choose(graph, node, target).kernel, (case.name, node.name)
+                made[node.op] += 1
+    assert made.keys() >= set(NARROW)
 
 
 def test_a_mixer_with_a_skip_has_one_row() -> None:
