@@ -20,19 +20,12 @@ from dataclasses import dataclass
 
 from fusec import symbolic
 from fusec.diagnostics import InternalError
-from fusec.formats import Scaling
 from fusec.ir import Graph, TensorType
 from fusec.ir.types import bool_attr
-from fusec.kernels.launch import Call, Launch, Storage, TritonSource
+from fusec.kernels.launch import Call, Launch, Storage
 from fusec.kernels.registry import Kernel, Supports
-from fusec.kernels.triton_rows import (
-    FAMILIES,
-    FLOATS,
-    POINTER_TYPES,
-    is_divisible,
-    row_layouts,
-    row_stride,
-)
+from fusec.kernels.triton_launch import triton_launch
+from fusec.kernels.triton_rows import FAMILIES, FLOATS, row_layouts, row_stride
 from fusec.symbolic import Dim
 from fusec.target import Target
 
@@ -129,15 +122,6 @@ def weight_refusal(weight: TensorType) -> str | None:
     if all(isinstance(size, int) for size in weight.shape):
         return None
     return f"shape: the weight is `{weight}`, of no size known at compile time"
-
-
-def scale_strides(scaling: Scaling, scale: Storage) -> tuple[Dim, Dim]:
-    """Elements from a row's scales to the next row's, and from a group's scale to the next's."""
-    if scaling.granularity == "tensor":
-        return 0, 0
-    if scaling.layout == "column":
-        return 1, row_stride(scale)
-    return row_stride(scale), 1
 
 
 def product_kernel(
@@ -272,12 +256,12 @@ class Product:
         }
         if "bias" not in operands:
             constants["p_bias"] = 0
-        return launch(
+        return triton_launch(
             f"fusec.kernels.{self.module}.triton_kernel",
             self.function,
-            operands,
+            {f"p_{name}": each for name, each in operands.items()},
             sizes={"M": self.rows},
-            strides={name: each for name, each in strides.items() if name not in fixed},
+            params={name: each for name, each in strides.items() if name not in fixed},
             constants=constants,
             grid=(tiles * runs, splits, 1),
             warps=tile.warps,
@@ -292,62 +276,13 @@ class Product:
         constants = {"N": self.columns, "SPLITS": splits, "BIAS": int("bias" in operands)}
         if "bias" not in operands:
             constants["p_bias"] = 0
-        return launch(
+        return triton_launch(
             "fusec.kernels.fp8_linear.triton_kernel",
             "split_sum_kernel",
-            operands,
+            {f"p_{name}": each for name, each in operands.items()},
             sizes={"M": self.rows},
-            strides={"y_stride": row_stride(result)},
+            params={"y_stride": row_stride(result)},
             constants={**constants, "BLOCK": SUM_BLOCK},
             grid=(self.rows * runs, -(-self.columns // SUM_BLOCK), 1),
             warps=4,
         )
-
-
-def launch(
-    module: str,
-    function: str,
-    operands: Mapping[str, Storage],
-    *,
-    sizes: Mapping[str, Dim],
-    strides: Mapping[str, Dim],
-    constants: Mapping[str, int],
-    grid: tuple[Dim, Dim, Dim],
-    warps: int,
-    options: tuple[tuple[str, int], ...] = (),
-) -> Launch:
-    """A launch of a Triton kernel whose run-time arguments are pointers, sizes, then strides.
-
-    Args:
-        module: of the kernel.
-        function: its name.
-        operands: what is passed as pointers `p_NAME`.
-        sizes: arguments of 32 bits.
-        strides: arguments of 64 bits.
-        constants: compile-time arguments; a pointer that is left out is one, 0.
-        grid: work groups along each axis.
-        warps: waves or warps of a work group.
-        options: of Triton's backend.
-    """
-    signature = [
-        *((f"p_{name}", POINTER_TYPES[storage.dtype]) for name, storage in operands.items()),
-        *((name, "i32") for name in sizes),
-        *((name, "i64") for name in strides),
-    ]
-    divisible = [f"p_{name}" for name, each in operands.items() if is_divisible(each.byte_offset)]
-    divisible += [name for name, stride in strides.items() if is_divisible(stride)]
-    return Launch(
-        symbol=function,
-        operands=tuple(operands.values()),
-        params=(*sizes.values(), *strides.values()),
-        grid=grid,
-        code=TritonSource(
-            module=module,
-            function=function,
-            signature=tuple(signature),
-            constants=tuple(sorted(constants.items())),
-            divisible=tuple(divisible),
-            warps=warps,
-            options=options,
-        ),
-    )

@@ -18,10 +18,9 @@ from fusec.kernels.triton_gemm import (
     floats_refusal,
     known,
     product_kernel,
-    scale_strides,
     weight_refusal,
 )
-from fusec.kernels.triton_rows import row_count, row_stride
+from fusec.kernels.triton_rows import row_count, row_stride, scale_steps
 from fusec.target import Target
 
 LEAST_DEPTH = 32
@@ -66,7 +65,7 @@ def _launch_f32_scales(call: Call) -> tuple[Launch, ...]:
     scaling = Scaling.of(call.attrs)
     rows, columns = weight_block(call.attrs)
     n, k = map(known, call.input_type(2).shape)
-    x_scale_row, x_scale_group = scale_strides(scaling, x_scale)
+    x_scale_row, x_scale_group = scale_steps(x_scale, scaling)
     operands = {"x": x, "x_scale": x_scale, "w": weight, "w_scale": weight_scale}
     product = Product(
         call,

@@ -17,10 +17,9 @@ from fusec.kernels.triton_gemm import (
     floats_refusal,
     known,
     product_kernel,
-    scale_strides,
     weight_refusal,
 )
-from fusec.kernels.triton_rows import row_count, row_stride
+from fusec.kernels.triton_rows import row_count, row_stride, scale_steps
 from fusec.target import Target
 
 SCALED_FEW = Tile(rows=32, columns=64, depth=256, warps=4, stages=2, options=MFMA_16)
@@ -70,7 +69,7 @@ def launch_scaled(call: Call) -> tuple[Launch, ...]:
     scaling = Scaling.of(call.attrs)
     kind = call.input_type(2)
     packed = 2 if kind.dtype == "f4e2m1x2" else 1
-    x_scale_row, x_scale_group = scale_strides(scaling, x_scale)
+    x_scale_row, x_scale_group = scale_steps(x_scale, scaling)
     operands = {"x": x, "x_scale": x_scale, "w": weight, "w_scale": weight_scale}
     product = Product(
         call,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from fusec.ir import Graph, Node
 from fusec.ir.ops.router import SCORES
 from fusec.ir.types import bool_attr, float_attr, int_attr, str_attr
-from fusec.kernels.launch import Call, Launch, TritonSource
+from fusec.kernels.launch import Call, Launch
+from fusec.kernels.triton_launch import triton_launch
 from fusec.kernels.triton_rows import (
     FLOATS,
-    POINTER_TYPES,
-    is_divisible,
     power_above,
     row_kernels,
     row_length,
@@ -61,25 +60,14 @@ def _launch(call: Call) -> Launch:
         "SIZE_BLOCK": power_above(size, least=1),
         "SLOT_BLOCK": power_above(k, least=1),
     }
-    divisible = [name for name, each in operands.items() if is_divisible(each.byte_offset)]
-    divisible += [name for name, stride in strides.items() if is_divisible(stride)]
-    return Launch(
-        symbol="router_kernel",
-        operands=tuple(operands.values()),
-        params=(*strides.values(), *numbers.values()),
+    return triton_launch(
+        "fusec.kernels.router.triton_kernel",
+        "router_kernel",
+        operands,
+        params={**strides, **numbers},
+        constants=constants,
         grid=(logits.shape[0], 1, 1),
-        code=TritonSource(
-            module="fusec.kernels.router.triton_kernel",
-            function="router_kernel",
-            signature=(
-                *((name, POINTER_TYPES[each.dtype]) for name, each in operands.items()),
-                *((name, "i64") for name in strides),
-                *((name, "fp32") for name in numbers),
-            ),
-            constants=tuple(sorted(constants.items())),
-            divisible=tuple(divisible),
-            warps=1,
-        ),
+        warps=1,
     )
 
 
