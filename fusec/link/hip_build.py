@@ -19,7 +19,7 @@ from pathlib import Path
 import fusec.kernels
 from fusec.diagnostics import UnsupportedError
 from fusec.kernels.launch import HipSource
-from fusec.link.amdgpu_tools import assemble, device_library
+from fusec.link.amdgpu_tools import GPU_HINT, assemble, device_library
 from fusec.link.assembly import read_assembly
 from fusec.link.gpu_kernel import CompiledCode
 from fusec.target import Target
@@ -69,7 +69,7 @@ class HipCompiler:
 
 @cache
 def find_hip_compiler() -> HipCompiler:
-    """That of a ROCm install, else a system clang of version 20 or newer, else `ziglang`.
+    """The clang of a ROCm install, else of the system, else of `ziglang`, if it is new enough.
 
     Raises:
         UnsupportedError: there is none.
@@ -79,17 +79,16 @@ def find_hip_compiler() -> HipCompiler:
         if found is not None:
             return found
     if importlib.util.find_spec("ziglang") is not None:
-        command = (sys.executable, "-m", "ziglang", "clang")
-        version = _version((*command, "--version"))
-        if version is not None:
-            return HipCompiler(command, version)
+        found = _recent_clang((sys.executable, "-m", "ziglang", "clang"))
+        if found is not None:
+            return found
     raise UnsupportedError(
         "HIP kernels need clang with an amdgcn back end, and there is none",
         detail=(
             f"looked for {', '.join(_CANDIDATES)} of version {OLDEST_CLANG} or newer, and for the "
             "Python package `ziglang`",
         ),
-        hint="install one with `pip install 'fusec[toolchain]'`",
+        hint=f"install one with `{GPU_HINT}`",
     )
 
 
@@ -140,17 +139,18 @@ def _system_compiler(name: str) -> HipCompiler | None:
     path = shutil.which(name)
     if path is None:
         return None
-    version = _version((path, "--version"))
-    number = re.search(r"version (\d+)", version or "")
-    if version is None or number is None or int(number[1]) < OLDEST_CLANG:
+    found = _recent_clang((path,))
+    targets = None if found is None else _output((path, "--print-targets"))
+    return found if targets and "amdgcn" in targets else None
+
+
+def _recent_clang(command: tuple[str, ...]) -> HipCompiler | None:
+    """What `command` calls, if that is a clang that is new enough."""
+    version = (_output((*command, "--version")) or "").partition("\n")[0].strip()
+    number = re.search(r"version (\d+)", version)
+    if number is None or int(number[1]) < OLDEST_CLANG:
         return None
-    targets = _output((path, "--print-targets"))
-    return HipCompiler((path,), version) if targets and "amdgcn" in targets else None
-
-
-def _version(command: tuple[str, ...]) -> str | None:
-    output = _output(command)
-    return output.splitlines()[0].strip() if output else None
+    return HipCompiler(command, version)
 
 
 def _output(command: tuple[str, ...]) -> str | None:

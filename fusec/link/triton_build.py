@@ -16,8 +16,7 @@ from fusec.diagnostics import InputError
 from fusec.kernels.launch import TritonSource
 from fusec.link.amdgpu_tools import GPU_HINT
 from fusec.link.assembly import read_assembly, read_ptx
-from fusec.link.gpu_checks import fitted
-from fusec.link.gpu_kernel import CompiledCode, GpuKernel, MachineCode
+from fusec.link.gpu_kernel import CompiledCode, MachineCode
 from fusec.target import Target
 
 FP_FUSION = True
@@ -112,16 +111,6 @@ def forbid_packed_f32(text: str) -> str:
         begin = f"attributes #{group} = {{"
         text = text.replace(begin, f'{begin} "target-features"="{NO_PACKED_F32}"')
     return text
-
-
-def build(source: TritonSource, target: Target) -> GpuKernel:
-    """Compile one Triton function and read what came out.
-
-    Raises:
-        InputError: Triton is not installed.
-        Exception: what Triton raises when it refuses the function.
-    """
-    return fitted(build_triton(source, target), source, target)
 
 
 def triton_version() -> str:

@@ -18,7 +18,8 @@ from fusec.ir.types import Attr
 from fusec.kernels.launch import TritonSource
 from fusec.kernels.registry import choose, kernels
 from fusec.kernels.triton_gemm import Tile, splits_of
-from fusec.link.triton_build import build
+from fusec.link.gpu_checks import fitted
+from fusec.link.triton_build import build_triton
 from fusec.symbolic import symbol
 from fusec.target import target_named
 
@@ -167,7 +168,7 @@ def test_matrix_instructions(target_name: str, name: str) -> None:
     function = getattr(importlib.import_module(source.module), source.function)
     given = [each for each in function.arg_names if each not in dict(source.constants)]
     assert given == [each for each, _ in source.signature]
-    built = build(source, target)
+    built = fitted(build_triton(source, target), source, target)
     assert MATRIX[target_name, name] in built.machine.mfma
     assert built.machine.widest_load == 16 and not built.machine.forbidden
     assert not built.resources["vgpr_spills"] and not built.resources["scratch_bytes"]

@@ -16,7 +16,8 @@ from fusec.formats import fp8_scaling
 from fusec.ir import Graph, TensorType
 from fusec.ir.types import Attr
 from fusec.kernels.launch import TritonSource
-from fusec.link.triton_build import build
+from fusec.link.gpu_checks import fitted
+from fusec.link.triton_build import build_triton
 from fusec.target import GPU_TARGETS, Target, target_named
 
 CASES = sorted(Path(__file__).parent.glob("interpreted_*_cases.py"), key=lambda path: path.name)
@@ -62,7 +63,7 @@ def test_row_code_objects(target_name: str, step: int) -> None:
         function = getattr(importlib.import_module(source.module), source.function)
         given = [name for name in function.arg_names if name not in dict(source.constants)]
         assert given == [name for name, _ in source.signature]
-        built = build(source, target)
+        built = fitted(build_triton(source, target), source, target)
         assert built.code.startswith(b"\x7fELF")
         assert str(Path(__file__).parents[2]).encode() not in built.code
         if target.family == "amdgpu":

@@ -183,6 +183,12 @@ def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.hint is not None and "pip install" in caught.value.hint
 
 
+def test_an_old_clang_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusec.link.hip_build, "_output", lambda command: "clang version 18.1.6")
+    with pytest.raises(UnsupportedError, match="need clang"):
+        find_hip_compiler.__wrapped__()
+
+
 def test_a_triton_that_has_changed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusec.link.amdgpu_tools, "_ASSEMBLERS", (("triton.compiler", "nothing"),))
     with pytest.raises(UnsupportedError, match="has no `assemble_amdgcn`"):
