@@ -198,6 +198,11 @@ class Scaling:
         """Whether a byte holds two elements."""
         return self.dtype == "f4e2m1x2"
 
+    @property
+    def floor(self) -> float:
+        """The least f32 scale, 1/(512 * maximum): that of vLLM's kernels for fp8."""
+        return 1 / (512 * self.maximum)
+
     def attrs(self) -> dict[str, Any]:
         """The attributes of a node that quantises like this."""
         found: dict[str, Any] = {
@@ -231,9 +236,9 @@ class Scaling:
     def scale(self, largest: NDArray[Any]) -> Floats:
         """The scale for a group whose largest magnitude is `largest`.
 
-        For f32: largest/maximum, at most `upper_bound`, at least 1/(512 * maximum) as in vLLM's
-        kernels, then rounded up to a power of two if `rounding` says so.  For e8m0: a power of two
-        between 2^-127 and 2^127, as `rounding` says; 2^-127 for a group of zeros.
+        For f32: largest/maximum, at most `upper_bound`, at least `floor`, then rounded up to a
+        power of two if `rounding` says so.  For e8m0: a power of two between 2^-127 and 2^127, as
+        `rounding` says; 2^-127 for a group of zeros.
         """
         top = np.asarray(largest, dtype=np.float32)
         if self.scale_dtype == "e8m0":
@@ -241,7 +246,7 @@ class Scaling:
         scale = (top / np.float32(self.maximum)).astype(np.float32)
         if self.upper_bound is not None:
             scale = np.minimum(scale, np.float32(self.upper_bound))
-        scale = np.maximum(scale, np.float32(1 / (512 * self.maximum)))
+        scale = np.maximum(scale, np.float32(self.floor))
         wide = scale.astype(np.float64)
         if self.rounding == "none":
             return wide

@@ -291,7 +291,7 @@ class RowArguments:
                 self.number(name, None)
             return
         self.number("maximum", scaling.maximum)
-        self.number("floor", 1 / (512 * scaling.maximum))
+        self.number("floor", scaling.floor)
         self.number("bound", scaling.upper_bound or 0.0)
 
     def launch(

@@ -60,7 +60,7 @@ def inspect(
     for target in document["targets"]:
         parts.append(_target(target))
         if kernels:
-            parts.append(_kernels(target))
+            parts.append(kernels_text(target))
         if decisions:
             parts.append(_decisions(target))
         elif any(row["status"] == "refused" for row in target["decisions"]):
@@ -138,7 +138,7 @@ _MACHINE = {
 }
 
 
-def _kernels(target: dict[str, Any]) -> str:
+def kernels_text(target: dict[str, Any]) -> str:
     """The kernels; of one on a GPU also registers, memory and what its instructions show."""
     on_gpu = target["family"] != "cpu"
     header = ["kernel", "op", "provider", "bytes"]

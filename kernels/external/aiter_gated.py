@@ -38,9 +38,6 @@ MOST_HEADS = 128
 LARGEST_ROW = 65536
 """Bytes of a row that the Triton kernel takes."""
 
-FLOOR = 512
-"""fusec's scales are at least 1/(FLOOR * maximum): `fusec.formats.Scaling.scale`."""
-
 
 def _heads(site: Site) -> Dim:
     """Heads that lie side by side in a quantised row."""
@@ -116,7 +113,7 @@ def _fits(site: Site) -> Iterator[str]:
 
 def _gated_triton(site: Site) -> tuple[Argument, ...]:
     scaling = site.scaling
-    smallest = 1 / (FLOOR * scaling.maximum)
+    smallest = scaling.floor
     rounds = scaling.rounding == "up"
     if rounds:
         # It applies the floor after rounding, fusec before it: a rounded floor is the same.

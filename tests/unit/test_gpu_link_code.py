@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fusec.cli.inspect import _kernels
+from fusec.cli.inspect import kernels_text
 from fusec.link.assembly import read_assembly, read_ptx
 from fusec.link.occupancy import waves_per_unit
 from fusec.link.triton_build import forbid_packed_f32
@@ -123,8 +123,8 @@ def test_inspect_lists_what_is_known_of_a_kernel() -> None:
     }
     older = {**kernel, "name": "older"}
     del older["machine"]
-    shown = _kernels({"family": "amdgpu", "kernels": [kernel, older]}).splitlines()
+    shown = kernels_text({"family": "amdgpu", "kernels": [kernel, older]}).splitlines()
     for words in (("VGPR", "LDS", "waves", "load", "MFMA"), ("24", "256", "32", "16", "v_mfma_x")):
         assert all(word in shown[words[0] != "VGPR"] for word in words)
     assert "older" in shown[2]
-    assert "VGPR" not in _kernels({"family": "cpu", "kernels": [kernel]})
+    assert "VGPR" not in kernels_text({"family": "cpu", "kernels": [kernel]})
