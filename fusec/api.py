@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.metadata
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from fusec.options import (
     Requirement,
     check_requirements,
     parse_dims,
+    parse_quantise,
     parse_requirement,
     selected_passes,
     settings_of,
@@ -166,7 +168,9 @@ def compile(
             for each in targets
         }
         said += _said_of_decisions({name: log for name, (_, log) in rewritten.items()})
-        said += _said_of_requests(quantize, targets)
+        said += _said_of_requests(
+            quantize, read.graph, {each: rewritten[each.name][1] for each in targets}
+        )
     if tp > 1:
         raise UnsupportedError(
             f"programs for one of {tp} ranks are not lowered yet",
@@ -272,7 +276,7 @@ def decide(
     with report.stage("rewrite") as said:
         logs = {each.name: _rewritten(read, each, passes, (), None, False)[1] for each in targets}
         said += _said_of_decisions(logs)
-        said += _said_of_requests(quantize, targets)
+        said += _said_of_requests(quantize, read.graph, {each: logs[each.name] for each in targets})
     return logs
 
 
@@ -381,13 +385,30 @@ def _said_of_decisions(logs: Mapping[str, DecisionLog], most: int = 5) -> list[s
     return lines
 
 
-def _said_of_requests(quantize: Sequence[str], targets: Iterable[Target]) -> list[str]:
-    """That a CPU multiplies plain values, whatever was asked for."""
-    return [
+def _said_of_requests(
+    quantize: Sequence[str], graph: Graph, logs: Mapping[Target, DecisionLog]
+) -> list[str]:
+    """That a request fits nothing, and that a CPU multiplies plain values, whatever is asked for.
+
+    Args:
+        quantize: as on the command line.
+        graph: as it was read.
+        logs: what was decided, by target.
+    """
+    lines = [
         f"`--quantize` changes nothing for {target.name}: CPU kernels multiply plain weights"
-        for target in targets
+        for target in logs
         if quantize and not target.is_gpu
     ]
+    names = {name for held in graph.parameters.values() for name in (held.name, *held.made_from)}
+    routed = any(row.fusion.partition("_")[0] == "moe" for log in logs.values() for row in log)
+    for request in map(parse_quantise, quantize):
+        if request.pattern == "experts":
+            if not routed:
+                lines.append(f"`--quantize {request}` fits nothing: there are no routed experts")
+        elif not fnmatch.filter(names, request.pattern):
+            lines.append(f"`--quantize {request}` fits no weight of this model")
+    return lines
 
 
 def _said_of_file(path: Path, size: int, document: Mapping[str, Any]) -> str:

@@ -54,7 +54,8 @@ def _scales(match: Match, target: Target) -> Rejection | None:
     held = set(formats(match))
     value = match.values["down"]
     if "mxfp8" in held:
-        return Rejection("scales", "experts are multiplied in fp8 or mxfp4, not in mxfp8", value)
+        reason = "experts are multiplied in fp8 or mxfp4, not in mxfp8"
+        return Rejection("scales", reason, value, hint="give experts `fp8-block` or `mxfp4`")
     if len(held) > 1 and not held <= WHOLE:
         reason = f"the weights of gate and up are {formats(match)[0]}, of down {formats(match)[1]}"
         return Rejection("scales", reason, value)

@@ -108,3 +108,12 @@ def test_a_cpu_multiplies_plain_weights(fusec: Fusec, mlp: Path) -> None:
     done = fusec("explain", mlp, "--target", "x86-64-v3", "--quantize", "fp8-token")
     assert "quantise" not in done.out
     assert "`--quantize` changes nothing for x86-64-v3" in done.err
+
+
+def test_requests_that_fit_nothing_are_named(fusec: Fusec, mlp: Path) -> None:
+    asked = ("fp8-token:*.mlp.*", "mxfp4:experts", "fp8-block:*.up_proj.*", "fp8-token")
+    options = [part for request in asked for part in ("--quantize", request)]
+    said = fusec("explain", mlp, "--target", "gfx950", *options).err
+    assert "`--quantize fp8-token:*.mlp.*` fits no weight of this model" in said
+    assert "`--quantize mxfp4:experts` fits nothing: there are no routed experts" in said
+    assert said.count("fits no") == 2
