@@ -13,7 +13,7 @@ EXPLAIN_SCHEMA = "fusec.explain/1"
 
 Row = Mapping[str, Any]
 
-_LAYER = re.compile(r"\.\d+(?=[.`+])")
+_NUMBER = re.compile(r"(\.|`%\w+_)\d+(?=[.`+])")
 
 _WORDS = {"how": "", "with_plain": "also read by "}
 """What is said before a detail, where that is not its name."""
@@ -108,13 +108,13 @@ def _fired(rows: list[Row]) -> Iterator[str]:
 
 
 def alike(texts: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """Texts that differ in the numbers of layers at most, with the places where they stand.
+    """Texts that differ in the numbers of layers or values at most, with where they stand.
 
-    Numbers in module paths that differ are given as `*`.
+    Numbers in module paths, and at the ends of `%value_7`, that differ are given as `*`.
     """
     groups: dict[str, list[int]] = {}
     for place, text in enumerate(texts):
-        groups.setdefault(_LAYER.sub(".*", text), []).append(place)
+        groups.setdefault(_NUMBER.sub(r"\1*", text), []).append(place)
     return [
         (texts[places[0]] if len({texts[place] for place in places}) == 1 else masked, places)
         for masked, places in groups.items()

@@ -94,7 +94,7 @@ def _dtype(match: Match, target: Target) -> Rejection | None:
     dtype = match.graph.type(x).dtype
     if dtype in FLOATS:
         return None
-    return Rejection("dtype", f"`%{x}` is {dtype}, not one of {', '.join(FLOATS)}", x)
+    return Rejection("dtype", f"the tokens are {dtype}, not one of {', '.join(FLOATS)}", x)
 
 
 class MoeFp8(FusionPass):

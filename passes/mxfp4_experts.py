@@ -65,7 +65,7 @@ def _dtype(match: Match, target: Target) -> Rejection | None:
     dtype = match.graph.type(x).dtype
     if dtype in NARROW:
         return None
-    return Rejection("dtype", f"`%{x}` is {dtype}, not one of {', '.join(NARROW)}", x)
+    return Rejection("dtype", f"the tokens are {dtype}, not one of {', '.join(NARROW)}", x)
 
 
 def _shape(match: Match, target: Target) -> Rejection | None:

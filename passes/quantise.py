@@ -90,7 +90,7 @@ def _dtype(match: Match, target: Target) -> Rejection | None:
     wanted = NARROW if narrow else FLOATS
     if dtype in wanted:
         return None
-    return Rejection("dtype", f"`%{x}` is {dtype}, not one of {', '.join(wanted)}", x)
+    return Rejection("dtype", f"the rows are {dtype}, not one of {', '.join(wanted)}", x)
 
 
 def _group(match: Match) -> int:

@@ -138,13 +138,14 @@ def test_details_in_any_order_begin_with_how() -> None:
     assert said == "scaled MFMA, experts 8, hidden 96 padded to 256"
 
 
-def test_reasons_that_differ_in_the_layer_stand_together() -> None:
+def test_reasons_that_differ_in_numbers_stand_together() -> None:
     texts = ["read by `layers.0.q`", "read by `layers.1.q`", "size 3", "size 4", "size 3"]
     assert alike(texts) == [
         ("read by `layers.*.q`", [0, 1]),
         ("size 3", [2, 4]),
         ("size 4", [3]),
     ]
+    assert alike(["`%norm_7` is read", "`%norm_12` is read"]) == [("`%norm_*` is read", [0, 1])]
     assert alike(texts[:1]) == [("read by `layers.0.q`", [0])]
 
 
