@@ -14,7 +14,13 @@ from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr
 from fusec.kernels.launch import Call, HipSource, Launch, Storage
 from fusec.kernels.registry import Kernel, Supports
-from fusec.kernels.triton_rows import refused_scaling, row_count, row_layouts, row_stride
+from fusec.kernels.triton_rows import (
+    refused_scaling,
+    row_count,
+    row_layouts,
+    row_stride,
+    scale_steps,
+)
 from fusec.symbolic import Dim, Expr
 from fusec.target import Target
 
@@ -139,12 +145,8 @@ class RowArguments:
     def scales(self, name: str, storage: Storage, scaling: Scaling) -> None:
         """Pass scales; `strides` is told the steps from row to row and from group to group."""
         self.operands.append(storage)
-        steps: tuple[Dim, Dim] = (row_stride(storage), 1)
-        if scaling.granularity == "tensor":
-            steps = (0, 0)
-        elif scaling.layout == "column":
-            steps = (storage.strides[1], storage.strides[0])
-        self.strides |= {f"{name}_row": steps[0], f"{name}_step": steps[1]}
+        to_row, to_group = scale_steps(storage, scaling)
+        self.strides |= {f"{name}_row": to_row, f"{name}_step": to_group}
 
     def quantise(self, scaling: Scaling) -> None:
         """Say how results are quantised, and pass the limits."""

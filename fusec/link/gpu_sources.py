@@ -35,7 +35,7 @@ def source_digest(source: GpuSource, target: Target) -> str:
         LinkError: a file cannot be read.
     """
     state = hashlib.sha256()
-    text = _hip_text(source) if isinstance(source, HipSource) else _triton_text(source.module)
+    text = _hip_text(source) if isinstance(source, HipSource) else triton_text(source.module)
     for part in (text, target.arch, triton_version(), _builders()):
         state.update(part.encode() + b"\0")
     state.update(source_json(source).encode())
@@ -68,7 +68,7 @@ def _hip_text(source: HipSource) -> str:
 
 
 @cache
-def _triton_text(module: str) -> str:
+def triton_text(module: str) -> str:
     """Digests of the file of `module` and of the kernels' modules that it imports."""
     found: dict[str, str] = {}
     names = [module]

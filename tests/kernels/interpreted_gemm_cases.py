@@ -1,6 +1,6 @@
 """Triton kernels that multiply matrices against their references, under Triton's interpreter.
 
-Run by `test_triton.py` in a process of its own, as `interpreted_cases.py` is.
+Run by `test_triton.py` in a process of its own, as `interpreted_row_cases.py` is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from gemm_problems import (
     FN,
     Made,
@@ -24,56 +23,24 @@ from gemm_problems import (
     make_rows,
     mx_problems,
 )
-from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from mended_interpreter import mend
+from row_problems import TORCH
+from triton.runtime.interpreter import InterpreterBuilder
 
 from fusec import symbolic
-from fusec.dtypes import DTYPES, bf16_to_f32
+from fusec.dtypes import DTYPES
 from fusec.formats import mx_scaling
 from fusec.kernels.launch import Call, Launch, Storage, TritonSource, dense_strides
 from fusec.kernels.registry import choose
 from fusec.symbolic import Dim
 
-TORCH = {
-    "f32": torch.float32,
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-    "f8e4m3fn": torch.float8_e4m3fn,
-    "f8e4m3fnuz": torch.float8_e4m3fnuz,
-    "f4e2m1x2": torch.uint8,
-    "e8m0": torch.uint8,
-}
+mend()
 
 HAS_SCALED = hasattr(InterpreterBuilder, "create_dot_scaled")
 
 needs_newer = pytest.mark.skipif(
     not HAS_SCALED, reason="this interpreter has neither scaled products nor e4m3fnuz"
 )
-
-
-@pytest.fixture(autouse=True)
-def _mended_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter multiplies bf16 as if their bits were integers; here they are floats.
-
-    That of Triton 3.6 counts loops by arrays of one element, which numpy 2.5 takes for no integer.
-    """
-    multiply, patch = InterpreterBuilder.create_dot, interpreter._patch_lang_tensor
-
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return multiply(self, _wide(a), _wide(b), *rest)
-
-    def patch_tensor(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor)
-
-
-def _wide(handle: Any) -> Any:
-    if handle.dtype.scalar != tl.bfloat16:
-        return handle
-    return TensorHandle(bf16_to_f32(handle.data), tl.float32)
 
 
 class Interpreted:

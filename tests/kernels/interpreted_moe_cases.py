@@ -1,18 +1,17 @@
 """Routed experts and their router in Triton, against their references, under the interpreter.
 
-Run by `test_triton.py` in a process of its own, as `interpreted_cases.py`.
+Run by `test_triton.py` in a process of its own, as `interpreted_row_cases.py`.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
+from mended_interpreter import mend
 from moe_problems import (
     ATTRS,
     OAI,
@@ -33,16 +32,13 @@ from moe_problems import (
     results,
     routed_logits,
 )
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from fusec import symbolic
-from fusec.dtypes import bf16_to_f32
 from fusec.formats import (
     FP8,
     Granularity,
     ScaleLayout,
     Scaling,
-    encode,
     fp8_scaling,
     mx_scaling,
 )
@@ -53,33 +49,7 @@ from fusec.target import target_named
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value")
 
-NARROW = {tl.float8e4nv: "f8e4m3fn", tl.float8e4b8: "f8e4m3fnuz"}
-
-
-@pytest.fixture(autouse=True)
-def _numbers_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Triton's interpreter gets wrong.
-
-    It multiplies bf16 as if their bits were integers, and rounds to 8-bit floats by one bit alone.
-    """
-    multiply, convert = InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_to_fp
-
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return multiply(self, _wide(a), _wide(b), *rest)
-
-    def create_fp_to_fp(self: Any, source: Any, dtype: Any, rounding: Any) -> Any:
-        if dtype.scalar in NARROW and source.dtype.scalar == tl.float32:
-            return TensorHandle(encode(source.data, NARROW[dtype.scalar]), dtype.scalar)
-        return convert(self, source, dtype, rounding)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
-    monkeypatch.setattr(InterpreterBuilder, "create_fp_to_fp", create_fp_to_fp)
-
-
-def _wide(handle: Any) -> Any:
-    if handle.dtype.scalar != tl.bfloat16:
-        return handle
-    return TensorHandle(bf16_to_f32(handle.data), tl.float32)
+mend()
 
 
 def start(launch: Launch, memory: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> None:

@@ -11,7 +11,7 @@ import secrets
 
 import pytest
 import torch
-from interpreter_fp8 import repair
+from mended_interpreter import mend
 from row_problems import Memory, Problem, solve
 from row_tables import FN, FNUZ, large, tables
 
@@ -19,7 +19,7 @@ from fusec import symbolic
 from fusec.kernels.launch import Launch, TritonSource
 from fusec.target import target_named
 
-repair()
+mend()
 
 # What a GPU computes with infinities, numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

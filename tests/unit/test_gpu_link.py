@@ -329,10 +329,10 @@ def test_the_digest_of_a_triton_source_covers_what_it_imports(
     monkeypatch.setattr(gpu_sources, "_module_path", path)
     monkeypatch.setattr(gpu_sources, "_is_module", lambda name: name in files)
     source = TritonSource("fusec.kernels.a", "f", (), (), (), 1)
-    gpu_sources._triton_text.cache_clear()
+    gpu_sources.triton_text.cache_clear()
     first = source_digest(source, GFX950)
     files["fusec.kernels.b"] = "x = 2\n"
-    gpu_sources._triton_text.cache_clear()
+    gpu_sources.triton_text.cache_clear()
     assert source_digest(source, GFX950) != first
 
 
