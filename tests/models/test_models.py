@@ -38,7 +38,6 @@ CAUSAL = (
     "phi3",
 )
 ENCODERS = ("bert", "modernbert", "vit")
-ROUTED = ("qwen3_moe", "qwen3_next", "kimi_linear", "deepseek_v3", "gpt_oss", "mixtral")
 
 FLOAT32_TOLERANCE = 1e-4
 """Of the largest logit."""
