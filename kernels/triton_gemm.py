@@ -25,15 +25,21 @@ from fusec.ir.types import bool_attr
 from fusec.kernels.launch import Call, Launch, Storage
 from fusec.kernels.registry import Kernel, Supports
 from fusec.kernels.triton_launch import triton_launch
-from fusec.kernels.triton_rows import FAMILIES, FLOATS, row_layouts, row_stride
+from fusec.kernels.triton_rows import FAMILIES, FLOATS, is_divisible, row_layouts, row_stride
 from fusec.symbolic import Dim
-from fusec.target import Target
+from fusec.target import Family, Target
 
 FEW_ROWS, SOME_ROWS = 64, 512
 """The most rows of a product that has few, and of one that has some."""
 
 TYPICAL_ROWS = {FEW_ROWS: 1, SOME_ROWS: 256}
 """For how many rows every compute unit should have a program."""
+
+RAGGED = 64
+"""The most rows and columns of a tile where rows of the result are not whole vectors."""
+
+RAGGED_DEPTH: dict[Family, int] = {"amdgpu": 128, "nvidia": 64}
+"""Its depth at most; scaled matrix units of AMD take 128 at a time."""
 
 LEAST_ROWS = 16
 """What the matrix units take at least."""
@@ -85,6 +91,12 @@ class Tile:
     def at_most(self, depth: int) -> Tile:
         """This, at most `depth` deep."""
         return dataclasses.replace(self, depth=min(self.depth, depth))
+
+    def for_ragged_rows(self, family: Family) -> Tile:
+        """This, smaller: elements that are moved one by one take registers for each."""
+        rows, columns = min(self.rows, RAGGED), min(self.columns, RAGGED)
+        depth = min(self.depth, RAGGED_DEPTH[family])
+        return dataclasses.replace(self, rows=rows, columns=columns, depth=depth)
 
     def for_rows(self, most: float) -> Tile:
         """This with fewer rows, where there are at most `most`."""
@@ -198,6 +210,9 @@ class Product:
 
     def launches(self, few: Tile, some: Tile, many: Tile) -> tuple[Launch, ...]:
         """What runs, with tiles for few rows, for some and for many."""
+        if not is_divisible(row_stride(self.call.outputs[0])):
+            family = self.call.target.family
+            few, some, many = (tile.for_ragged_rows(family) for tile in (few, some, many))
         _, most = symbolic.bounds(self.rows, self.call.graph.symbols)
         above_few, above_some = self._above(FEW_ROWS), self._above(SOME_ROWS)
         found: list[Launch] = []
