@@ -95,6 +95,9 @@ def _target(target: dict[str, Any]) -> str:
         group = counts[row["status"]]
         group[row["fusion"]] = group.get(row["fusion"], 0) + 1
     memory = target["memory"]
+    planned = f"{size_text(memory['arena_bytes'])} of intermediate values"
+    if target["family"] != "cpu":
+        planned = "intermediate values not planned yet"
     residual = target["residual"]
     lines = [
         f"target    {target['target']} ({target['arch']})",
@@ -103,8 +106,7 @@ def _target(target: dict[str, Any]) -> str:
         f"launches  {target['launches']}, of {len(target['kernels'])} kernels",
         f"residual  {len(residual) or 'nothing'}",
         *(f"          {line}" for line in _residual(residual)),
-        f"memory    {size_text(memory['weights_bytes'])} of weights, "
-        f"{size_text(memory['arena_bytes'])} of intermediate values",
+        f"memory    {size_text(memory['weights_bytes'])} of weights, {planned}",
     ]
     return "\n".join(lines)
 
