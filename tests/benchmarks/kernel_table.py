@@ -55,8 +55,8 @@ the kernels in an artifact.
   once. What a cache serves again is not counted: an operation of one launch moves the minimum, one
   of several also what lies between them. Some launches are for few tokens only.
 
-Nothing is spilled and nothing lies in scratch memory. The linker refuses code that uses memory for it;
-at sizes that are not whole vectors, products may keep scalar registers in vector registers.
+Nothing is spilled and nothing lies in scratch memory. The linker refuses code that uses memory
+for it; at sizes that are not whole vectors, products may keep scalar registers in vector registers.
 
 Compiled by Triton {triton_version()} and {find_hip_compiler().version}.
 """
