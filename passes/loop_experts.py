@@ -125,8 +125,8 @@ class LoopExperts(FusionPass):
         down = [graph.parameters[value] for value in _all(match, "down")]
         rows, columns = down[0].shape
         joined = (
-            _stacked(gate_up, (len(down), 2 * columns, rows)),
-            _stacked(down, (len(down), rows, columns)),
+            stacked_weight(gate_up, (len(down), 2 * columns, rows)),
+            stacked_weight(down, (len(down), rows, columns)),
         )
         inputs = [
             _shaped(build, values["x"], (tokens, rows)),
@@ -185,7 +185,7 @@ def _joined(graph: Graph, root: Node, turns: list[Match], inner: list[Node]) -> 
     return Match(graph, root, values=values, inner=unique, facts={"numbers": numbers})
 
 
-def _stacked(parts: list[Weight], shape: tuple[int, ...]) -> Weight:
+def stacked_weight(parts: list[Weight], shape: tuple[int, ...]) -> Weight:
     """The weights `parts` below one another, seen as [experts, rows, columns]."""
     name = "+".join(part.name for part in parts)
     joined = concatenated(name, tuple(parts), axis=0)

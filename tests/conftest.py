@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -26,3 +28,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         major, minor = torch.cuda.get_device_capability()
         if f"sm_{major}{minor}" != arch:
             pytest.skip(f"it needs an {arch} GPU; this one is sm_{major}{minor}")
+
+
+@pytest.fixture(scope="module")
+def quiet_progress() -> Iterator[None]:
+    """Without the progress bars of transformers."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()

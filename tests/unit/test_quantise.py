@@ -13,7 +13,7 @@ from fusec.ir import Graph, TensorType, Weight
 from fusec.ir.interpret import interpret
 from fusec.ir.weights import Quantised, concatenated, dequantised, from_array, has_lost_codes
 from fusec.options import settings_of
-from fusec.passes.loop_experts import _stacked
+from fusec.passes.loop_experts import stacked_weight
 from fusec.passes.moe_fp8 import MoeFp8
 from fusec.passes.moe_mxfp4_dequant import MoeMxfp4Dequant
 from fusec.passes.moe_mxfp4_native import MoeMxfp4Native
@@ -211,7 +211,7 @@ def test_scales_of_joined_weights() -> None:
 def test_matrices_of_experts_keep_their_codes_when_stacked(block: tuple[int, int]) -> None:
     held = [fp8_held(f"e{number}", (32, 64), block) for number in range(6)]
     parts = [dequantised(f"w{number}", "f32", part) for number, part in enumerate(held)]
-    stacked = _stacked(parts, (3, 64, 64))
+    stacked = stacked_weight(parts, (3, 64, 64))
     assert stacked.quantised is not None
     wanted = np.concatenate([part.values() for part in held]).reshape(3, 64, 64)
     np.testing.assert_array_equal(stacked.quantised.values(), wanted)
