@@ -89,6 +89,15 @@ def no_scratch(dtype: str, shape: tuple[Dim, ...]) -> Storage:
     raise InternalError(f"there is no room for an intermediate {dtype}{list(shape)}")
 
 
+def no_error() -> Storage:
+    """For lowerings whose kernels report errors on their own.
+
+    Raises:
+        InternalError: always.
+    """
+    raise InternalError("there is no place for an error")
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A node whose operands have a place in memory.
@@ -101,6 +110,9 @@ class Call:
         outputs: storages of the results, in order.
         scratch: gives a dense buffer of a dtype and shape that lives for this node alone; what is
             in it at first is undefined.
+        error: gives an i64 [1] that is zero at the start of a run.  A kernel that meets an index
+            outside [0, bound) stores `bound << 32 | (index & 0xFFFFFFFF)` in it; the runtime reads
+            it after the run.
     """
 
     graph: Graph
@@ -109,6 +121,7 @@ class Call:
     inputs: tuple[Storage, ...]
     outputs: tuple[Storage, ...]
     scratch: Callable[[str, tuple[Dim, ...]], Storage] = no_scratch
+    error: Callable[[], Storage] = no_error
 
     @property
     def attrs(self) -> Attrs:
@@ -129,13 +142,14 @@ class TritonSource:
     """A Triton function with the constants that make it one code object.
 
     Attributes:
-        module: the Python module of the function, below `fusec.kernels`.
+        module: the Python module of the function, below `fusec.kernels`; "" if it is generated.
         function: its name.
         signature: its run-time arguments in order, with Triton's type names (`*bf16`, `i64`).
         constants: its compile-time arguments.
         divisible: run-time arguments that are multiples of 16.
         warps: waves or warps of a work group.
         options: further options of Triton's backend for the target, such as `num_stages`.
+        text: a whole Python module that defines a generated function.
     """
 
     module: str
@@ -145,6 +159,7 @@ class TritonSource:
     divisible: tuple[str, ...]
     warps: int
     options: tuple[tuple[str, int], ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
