@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -13,9 +14,10 @@ from fusec.kernels.external.call import ExternalCall
 from fusec.symbolic import Dim
 from fusec.target import Target
 
-Layout = Literal["contiguous", "rows", "strided"]
-"""What a kernel needs of an operand: dense in memory; unit stride along the last axis and any
-strides elsewhere; or any strides at all."""
+Layout = Literal["contiguous", "even_rows", "rows", "strided"]
+"""What a kernel needs of an operand: dense in memory; unit stride along the last axis and the same
+distance between all rows; unit stride along the last axis and any strides elsewhere; or any strides
+at all."""
 
 Param: TypeAlias = "Dim | float"
 """A launch parameter: an integer expression, or a double that travels as its bits."""
@@ -58,6 +60,13 @@ class Storage:
         """Whether elements along the last axis are neighbours."""
         return not self.shape or self.shape[-1] == 1 or self.strides[-1] == 1
 
+    @property
+    def has_even_rows(self) -> bool:
+        """Whether all rows are the same distance from the one before."""
+        steps = zip(self.shape[:-1], self.strides[:-1], strict=True)
+        outer = [(size, step) for size, step in steps if size != 1]
+        return all(step == size * inner for (_, step), (size, inner) in itertools.pairwise(outer))
+
     def strides_of_size_above_one(self) -> tuple[Dim, ...]:
         """The strides that matter: an axis of size 1 is never stepped along."""
         pairs = zip(self.shape, self.strides, strict=True)
@@ -67,6 +76,8 @@ class Storage:
         """Whether a kernel that needs `layout` can read this as it lies."""
         if layout == "contiguous":
             return self.is_contiguous
+        if layout == "even_rows":
+            return self.has_unit_rows and self.has_even_rows
         return layout == "strided" or self.has_unit_rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -172,8 +171,8 @@ def is_power_of_two(value: int) -> bool:
 
 
 def row_layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
-    """Unit stride along a row, any strides elsewhere."""
-    rows: Layout = "rows"
+    """Unit stride along a row, and rows that are evenly spaced."""
+    rows: Layout = "even_rows"
     return (rows,) * (len(node.inputs) + len(node.outputs))
 
 
@@ -186,25 +185,12 @@ def row_stride(storage: Storage) -> Dim:
     """Elements from one row to the next, the same for all rows.
 
     Raises:
-        InternalError: it is not the same; the caller checks `has_even_rows` first.
+        InternalError: it is not the same; `row_layouts` asks for it.
     """
-    if not has_even_rows(storage):
+    if not storage.has_even_rows:
         raise InternalError(f"rows of {storage} are not evenly spaced")
     steps = zip(storage.shape[:-1], storage.strides[:-1], strict=True)
     return next((stride for dim, stride in reversed([*steps]) if dim != 1), storage.shape[-1])
-
-
-def has_even_rows(storage: Storage) -> bool:
-    """Whether all rows are the same distance from the one before."""
-    outer = [
-        (dim, stride)
-        for dim, stride in zip(storage.shape[:-1], storage.strides[:-1], strict=True)
-        if dim != 1
-    ]
-    for (_, step), (size, inner) in itertools.pairwise(outer):
-        if step != size * inner:
-            return False
-    return True
 
 
 def scale_steps(storage: Storage, scaling: Scaling) -> tuple[Dim, Dim]:

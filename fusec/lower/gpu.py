@@ -17,7 +17,6 @@ from fusec.ir import Graph, Node, TensorType
 from fusec.kernels.external.call import ExternalCall
 from fusec.kernels.launch import Call, HipSource, Launch, Storage, TritonSource, dense_strides
 from fusec.kernels.registry import Choice, Kernel, choose
-from fusec.kernels.triton_rows import has_even_rows
 from fusec.link.gpu_kernel import GpuKernel
 from fusec.lower.memory_plan import largest_sizes
 from fusec.lower.program import SCHEMA, size_json
@@ -209,8 +208,7 @@ class _Lowering:
         """Why `kernel` cannot read the operands of `node` where they lie, if it cannot."""
         values = (*node.inputs, *node.outputs)
         for value, layout in zip(values, kernel.layouts(self.graph, node), strict=True):
-            storage = self.storages[value]
-            if not storage.meets(layout) or (layout == "rows" and not has_even_rows(storage)):
+            if not self.storages[value].meets(layout):
                 return f"`%{value}` is not laid out as it needs it"
         return None
 

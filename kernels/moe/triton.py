@@ -219,8 +219,8 @@ def _supports_mxfp4(graph: Graph, node: Node, target: Target) -> str | None:
 
 
 def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
-    """Unit stride along rows of tokens; weights are read by the strides of their storage."""
-    rows: Layout = "rows"
+    """Evenly spaced rows of tokens; weights are read by the strides of their storage."""
+    rows: Layout = "even_rows"
     strided: Layout = "strided"
     scaled = node.op == "moe_fp8" or bool_attr(node.attrs, "has_x_scale")
     routes = 3 + scaled

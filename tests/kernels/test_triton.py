@@ -124,9 +124,9 @@ def test_refused_heads(head: int, length: int, reason: str) -> None:
     ("source", "starts", "layout"),
     [
         ("x", (0, 1), "strided"),
-        ("x", (1, 0), "rows"),
+        ("x", (1, 0), "even_rows"),
         ("reshaped", (0, 1), "strided"),
-        ("turned", (0, 1), "rows"),
+        ("turned", (0, 1), "even_rows"),
     ],
 )
 def test_parts_that_take_turns(source: str, starts: tuple[int, int], layout: str) -> None:
@@ -143,4 +143,4 @@ def test_parts_that_take_turns(source: str, starts: tuple[int, int], layout: str
         for start in starts
     ]
     node = graph.add("swiglu_oai", parts, {"alpha": 1.702, "limit": 7.0})
-    assert triton_record("swiglu_oai").layouts(graph, node) == (layout, layout, "rows")
+    assert triton_record("swiglu_oai").layouts(graph, node) == (layout, layout, "even_rows")

@@ -351,7 +351,7 @@ def test_strided_rows_are_passed_as_they_lie() -> None:
     inputs = (views[0], dense.inputs[1], views[1], dense.inputs[3])
     kernel = record("0.1.14", "fused_qk_rmsnorm", "dual_rms_norm")
     (launch,) = kernel.launches(replace(dense, inputs=inputs))
-    assert kernel.layouts(graph, node) == ("rows",) * 6
+    assert kernel.layouts(graph, node) == ("even_rows",) * 6
     assert launch.operands[2].strides == (2112, 1) and launch.operands[2].offset == 1536
 
 
@@ -361,7 +361,7 @@ def test_dense_operands_where_a_release_takes_no_others() -> None:
         record(release, "fused_qk_rmsnorm_group_quant", "dual_rms_norm_quant").layouts(graph, node)
         for release in ("0.1.12", "0.1.13")
     ]
-    assert set(layouts[0]) == {"contiguous"} and set(layouts[1]) == {"rows"}
+    assert set(layouts[0]) == {"contiguous"} and set(layouts[1]) == {"even_rows"}
 
 
 # --- what each function refuses -------------------------------------------------------------
