@@ -6,7 +6,7 @@ onnxruntime is imported when, and only when, an artifact has a residual part.
 from __future__ import annotations
 
 from fusec.runtime.artifact import Artifact, TensorSpec, open_artifact
-from fusec.runtime.executor import StepTime
+from fusec.runtime.layout import StepTime
 from fusec.runtime.loader import load
 from fusec.runtime.model import Model
 

@@ -8,7 +8,6 @@ every parameter.  A run then fills in the addresses of its inputs and outputs an
 from __future__ import annotations
 
 import ctypes
-import math
 import mmap
 import os
 import threading
@@ -20,44 +19,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusec.diagnostics import InputError
-from fusec.dtypes import DTYPES
-from fusec.runtime.artifact import TensorSpec
 from fusec.runtime.cpu import (
     DIVISION_BY_ZERO,
     INDEX_OUT_OF_RANGE,
     Module,
     StepError,
 )
-from fusec.runtime.documents import MAX_INTEGER, evaluate_dim
-from fusec.runtime.errors import CodeError, OutOfBoundsError, WeightsError
+from fusec.runtime.errors import CodeError, WeightsError
+from fusec.runtime.layout import (
+    CACHE_LINE,
+    KEPT_PLANS,
+    Key,
+    Layout,
+    Place,
+    StepTime,
+    Storage,
+    check_input,
+    index_error,
+    lay_out,
+    new_array,
+    out_of_memory,
+    place,
+)
 from fusec.runtime.onnx_part import OnnxPart
-from fusec.runtime.program import THREADS, KernelStep, OnnxStep, Operand, Program
-
-ALIGNMENT = 64
-KEPT_PLANS = 16
-
-Storage = NDArray[np.generic]
-"""An array of a dtype's storage type: bf16 is uint16."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepTime:
-    """How long one step of a run took."""
-
-    node: str
-    op: str
-    kernel: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """An operand of onnxruntime, for one combination of sizes."""
-
-    spec: TensorSpec
-    shape: tuple[int, ...]
-    buffer: int
-    offset: int
+from fusec.runtime.program import THREADS
+from fusec.runtime.steps import KernelStep, OnnxStep, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +62,14 @@ class Plan:
     """Everything about a run that follows from the sizes of its inputs.
 
     Attributes:
-        output_shapes: of each output.
-        sizes: bytes of each buffer.
-        arena_bytes: of the arena.
-        arena_offsets: of each arena buffer in the arena; 0 for other buffers.
-        pointer_offsets: byte offset of each pointer in its buffer.
+        layout: sizes, places and parameters.
         pointers: the addresses that steps read; written before each run.
-        params: the parameters that steps read.
         steps: the `FusecStep` array, three addresses a row.
         parts: what to do, in order.
     """
 
-    output_shapes: tuple[tuple[int, ...], ...]
-    sizes: NDArray[np.int64]
-    arena_bytes: int
-    arena_offsets: NDArray[np.int64]
-    pointer_offsets: NDArray[np.int64]
+    layout: Layout
     pointers: NDArray[np.int64]
-    params: NDArray[np.int64]
     steps: NDArray[np.int64]
     parts: tuple[Part, ...]
 
@@ -128,7 +104,7 @@ class Executor:
         self.threads = threads or len(os.sched_getaffinity(0))
         self._weights = weights
         self._lock = threading.Lock()
-        self._plans: OrderedDict[tuple[tuple[str, int], ...], Plan] = OrderedDict()
+        self._plans: OrderedDict[Key, Plan] = OrderedDict()
         self._arena = _Arena()
         self._kernel_steps = [step for step in program.steps if isinstance(step, KernelStep)]
         self._functions = self._resolve_functions()
@@ -162,20 +138,22 @@ class Executor:
             if self._module is not None:
                 self._module.set_threads(self.threads)  # another model may share the module
             plan = self._plan(symbols)
-            bases = np.where(self._is_arena, plan.arena_offsets, self._bases)
-            bases[self._is_arena] += self._arena.address(plan.arena_bytes)
+            layout = plan.layout
+            bases = np.where(self._is_arena, layout.arena_offsets, self._bases)
+            bases[self._is_arena] += self._arena.address(layout.arena_bytes)
             for binding in self.program.inputs:
-                self._check_input(plan, binding.buffer, inputs[binding.spec.name])
+                check_input(self.program, layout, binding.buffer, inputs[binding.spec.name])
                 bases[binding.buffer] = inputs[binding.spec.name].ctypes.data
             outputs = self._new_outputs(plan, bases)
-            np.add(bases[self.program.pointer_buffers], plan.pointer_offsets, out=plan.pointers)
+            offsets = layout.pointer_offsets
+            np.add(bases[self.program.pointer_buffers], offsets, out=plan.pointers)
             self._execute(plan, bases, times)
             return self._finished(plan, bases, outputs)
 
     def arena_bytes(self, symbols: Mapping[str, int]) -> int:
         """The size of the arena for these sizes of the inputs."""
         with self._lock:
-            return self._plan(symbols).arena_bytes
+            return self._plan(symbols).layout.arena_bytes
 
     # --- loading ---
 
@@ -215,69 +193,15 @@ class Executor:
         return plan
 
     def _new_plan(self, values: Mapping[str, int]) -> Plan:
-        program = self.program
-        at = program.at
-        known: dict[object, int] = {}
-
-        def size(dim: object) -> int:
-            if isinstance(dim, int):
-                return dim
-            if dim not in known:
-                known[dim] = evaluate_dim(dim, values, at)  # type: ignore[arg-type]
-            return known[dim]
-
-        expressions = np.array(
-            [evaluate_dim(dim, values, at, -MAX_INTEGER - 1) for dim in program.expressions],
-            np.int64,
-        )
-        sizes = np.array([size(buffer.bytes) for buffer in program.buffers], np.int64)
-        slots = [max((size(dim) for dim in slot), default=0) for slot in program.slots]
-        slot_offsets: list[int] = []
-        arena = 0
-        for slot in slots:
-            slot_offsets.append(arena)
-            arena += -(-slot // ALIGNMENT) * ALIGNMENT
-        if arena > MAX_INTEGER:
-            raise InputError(f"these sizes need {arena} bytes of memory")
-        offsets = program.pointer_offsets.filled(expressions)
-        self._check_places(sizes, slots, offsets)
-        pointers = np.zeros(max(1, len(offsets)), np.int64)[: len(offsets)]
-        params = program.params.filled(expressions)
+        layout = lay_out(self.program, values, CACHE_LINE)
+        count = len(layout.pointer_offsets)
+        pointers = np.zeros(max(1, count), np.int64)[:count]
         return Plan(
-            output_shapes=tuple(
-                tuple(map(size, binding.spec.shape)) for binding in program.outputs
-            ),
-            sizes=sizes,
-            arena_bytes=arena,
-            arena_offsets=np.array(
-                [0 if b.slot is None else slot_offsets[b.slot] for b in program.buffers], np.int64
-            ),
-            pointer_offsets=offsets,
+            layout=layout,
             pointers=pointers,
-            params=params,
-            steps=self._steps(pointers, params),
-            parts=self._parts(values, sizes),
+            steps=self._steps(pointers, layout.params),
+            parts=self._parts(layout),
         )
-
-    def _check_places(
-        self, sizes: NDArray[np.int64], slots: list[int], offsets: NDArray[np.int64]
-    ) -> None:
-        """No buffer leaves its slot, no pointer its buffer, no output its shape."""
-        program = self.program
-        for index, buffer in enumerate(program.buffers):
-            if buffer.slot is not None and sizes[index] > slots[buffer.slot]:
-                raise OutOfBoundsError(
-                    f"buffer {index} has {sizes[index]} bytes in a slot of {slots[buffer.slot]}",
-                    at=program.at,
-                )
-        outside = (offsets < 0) | (offsets > sizes[program.pointer_buffers])
-        if outside.any():
-            index = int(np.argmax(outside))
-            raise OutOfBoundsError(
-                f"an operand begins at byte {offsets[index]} of a buffer of "
-                f"{sizes[program.pointer_buffers[index]]}",
-                at=program.at,
-            )
 
     def _steps(self, pointers: NDArray[np.int64], params: NDArray[np.int64]) -> NDArray[np.int64]:
         rows = np.empty((len(self._kernel_steps), 3), np.int64)
@@ -289,13 +213,15 @@ class Executor:
         rows[:, 2] += params.ctypes.data
         return rows
 
-    def _parts(self, values: Mapping[str, int], sizes: NDArray[np.int64]) -> tuple[Part, ...]:
+    def _parts(self, layout: Layout) -> tuple[Part, ...]:
         parts: list[Part] = []
         kernels = 0
         for step in self.program.steps:
             if isinstance(step, OnnxStep):
-                inputs = tuple(self._operand(item, values, sizes) for item in step.inputs)
-                outputs = tuple(self._operand(item, values, sizes) for item in step.outputs)
+                inputs, outputs = (
+                    tuple(place(self.program, operand, layout) for operand in operands)
+                    for operands in (step.inputs, step.outputs)
+                )
                 parts.append(Part(kernels, kernels, step, inputs, outputs))
                 continue
             if parts and parts[-1].onnx is None:
@@ -305,42 +231,12 @@ class Executor:
             kernels += 1
         return tuple(parts)
 
-    def _operand(
-        self, operand: Operand, values: Mapping[str, int], sizes: NDArray[np.int64]
-    ) -> Place:
-        at = self.program.at
-        offset = evaluate_dim(operand.offset, values, at)
-        shape = tuple(evaluate_dim(dim, values, at) for dim in operand.spec.shape)
-        needed = math.prod(shape) * DTYPES[operand.spec.dtype].itemsize
-        if offset + needed > sizes[operand.buffer]:
-            raise OutOfBoundsError(
-                f"`{operand.spec.name}` ends at byte {offset + needed} of a buffer of "
-                f"{sizes[operand.buffer]}",
-                at=at,
-            )
-        return Place(operand.spec, shape, operand.buffer, offset)
-
     # --- running ---
-
-    def _check_input(self, plan: Plan, buffer: int, value: Storage) -> None:
-        if value.nbytes != plan.sizes[buffer] or not value.flags.c_contiguous:
-            raise OutOfBoundsError(
-                f"an input of {value.nbytes} bytes does not fill its buffer of "
-                f"{plan.sizes[buffer]}",
-                at=self.program.at,
-            )
 
     def _new_outputs(self, plan: Plan, bases: NDArray[np.int64]) -> dict[int, Storage]:
         """Memory for every output buffer, by index."""
         outputs: dict[int, Storage] = {}
-        for binding, shape in zip(self.program.outputs, plan.output_shapes, strict=True):
-            needed = math.prod(shape) * DTYPES[binding.spec.dtype].itemsize
-            if needed != plan.sizes[binding.buffer]:
-                raise OutOfBoundsError(
-                    f"the output `{binding.spec.name}` has {needed} bytes in a buffer of "
-                    f"{plan.sizes[binding.buffer]}",
-                    at=self.program.at,
-                )
+        for binding, shape in zip(self.program.outputs, plan.layout.output_shapes, strict=True):
             if self.program.buffers[binding.buffer].kind == "output":
                 array = new_array(binding.spec.dtype, shape)
                 outputs[binding.buffer] = array
@@ -386,11 +282,7 @@ class Executor:
     def _explained(self, error: StepError, step: KernelStep) -> Exception:
         at = f"{step.node} ({step.op})"
         if error.code == INDEX_OUT_OF_RANGE:
-            return InputError(
-                f"the index {error.value} is out of range: it must be less than {error.bound}",
-                at=at,
-                hint="check the ids in the input against the size of the table they index",
-            )
+            return index_error(error.value, error.bound, at)
         if error.code == DIVISION_BY_ZERO:
             return InputError("an integer is divided by zero", at=at)
         return CodeError(
@@ -401,7 +293,7 @@ class Executor:
         self, plan: Plan, bases: NDArray[np.int64], outputs: Mapping[int, Storage]
     ) -> dict[str, Storage]:
         result: dict[str, Storage] = {}
-        for binding, shape in zip(self.program.outputs, plan.output_shapes, strict=True):
+        for binding, shape in zip(self.program.outputs, plan.layout.output_shapes, strict=True):
             array = outputs.get(binding.buffer)
             if array is None:
                 # The output is an input, a weight or what is left in the arena.
@@ -409,22 +301,6 @@ class Executor:
                 ctypes.memmove(array.ctypes.data, int(bases[binding.buffer]), array.nbytes)
             result[binding.spec.name] = array
         return result
-
-
-def new_array(dtype: str, shape: tuple[int, ...]) -> Storage:
-    """Uninitialised memory that begins on a cache line.
-
-    Raises:
-        InputError: there is not as much memory.
-    """
-    storage = DTYPES[dtype].numpy
-    size = math.prod(shape) * storage.itemsize
-    try:
-        raw = np.empty(size + ALIGNMENT, np.uint8)
-    except (MemoryError, ValueError, OverflowError):
-        raise _out_of_memory(size) from None
-    begin = -raw.ctypes.data % ALIGNMENT
-    return raw[begin : begin + size].view(storage).reshape(shape)
 
 
 class _Arena:
@@ -440,15 +316,8 @@ class _Arena:
             try:
                 mapped = mmap.mmap(-1, size)
             except (OSError, ValueError, OverflowError):
-                raise _out_of_memory(size) from None
+                raise out_of_memory(size) from None
             # One entry of the page table for 2 MiB instead of 512.
             mapped.madvise(mmap.MADV_HUGEPAGE)
             self._memory = np.frombuffer(mapped, np.uint8)
         return int(self._memory.ctypes.data)
-
-
-def _out_of_memory(size: int) -> InputError:
-    return InputError(
-        f"there is not enough memory: these sizes need {size / 2**30:.1f} GiB at once",
-        hint="give smaller batches",
-    )

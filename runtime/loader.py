@@ -27,10 +27,12 @@ from fusec.runtime.cpu import (
     require_features,
 )
 from fusec.runtime.errors import MalformedError, TargetError, WeightsError
-from fusec.runtime.executor import ALIGNMENT, Executor, Storage, new_array
+from fusec.runtime.executor import Executor
+from fusec.runtime.layout import CACHE_LINE, Storage, new_array
 from fusec.runtime.model import Model, to_storage
 from fusec.runtime.onnx_part import OnnxPart
-from fusec.runtime.program import OnnxStep, Program, read_program
+from fusec.runtime.program import read_program
+from fusec.runtime.steps import OnnxStep, Program
 
 Weights = str | Path | Mapping[str, NDArray[np.generic]]
 """A safetensors file, or arrays by name."""
@@ -80,14 +82,14 @@ def load(
     program = read_program(artifact.program(section.target), artifact.manifest)
     if (program.arch, program.features) != (section.arch, section.features):
         raise MalformedError("the target differs from that of the manifest", at=program.at)
-    if program.module is not None and program.module not in section.modules:
+    if not set(program.modules) <= set(section.modules):
         raise MalformedError("the module is not one of the target", at=program.at)
     if any(name.startswith("amx") for name in section.features):
         request_tiles(at)
     arrays = _weight_arrays(artifact, weights, verify, progress)
     module = None
-    if program.module is not None:
-        module = load_module(artifact.entry(program.module), f"{at}: {program.module}")
+    for entry in program.modules:
+        module = load_module(artifact.entry(entry), f"{at}: {entry}")
     onnx = _onnx_parts(artifact, program, threads)
     return Model(artifact, section.target, Executor(program, module, arrays, onnx, threads))
 
@@ -195,7 +197,7 @@ def _given_weight(
 
 def _aligned(array: Storage) -> Storage:
     """`array`, copied if it does not begin on a cache line."""
-    if array.ctypes.data % ALIGNMENT == 0:
+    if array.ctypes.data % CACHE_LINE == 0:
         return array
     raw = array.reshape(-1).view(np.uint8)
     copy = new_array("u8", raw.shape)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from fusec.diagnostics import InputError, ParseError
 from fusec.dtypes import DTYPES, DType, bf16_to_f32, f32_to_bf16
 from fusec.runtime.artifact import Artifact, TensorSpec
-from fusec.runtime.executor import Executor, StepTime, Storage
+from fusec.runtime.executor import Executor
+from fusec.runtime.layout import StepTime, Storage
 from fusec.symbolic import Dim, Expr, evaluate, symbols_of
 
 Array = NDArray[np.generic]

@@ -1,165 +1,75 @@
-"""The program of a CPU target, read from `program/<target>.json` and checked.
+"""The program of a target, read from `program/<target>.json` and checked.
 
     {"schema": "fusec.program/1", "target", "arch", "features": [name],
-     "symbols": {"batch": [min, max]}, "module": "kernels/<arch>/<sha256>.so",
+     "symbols": {"batch": [min, max]}, "module": "kernels/<arch>/<sha256>.so" (CPU),
      "inputs": [{"name", "dtype", "shape": [size], "buffer": id}], "outputs": [the same],
-     "buffers": [{"kind": "input" | "output" | "weight" | "arena", "bytes": size,
+     "buffers": [{"kind": "input" | "output" | "weight" | "arena" | "error" (GPU), "bytes": size,
                   "name" (weight), "slot" (arena)}],
      "slots": [[size]],
+     "sources": {entry: {...}} (GPU),
      "steps": [{"kind": "kernel", "symbol", "kernel", "node", "op",
                 "buffers": [[id, byte offset]], "params": [integer | size | {"f64": number}]},
+               {"kind": "launch", "module": "kernels/<arch>/<sha256>.hsaco", "symbol", "kernel",
+                "node", "op", "grid": [size, size, size], "block": [lanes, 1, 1], "shared_bytes",
+                "buffers": [[id, byte offset]], "params": [integer | size | {"f32": number}],
+                "arguments": [[offset, bytes]], "kernarg_bytes"},
+               {"kind": "external", "kernel", "node", "op", "call": {...},
+                "operands": [{"dtype", "shape", "strides", "buffer", "offset"}]},
                {"kind": "onnx", "model": "residual/<n>.onnx", "node", "op", "reason",
                 "inputs": [{"name", "dtype", "shape", "buffer", "offset"}], "outputs": [same]}]}
 
-A size is an integer or an expression over the symbols and `threads`.  `{"f64": x}` also takes
-`"inf"`, `"-inf"` and `"nan"`.  An arena buffer begins where its slot does; a slot is as large as
-the largest of its sizes, and may be shared by buffers that do not live at the same time.
+A CPU target has steps of the kind `kernel`, a GPU `launch` and `external`; both may have `onnx`.
+
+A size is an integer or an expression over the symbols and, on a CPU, `threads`.  `{"f64": x}` and
+`{"f32": x}` also take `"inf"`, `"-inf"` and `"nan"`.  An arena buffer begins where its slot does; a
+slot is as large as the largest of its sizes, and may be shared by buffers that do not live at the
+same time.
+
+A launch is left out where one of its grid's sizes is 0.  `arguments` has a place in the argument
+block for each operand, of 8 bytes, and then for each parameter: 4 or 8 bytes for an integer, 4 for
+an f32.  An `error` buffer is an i64 that is 0 when a run begins; a kernel that meets an index
+outside of `[0, bound)` stores `bound << 32 | (index & 0xFFFFFFFF)` in it.  `sources` says what
+each code object was compiled from; only the emulator reads it.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusec.dtypes import DTYPES
 from fusec.runtime.artifact import Manifest, TensorSpec, read_range, read_tensor_spec
 from fusec.runtime.documents import MAX_INTEGER, MAX_RANK, Field
 from fusec.runtime.errors import MalformedError, OutOfBoundsError, VersionError
+from fusec.runtime.external import read_external
+from fusec.runtime.steps import (
+    Binding,
+    Buffer,
+    ExternalStep,
+    KernelStep,
+    LaunchStep,
+    Numbers,
+    OnnxStep,
+    Operand,
+    Program,
+    Step,
+    StridedOperand,
+)
 from fusec.symbolic import Dim, symbols_of
 
 SCHEMA = "fusec.program/1"
 THREADS = "threads"
 MAX_STEPS = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """Memory that steps read and write.
-
-    Attributes:
-        kind: who owns it: `input`, `output`, `weight` or `arena`.
-        bytes: its size.
-        name: of the weight it is.
-        slot: of the arena it lies in.
-    """
-
-    kind: str
-    bytes: Dim
-    name: str | None
-    slot: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """An input or output of the model and the buffer that holds it, contiguous."""
-
-    spec: TensorSpec
-    buffer: int
-
-
-@dataclass(frozen=True, slots=True)
-class KernelStep:
-    """One call of a kernel; its operands and parameters are in `Program.pointers`/`params`.
-
-    Attributes:
-        symbol: the function.
-        kernel: the record it came from.
-        node: of the graph.
-        op: of the node.
-        pointers: its part of `Program.pointers`.
-        params: its part of `Program.params`.
-    """
-
-    symbol: str
-    kernel: str
-    node: str
-    op: str
-    pointers: range
-    params: range
-
-
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """A contiguous tensor inside a buffer that onnxruntime reads or writes."""
-
-    spec: TensorSpec
-    buffer: int
-    offset: Dim
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxStep:
-    """A part of the model that onnxruntime runs, and why."""
-
-    model: str
-    node: str
-    op: str
-    reason: str
-    inputs: tuple[Operand, ...]
-    outputs: tuple[Operand, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Numbers:
-    """A long list of integers, some of which are expressions.
-
-    Attributes:
-        constants: the integers; 0 where there is an expression.
-        places: where the expressions are.
-        expressions: their indexes in `Program.expressions`.
-    """
-
-    constants: NDArray[np.int64]
-    places: NDArray[np.int64]
-    expressions: NDArray[np.int64]
-
-    def filled(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The integers, with expressions taken from `values`."""
-        result = self.constants.copy()
-        result[self.places] = values[self.expressions]
-        return result
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """A checked program.
-
-    Attributes:
-        at: the file and entry it was read from.
-        arch: the instruction set.
-        features: what the processor must have.
-        symbols: inclusive range of each.
-        module: the entry of the code; `None` when no step needs any.
-        inputs: in order.
-        outputs: in order.
-        buffers: by index.
-        slots: of the arena: the sizes it must hold.
-        steps: in order.
-        expressions: every expression of pointers and parameters, once.
-        pointer_buffers: the buffer of every operand of every kernel step.
-        pointer_offsets: its byte offset.
-        params: every parameter of every kernel step.
-    """
-
-    at: str
-    arch: str
-    features: tuple[str, ...]
-    symbols: Mapping[str, tuple[int, int]]
-    module: str | None
-    inputs: tuple[Binding, ...]
-    outputs: tuple[Binding, ...]
-    buffers: tuple[Buffer, ...]
-    slots: tuple[tuple[Dim, ...], ...]
-    steps: tuple[KernelStep | OnnxStep, ...]
-    expressions: tuple[Dim, ...]
-    pointer_buffers: NDArray[np.int64]
-    pointer_offsets: Numbers
-    params: Numbers
+MAX_LANES = 1024
+MAX_SHARED = 1 << 20
+MAX_KERNARGS = 1 << 15
+ERROR_BYTES = 8
+POINTER_BYTES = 8
 
 
 def read_program(document: Field, manifest: Manifest) -> Program:
@@ -167,7 +77,8 @@ def read_program(document: Field, manifest: Manifest) -> Program:
 
     Raises:
         MalformedError: a member is missing or not what it should be.
-        OutOfBoundsError: it names a buffer, slot or weight that is not there.
+        OutOfBoundsError: it names a buffer, slot, weight or operand that is not there, or an
+            argument leaves its block.
         VersionError: the schema is another one.
     """
     schema = document.get("schema").string()
@@ -206,10 +117,14 @@ class _ProgramReader:
         self.pointer_buffers: list[int] = []
         self.pointer_offsets = _NumberList()
         self.params = _NumberList()
+        self.grids = _NumberList()
+        self.modules: dict[str, None] = {}
+        self.is_gpu = False
         self.buffers: tuple[Buffer, ...] = ()
 
     def read(self) -> Program:
         document = self.document
+        self.is_gpu = self._is_gpu()
         self.symbols = {
             name: read_range(field) for name, field in document.get("symbols").members()
         }
@@ -221,15 +136,13 @@ class _ProgramReader:
         outputs = document.get("outputs").tuple_of(self._binding)
         self._check_bindings(inputs, outputs)
         steps = document.get("steps").tuple_of(self._step, MAX_STEPS)
-        module = document.get_or_none("module")
-        if module is None and any(isinstance(step, KernelStep) for step in steps):
-            raise MalformedError("`module` is missing", at=self.at)
+        sources = document.get_or_none("sources")
         return Program(
             at=self.at,
             arch=document.get("arch").string(),
             features=document.get("features").tuple_of(Field.string, 256),
             symbols=self.symbols,
-            module=None if module is None else module.string(),
+            modules=tuple(self.modules),
             inputs=inputs,
             outputs=outputs,
             buffers=self.buffers,
@@ -239,7 +152,17 @@ class _ProgramReader:
             pointer_buffers=np.array(self.pointer_buffers, np.int64),
             pointer_offsets=self.pointer_offsets.done(),
             params=self.params.done(),
+            grids=self.grids.done(),
+            sources={} if sources is None else sources.mapping(),
         )
+
+    def _is_gpu(self) -> bool:
+        """Whether the target that the program names is a GPU."""
+        name = self.document.get("target").string()
+        for section in self.manifest.targets:
+            if section.target == name:
+                return section.family != "cpu"
+        raise MalformedError("`target` is none of the manifest", at=self.at)
 
     def _check_bindings(self, inputs: tuple[Binding, ...], outputs: tuple[Binding, ...]) -> None:
         for key, bindings, specs in (
@@ -283,10 +206,13 @@ class _ProgramReader:
         return self._dim(item)
 
     def _buffer(self, item: Field, slots: int) -> Buffer:
-        kind = item.get("kind").one_of("input", "output", "weight", "arena")
+        errors = ("error",) if self.is_gpu else ()
+        kind = item.get("kind").one_of("input", "output", "weight", "arena", *errors)
         name = item.get("name").string() if kind == "weight" else None
         slot = item.get("slot").integer() if kind == "arena" else None
         size = self._size(item.get("bytes"))
+        if kind == "error" and size != ERROR_BYTES:
+            raise item.get("bytes").error(f"`{ERROR_BYTES}`")
         if slot is not None and slot >= slots:
             raise OutOfBoundsError(f"`{item.path}.slot`: there are {slots} slots", at=self.at)
         if name is not None:
@@ -310,9 +236,15 @@ class _ProgramReader:
     def _binding(self, item: Field) -> Binding:
         return Binding(read_tensor_spec(item), self._buffer_index(item.get("buffer")))
 
-    def _step(self, item: Field) -> KernelStep | OnnxStep:
-        if item.get("kind").one_of("kernel", "onnx") == "kernel":
-            return self._kernel_step(item)
+    def _step(self, item: Field) -> Step:
+        readers: dict[str, Callable[[Field], Step]] = {"onnx": self._onnx_step}
+        if self.is_gpu:
+            readers |= {"launch": self._launch_step, "external": self._external_step}
+        else:
+            readers["kernel"] = self._kernel_step
+        return readers[item.get("kind").one_of(*readers)](item)
+
+    def _onnx_step(self, item: Field) -> OnnxStep:
         return OnnxStep(
             model=item.get("model").string(),
             node=item.get("node").string(),
@@ -323,29 +255,92 @@ class _ProgramReader:
         )
 
     def _kernel_step(self, item: Field) -> KernelStep:
-        symbol = item.get("symbol").string()
+        self.modules.setdefault(self.document.get("module").string())
+        return KernelStep(
+            symbol=self._symbol(item.get("symbol")),
+            kernel=item.get("kernel").string(),
+            node=item.get("node").string(),
+            op=item.get("op").string(),
+            pointers=self._pointers(item.get("buffers")),
+            params=self._params(item.get("params"), "f64", _double_bits),
+        )
+
+    def _launch_step(self, item: Field) -> LaunchStep:
+        module = item.get("module").string()
+        self.modules.setdefault(module)
+        pointers = self._pointers(item.get("buffers"))
+        params = self._params(item.get("params"), "f32", _single_bits)
+        kernarg_bytes = item.get("kernarg_bytes").integer(0, MAX_KERNARGS)
+        sizes = [(POINTER_BYTES,)] * len(pointers)
+        sizes += [
+            (4,) if isinstance(param.value, dict) else (4, 8)
+            for param in item.get("params").items()
+        ]
+        return LaunchStep(
+            module=module,
+            symbol=self._symbol(item.get("symbol")),
+            kernel=item.get("kernel").string(),
+            node=item.get("node").string(),
+            op=item.get("op").string(),
+            pointers=pointers,
+            params=params,
+            grid=self._grid(item.get("grid")),
+            block=_block(item.get("block")),
+            shared_bytes=item.get("shared_bytes").integer(0, MAX_SHARED),
+            arguments=_arguments(item.get("arguments"), sizes, kernarg_bytes),
+            kernarg_bytes=kernarg_bytes,
+        )
+
+    def _external_step(self, item: Field) -> ExternalStep:
+        call = read_external(item.get("call"))
+        operands = item.get("operands").tuple_of(self._strided_operand)
+        named = [value for _, given, value in call.arguments if given == "operand"]
+        named += [index for index in call.returned if index is not None]
+        if max(named, default=-1) >= len(operands):
+            raise OutOfBoundsError(
+                f"`{item.path}.call` names operand {max(named)} of {len(operands)}", at=self.at
+            )
+        return ExternalStep(
+            op=item.get("op").string(),
+            node=item.get("node").string(),
+            kernel=item.get("kernel").string(),
+            call=call,
+            operands=operands,
+        )
+
+    def _symbol(self, item: Field) -> str:
+        symbol = item.string()
         if not re.fullmatch(r"[A-Za-z_]\w{0,1023}", symbol, re.ASCII):
-            raise item.get("symbol").error("the name of a C function")
-        pointers_begin, params_begin = len(self.pointer_buffers), len(self.params.constants)
-        for operand in item.get("buffers").items():
+            raise item.error("the name of a C function")
+        return symbol
+
+    def _pointers(self, item: Field) -> range:
+        begin = len(self.pointer_buffers)
+        for operand in item.items():
             pair = operand.items(2)
             if len(pair) != 2:
                 raise operand.error("a buffer and an offset")
             self.pointer_buffers.append(self._buffer_index(pair[0]))
             self._number(pair[1], self.pointer_offsets, 0)
-        for param in item.get("params").items():
+        return range(begin, len(self.pointer_buffers))
+
+    def _params(self, item: Field, key: str, bits: Callable[[Field], int]) -> range:
+        begin = len(self.params.constants)
+        for param in item.items():
             if isinstance(param.value, dict):
-                self.params.constants.append(_double_bits(param.get("f64")))
+                self.params.constants.append(bits(param.get(key)))
             else:
                 self._number(param, self.params, -MAX_INTEGER - 1)
-        return KernelStep(
-            symbol=symbol,
-            kernel=item.get("kernel").string(),
-            node=item.get("node").string(),
-            op=item.get("op").string(),
-            pointers=range(pointers_begin, len(self.pointer_buffers)),
-            params=range(params_begin, len(self.params.constants)),
-        )
+        return range(begin, len(self.params.constants))
+
+    def _grid(self, item: Field) -> range:
+        begin = len(self.grids.constants)
+        sizes = item.items(3)
+        if len(sizes) != 3:
+            raise item.error("three sizes")
+        for size in sizes:
+            self._number(size, self.grids, 0)
+        return range(begin, len(self.grids.constants))
 
     def _number(self, item: Field, numbers: _NumberList, low: int) -> None:
         value = self._dim(item, low)
@@ -365,10 +360,69 @@ class _ProgramReader:
         )
         return Operand(spec, self._buffer_index(item.get("buffer")), self._size(item.get("offset")))
 
+    def _strided_operand(self, item: Field) -> StridedOperand:
+        shape = item.get("shape").tuple_of(self._size, MAX_RANK)
+        strides = item.get("strides").tuple_of(self._size, MAX_RANK)
+        if len(shape) != len(strides):
+            raise item.get("strides").error("a stride for each size")
+        return StridedOperand(
+            dtype=item.get("dtype").one_of(*DTYPES),
+            shape=shape,
+            strides=strides,
+            buffer=self._buffer_index(item.get("buffer")),
+            offset=self._size(item.get("offset")),
+        )
+
+
+def _block(item: Field) -> tuple[int, int, int]:
+    sizes = [size.integer(1, MAX_LANES) for size in item.items(3)]
+    if len(sizes) != 3 or sizes[0] * sizes[1] * sizes[2] > MAX_LANES:
+        raise item.error(f"three sizes of at most {MAX_LANES} lanes together")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _arguments(
+    item: Field, sizes: list[tuple[int, ...]], kernarg_bytes: int
+) -> tuple[tuple[int, int], ...]:
+    """Places in an argument block, which must neither leave it nor overlap.
+
+    Args:
+        item: an offset and a size for each argument.
+        sizes: those that each argument may have.
+        kernarg_bytes: of the block.
+    """
+    items = item.items()
+    if len(items) != len(sizes):
+        raise item.error(f"{len(sizes)} arguments: each operand, then each parameter")
+    places: list[tuple[int, int]] = []
+    for argument, allowed in zip(items, sizes, strict=True):
+        pair = argument.items(2)
+        if len(pair) != 2:
+            raise argument.error("an offset and a size")
+        offset, size = pair[0].integer(), pair[1].integer()
+        if size not in allowed:
+            raise pair[1].error(" or ".join(f"`{each}`" for each in allowed))
+        if offset + size > kernarg_bytes:
+            raise OutOfBoundsError(
+                f"`{argument.path}` ends at byte {offset + size} of a block of {kernarg_bytes}",
+                at=item.at,
+            )
+        places.append((offset, size))
+    for (begin, size), (following, _) in pairwise(sorted(places)):
+        if begin + size > following:
+            raise OutOfBoundsError(f"`{item.path}` overlap at byte {following}", at=item.at)
+    return tuple(places)
+
 
 def _double_bits(item: Field) -> int:
-    if item.value in ("inf", "-inf", "nan"):
-        value = float(str(item.value))
-    else:
-        value = item.number()
-    return int(struct.unpack("<q", struct.pack("<d", value))[0])
+    return int(struct.unpack("<q", struct.pack("<d", _float(item)))[0])
+
+
+def _single_bits(item: Field) -> int:
+    with np.errstate(over="ignore"):
+        return int(np.float32(_float(item)).view(np.uint32))
+
+
+def _float(item: Field) -> float:
+    """A number, or one of those that JSON has none for."""
+    return float(str(item.value)) if item.value in ("inf", "-inf", "nan") else item.number()

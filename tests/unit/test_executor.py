@@ -32,7 +32,7 @@ from fusec.runtime.errors import (
     VersionError,
     WeightsError,
 )
-from fusec.runtime.executor import KEPT_PLANS
+from fusec.runtime.layout import KEPT_PLANS
 from fusec.runtime.model import bind_symbols, check_inputs, to_storage
 
 TABLE = np.arange(55, dtype=np.float32).reshape(11, 5)
