@@ -1,5 +1,5 @@
 """Euclidean norm of rows."""
 
-from fusec.kernels.l2_norm import cpu
+from fusec.kernels.l2_norm import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

@@ -1,5 +1,5 @@
 """Layer norm."""
 
-from fusec.kernels.layer_norm import cpu
+from fusec.kernels.layer_norm import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

@@ -1,5 +1,5 @@
 """Rotary position embedding."""
 
-from fusec.kernels.rope import cpu
+from fusec.kernels.rope import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

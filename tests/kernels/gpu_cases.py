@@ -46,7 +46,7 @@ class GpuCase:
 
     def node(self) -> tuple[Graph, Node]:
         """A graph of this operation alone."""
-        graph = Graph("case", {"rows": (1, None)})
+        graph = Graph("case", {"rows": (1, None), "batch": (1, None)})
         names = [graph.add_input(f"x{i}", kind) for i, kind in enumerate(self.operands)]
         return graph, graph.add(self.op, names, dict(self.attrs))
 
@@ -75,7 +75,16 @@ class GpuCase:
 
 def gpu_cases(target: Target) -> tuple[GpuCase, ...]:
     """Every case, with the formats of `target`."""
-    groups = (_norms, _activations, _quantisation, _products, _routers, _experts)
+    groups = (
+        _norms,
+        _activations,
+        _quantisation,
+        _products,
+        _routers,
+        _experts,
+        _rotations,
+        _row_norms,
+    )
     return tuple(case for group in groups for case in group(target.fp8 or "f8e4m3fn"))
 
 
@@ -335,3 +344,36 @@ def _mxfp4_experts(*, quantised: bool) -> GpuCase:
     words = "mxfp8 tokens" if quantised else "bf16 tokens"
     label = f"gpt-oss {experts} of {size}x{size}, {words}"
     return GpuCase("moe_mxfp4", label, operands, _expert_attrs(**more))
+
+
+BATCH = symbol("batch")
+"""Sequences: known when the kernel is launched."""
+
+
+def _heads(count: int, size: int) -> TensorType:
+    return TensorType("bf16", (BATCH, count, ROWS, size))
+
+
+def _rotation(style: str, rotary: int, *, deinterleave: bool = False) -> dict[str, Attr]:
+    return {"style": style, "rotary_dim": rotary, "deinterleave": deinterleave}
+
+
+def _rotations(fp8: str) -> Iterator[GpuCase]:
+    for model, heads, size, rotary, dtype, attrs in (
+        ("Llama-3-8B", 32, 128, 128, "bf16", _rotation("half", 128)),
+        ("Qwen3-Next", 16, 256, 64, "f32", _rotation("half", 64)),
+        ("Phi-3", 32, 96, 96, "f32", _rotation("half", 96)),
+        ("GPT-J", 16, 256, 64, "f32", _rotation("interleaved", 64)),
+        ("DeepSeek-V3", 128, 64, 64, "f32", _rotation("interleaved", 64, deinterleave=True)),
+    ):
+        table = TensorType(dtype, (1, 1, ROWS, rotary))
+        label = f"{model} {heads} heads of {size}"
+        yield GpuCase("rope", label, (_heads(heads, size), table, table), attrs)
+
+
+def _row_norms(fp8: str) -> Iterator[GpuCase]:
+    affine: dict[str, Attr] = {"eps": 1e-12, "has_weight": True, "has_bias": True}
+    yield GpuCase("layer_norm", "BERT 768", (_rows(768), _vector(768), _vector(768)), affine)
+    scale: dict[str, Attr] = {"eps": 1e-5, "has_weight": True, "has_bias": False}
+    yield GpuCase("layer_norm", "ModernBERT 1024", (_rows(1024), _vector(1024)), scale)
+    yield GpuCase("l2_norm", "Qwen3-Next 128", (_rows(128),), {"eps": 1e-6, "mode": "add"})
