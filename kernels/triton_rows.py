@@ -33,6 +33,10 @@ POINTER_TYPES = {
     "e8m0": "*u8",
     "i64": "*i64",
     "i32": "*i32",
+    "i16": "*i16",
+    "i8": "*i8",
+    "u8": "*u8",
+    "bool": "*u8",
 }
 """Triton's pointer types by dtype."""
 

@@ -1,5 +1,5 @@
 """Elements picked along an axis."""
 
-from fusec.kernels.gather import cpu
+from fusec.kernels.gather import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

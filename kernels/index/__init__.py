@@ -1,5 +1,5 @@
 """Rows picked by indices: index and take."""
 
-from fusec.kernels.index import cpu
+from fusec.kernels.index import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

@@ -1,0 +1,166 @@
+"""Kernels that read or write where indices say, under Triton's interpreter.
+
+Run by `test_triton.py` in a process of its own: the interpreter has to be chosen before a kernel is
+imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from index_problems import Answer, Array, Given, Memory, Problem, solve, wanted, wide
+from mended_interpreter import mend
+
+from fusec import symbolic
+from fusec.dtypes import DTYPES
+from fusec.kernels.launch import Launch, TritonSource
+from fusec.target import target_named
+
+mend()
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+POINTERS = {
+    "*fp64": torch.float64,
+    "*fp32": torch.float32,
+    "*bf16": torch.bfloat16,
+    "*fp16": torch.float16,
+    "*i64": torch.int64,
+    "*i32": torch.int32,
+    "*i16": torch.int16,
+    "*i8": torch.int8,
+    "*u8": torch.uint8,
+}
+
+MOVED = ("f32", "bf16", "f16", "f64", "i64", "i8", "bool", "f8e4m3fn")
+INTEGERS = ("i64", "i32", "i16", "i8")
+
+
+def interpret(launch: Launch, memory: Memory) -> None:
+    """Run each program of a launch, one after the other."""
+    source = launch.code
+    assert isinstance(source, TritonSource)
+    function = getattr(importlib.import_module(source.module), source.function)
+    given: dict[str, torch.Tensor | float] = {}
+    numbers = iter(launch.params)
+    places = iter(launch.operands)
+    for name, kind in source.signature:
+        if kind.startswith("*"):
+            storage = next(places)
+            begin = symbolic.evaluate(storage.byte_offset, {})
+            bytes_of = memory[storage.buffer][begin:]
+            size = torch.empty(0, dtype=POINTERS[kind]).element_size()
+            given[name] = bytes_of[: len(bytes_of) // size * size].view(POINTERS[kind])
+        else:
+            number = next(numbers)
+            given[name] = number if isinstance(number, float) else symbolic.evaluate(number, {})
+    grid = tuple(symbolic.evaluate(size, {}) for size in launch.grid)
+    function[grid](**given, **dict(source.constants))
+
+
+def random(shape: tuple[int, ...], dtype: str, seed: int = 0) -> Array:
+    """Small whole numbers with many ties, as they are stored."""
+    rng = np.random.default_rng(seed + len(shape))
+    if dtype in ("bf16", "f8e4m3fn"):
+        bits = np.asarray([0x3F80, 0xBF80, 0x4040, 0x0000, 0x8000, 0x4200])
+        codes = bits if dtype == "bf16" else bits & 0x7F
+        return rng.choice(codes, shape).astype(DTYPES[dtype].numpy)
+    low, high = (0, 2) if dtype == "bool" else (0, 9) if dtype == "u8" else (-9, 9)
+    return rng.integers(low, high, shape).astype(DTYPES[dtype].numpy)
+
+
+def indices(shape: tuple[int, ...], bound: int, dtype: str = "i64", apart: bool = False) -> Given:
+    """Indices from either end."""
+    rng = np.random.default_rng(bound)
+    return Given(rng.integers(-bound, bound, shape).astype(DTYPES[dtype].numpy), dtype, apart)
+
+
+def answer(problem: Problem, target: str = "gfx950") -> Answer:
+    return solve(problem, interpret, target_named(target))
+
+
+def check_equal(problem: Problem, target: str = "gfx950") -> None:
+    """Each result is exactly that of the reference, and no index is out of range."""
+    given = answer(problem, target)
+    assert given.error == 0
+    graph_dtypes = result_dtypes(problem)
+    for got, want, dtype in zip(given.results, wanted(problem), graph_dtypes, strict=True):
+        np.testing.assert_array_equal(wide(got, dtype), want)
+
+
+def result_dtypes(problem: Problem) -> tuple[str, ...]:
+    first = problem.operands[0].dtype
+    return (first, "i64") if problem.op in ("sort", "topk") else (first,)
+
+
+# --- take, index, gather ------------------------------------------------------------------------
+
+
+TAKES = [
+    ((9, 40), (2, 5), 0),
+    ((4, 9, 3), (7,), 1),
+    ((4, 9, 1), (2, 3, 2), 1),
+    ((300,), (17, 3), 0),
+    ((3, 5), (4,), 1),
+    ((11, 1030), (3,), 0),
+    ((2, 3, 4), (0,), 1),
+    ((0, 3, 4), (2,), 1),
+    ((5, 0), (2,), 0),
+]
+
+
+@pytest.mark.parametrize("dtype", MOVED)
+@pytest.mark.parametrize(("shape", "positions", "axis"), TAKES)
+def test_take(dtype: str, shape: tuple[int, ...], positions: tuple[int, ...], axis: int) -> None:
+    given = indices(positions, shape[axis], apart=dtype == "bf16")
+    check_equal(Problem("take", (Given(random(shape, dtype), dtype), given), {"axis": axis}))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("target", ["gfx950", "sm_90"])
+def test_dtypes_of_indices(dtype: str, target: str) -> None:
+    x = Given(random((9, 48), "bf16"), "bf16")
+    check_equal(Problem("take", (x, indices((6,), 9, dtype)), {"axis": 0}), target)
+
+
+def test_index_with_several_operands() -> None:
+    x = Given(random((3, 5, 7, 2), "f64"), "f64")
+    picked = (indices((4, 1), 5), indices((6,), 7, "i32"))
+    check_equal(Problem("index", (x, *picked), {"axes": (1, 2)}))
+    three = (indices((2, 1, 1, 3), 3), indices((4, 1, 3), 5, apart=True), indices((5, 1), 7))
+    check_equal(Problem("index", (x, *three), {"axes": (0, 1, 2)}))
+
+
+@pytest.mark.parametrize("dtype", MOVED)
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("apart", [False, True])
+def test_gather(dtype: str, axis: int, apart: bool) -> None:
+    shape = (4, 5, 6)
+    x = Given(random(shape, dtype), dtype, apart)
+    given = indices((3, 2, 5), shape[axis], apart=apart)
+    check_equal(Problem("gather", (x, given), {"axis": axis}, apart))
+
+
+def test_gather_of_many_and_of_none() -> None:
+    x = Given(random((70, 40), "f32"), "f32")
+    check_equal(Problem("gather", (x, indices((70, 33), 40)), {"axis": 1}))
+    check_equal(Problem("gather", (x, indices((0, 33), 40)), {"axis": 1}))
+
+
+WRONG = [7, -8, 2**31 - 1, -(2**31)]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("op", ["take", "index", "gather"])
+def test_an_index_out_of_range_is_reported(op: str, wrong: int) -> None:
+    x = Given(random((7, 5), "f32"), "f32")
+    picked = indices((4, 5) if op == "gather" else (4,), 7)
+    picked.values[2] = wrong
+    attrs = {"axes": (0,)} if op == "index" else {"axis": 0}
+    given = answer(Problem(op, (x, picked), attrs))
+    assert given.wrong_index == (wrong, 7)
+    assert np.isnan(given.results[0][2]).all(), "something was read"
+    assert not np.isnan(given.results[0][:2]).any()

@@ -1,0 +1,104 @@
+"""Records of kernels that read or write where indices say: their code objects and refusals."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+from index_problems import triton_record
+
+from fusec.ir import Graph, Node, TensorType
+from fusec.ir.types import Attr
+from fusec.kernels.launch import Call, Launch, Storage, TritonSource, dense_strides
+from fusec.link.gpu_checks import fitted
+from fusec.link.triton_build import build_triton
+from fusec.symbolic import Dim, symbol
+from fusec.target import GPU_TARGETS, Target, target_named
+
+TOKENS = symbol("tokens")
+
+
+def case(op: str, kinds: tuple[TensorType, ...], attrs: dict[str, Attr]) -> tuple[Graph, Node]:
+    graph = Graph("case", {"tokens": (1, 8192)})
+    names = [graph.add_input(f"x{i}", kind) for i, kind in enumerate(kinds)]
+    return graph, graph.add(op, names, attrs)
+
+
+def launches(graph: Graph, node: Node, target: Target) -> tuple[Launch, ...]:
+    """What the record launches for dense operands."""
+    places: list[Storage] = []
+
+    def place(dtype: str, shape: tuple[Dim, ...]) -> Storage:
+        places.append(Storage(len(places), dtype, shape, dense_strides(shape)))
+        return places[-1]
+
+    kinds = [graph.type(value) for value in (*node.inputs, *node.outputs)]
+    placed = tuple(place(kind.dtype, kind.shape) for kind in kinds)
+    count = len(node.inputs)
+    call = Call(
+        graph, node, target, placed[:count], placed[count:], place, lambda: place("i64", (1,))
+    )
+    record = triton_record(node.op)
+    assert record.supports(graph, node, target) is None
+    return record.launches(call)
+
+
+def kind(dtype: str, *shape: Dim) -> TensorType:
+    return TensorType(dtype, shape)
+
+
+CODE: dict[str, tuple[str, tuple[TensorType, ...], dict[str, Attr], int]] = {
+    "embedding": ("take", (kind("bf16", 32000, 4096), kind("i64", 1, TOKENS)), {"axis": 0}, 16),
+    "embedding of 2880": ("take", (kind("bf16", 99, 2880), kind("i64", TOKENS)), {"axis": 0}, 16),
+    "columns": ("take", (kind("f32", TOKENS, 64), kind("i32", 7)), {"axis": 1}, 0),
+    "mask": (
+        "index",
+        (kind("bool", 2, TOKENS), kind("i64", 2, 1, 1, 1), kind("i64", 1, 1, 1, TOKENS)),
+        {"axes": (0, 1)},
+        0,
+    ),
+    "scores": ("gather", (kind("f32", TOKENS, 64), kind("i64", TOKENS, 8)), {"axis": 1}, 0),
+}
+"""By name: a node, and the bytes of the widest load that it needs."""
+
+
+@pytest.mark.parametrize("target_name", GPU_TARGETS)
+@pytest.mark.parametrize("name", CODE)
+def test_code_objects(name: str, target_name: str) -> None:
+    op, kinds, attrs, load = CODE[name]
+    target = target_named(target_name)
+    for launch in launches(*case(op, kinds, attrs), target):
+        source = launch.code
+        assert isinstance(source, TritonSource)
+        function = getattr(importlib.import_module(source.module), source.function)
+        given = [each for each in function.arg_names if each not in dict(source.constants)]
+        assert given == [each for each, _ in source.signature]
+        built = fitted(build_triton(source, target), source, target)
+        assert built.code.startswith(b"\x7fELF")
+        if target.family == "amdgpu":
+            assert not built.resources["vgpr_spills"] and not built.resources["scratch_bytes"]
+            assert built.resources["vgpr"] <= 128
+            assert built.machine.widest_load >= load
+            assert not built.machine.forbidden
+
+
+REFUSED: list[tuple[str, tuple[TensorType, ...], dict[str, Attr], str]] = [
+    ("take", (kind("f32", 4, 4), kind("u8", 3)), {"axis": 0}, "dtype: its indices are"),
+    ("take", (kind("f32", 4, 4), kind("i64", 2, 2, 2, 2, 2)), {"axis": 0}, "shape: it walks 4"),
+    ("gather", (kind("f32", 2, 2, 2, 2, 2), kind("i64", 2, 2, 2, 2, 2)), {"axis": 0}, "shape: it"),
+    (
+        "index",
+        (kind("f32", 2, 2, 2, 2, 2), *(kind("i64", 3),) * 5),
+        {"axes": (0, 1, 2, 3, 4)},
+        "shape: it takes 4 index operands",
+    ),
+]
+
+
+@pytest.mark.parametrize(("op", "kinds", "attrs", "reason"), REFUSED)
+def test_refusals(
+    op: str, kinds: tuple[TensorType, ...], attrs: dict[str, Attr], reason: str
+) -> None:
+    graph, node = case(op, kinds, attrs)
+    refused = triton_record(op).supports(graph, node, target_named("gfx950"))
+    assert refused is not None and refused.startswith(reason)
