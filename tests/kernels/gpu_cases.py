@@ -70,7 +70,8 @@ class GpuCase:
         outputs = tuple(
             place(graph.type(value).dtype, graph.type(value).shape) for value in node.outputs
         )
-        return Call(graph, node, target, inputs, outputs, place)
+        error = place("i64", (1,))
+        return Call(graph, node, target, inputs, outputs, place, lambda: error)
 
 
 def gpu_cases(target: Target) -> tuple[GpuCase, ...]:
@@ -84,6 +85,7 @@ def gpu_cases(target: Target) -> tuple[GpuCase, ...]:
         _experts,
         _rotations,
         _row_norms,
+        _indexing,
     )
     return tuple(case for group in groups for case in group(target.fp8 or "f8e4m3fn"))
 
@@ -377,3 +379,28 @@ def _row_norms(fp8: str) -> Iterator[GpuCase]:
     scale: dict[str, Attr] = {"eps": 1e-5, "has_weight": True, "has_bias": False}
     yield GpuCase("layer_norm", "ModernBERT 1024", (_rows(1024), _vector(1024)), scale)
     yield GpuCase("l2_norm", "Qwen3-Next 128", (_rows(128),), {"eps": 1e-6, "mode": "add"})
+
+
+def _indexing(fp8: str) -> Iterator[GpuCase]:
+    tokens = TensorType("i64", (ROWS,))
+    for model, vocabulary, size in (("Llama-3-8B", 128256, 4096), ("gpt-oss", 201088, 2880)):
+        table = TensorType("bf16", (vocabulary, size))
+        yield GpuCase("take", f"{model} {vocabulary}x{size}", (table, tokens), {"axis": 0})
+    mask, row = TensorType("bool", (8, ROWS)), TensorType("i64", (8, 1))
+    yield GpuCase("index", "mask of 8 rows", (mask, row, tokens), {"axes": (0, 1)})
+    scores, chosen = _rows(256, "f32"), TensorType("i64", (ROWS, 8))
+    yield GpuCase("gather", "DeepSeek-V3 8 of 256", (scores, chosen), {"axis": 1})
+    yield GpuCase("scatter", "DeepSeek-V3 8 of 256", (scores, chosen, _rows(8, "f32")), {"axis": 1})
+    yield GpuCase("topk", "DeepSeek-V3 8 of 256", (scores,), {"axis": 1, "k": 8, "largest": True})
+    experts = TensorType("i64", (65536,))
+    yield GpuCase("sort", "8192 tokens of 8 experts", (experts,), {"axis": 0, "descending": False})
+    order = TensorType("i64", (65536,))
+    added: dict[str, Attr] = {"axes": (0,), "accumulate": True}
+    yield GpuCase(
+        "index_put",
+        "8192 tokens of 8 experts",
+        (_rows(4096), TensorType("bf16", (65536, 4096)), order),
+        added,
+    )
+    bins: dict[str, Attr] = {"bins": 256, "low": 0.0, "high": 255.0}
+    yield GpuCase("histogram", "8192 tokens of 8 experts", (TensorType("f32", (65536,)),), bins)
