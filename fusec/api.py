@@ -20,6 +20,7 @@ from fusec.kernels.external.provider import parse_provider, records
 from fusec.kernels.registry import Choice
 from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
 from fusec.link.build import build_target, merge_weights
+from fusec.lower.layers import unfused_by_layer
 from fusec.lower.memory_plan import UNBOUNDED
 from fusec.options import (
     Requirement,
@@ -177,6 +178,7 @@ def compile(
             hint=f"`fusec explain SOURCE --target {targets[0].name} --tp {tp}` shows what fuses on "
             "each rank",
         )
+    unfused = unfused_by_layer(read.graph)
     with report.stage("link") as said:
         built = [
             build_target(
@@ -186,6 +188,7 @@ def compile(
                 jobs=jobs or os.cpu_count() or 1,
                 toolchain=toolchain,
                 providers=providers,
+                unfused=unfused,
                 progress=report.progress,
             )
             for each in targets

@@ -80,6 +80,20 @@ def fusion_counts(decisions: Iterable[Row]) -> dict[str, tuple[int, int]]:
     return dict(sorted(counts.items()))
 
 
+def layers_text(target: Mapping[str, Any]) -> str:
+    """Launches of each layer, and unfused: `9 in each of 30 layers (27 unfused)`."""
+    found: dict[tuple[int, int], int] = {}
+    for layer in target.get("layers", ()):
+        if layer["layer"]:
+            counts = layer["launches"], layer["unfused"]
+            found[counts] = found.get(counts, 0) + 1
+    return ", ".join(
+        f"{launches} in {'each of ' if count > 1 else ''}{count} layer{'s' if count > 1 else ''} "
+        f"({unfused} unfused)"
+        for (launches, unfused), count in sorted(found.items(), key=lambda item: -item[1])
+    )
+
+
 def explain_text(decisions: Iterable[Row], fusion: str | None = None) -> str:
     """What fired where, how and by which kernels, and what was refused, why, and what to change.
 

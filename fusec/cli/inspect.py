@@ -9,7 +9,7 @@ import typer
 
 from fusec.cli.console import data, data_json, table
 from fusec.diagnostics import UsageError
-from fusec.report import counts_text, explain_text, inspect_document, size_text
+from fusec.report import counts_text, explain_text, inspect_document, layers_text, size_text
 from fusec.runtime.artifact import open_artifact
 
 VERIFIED_BYTES = 256 << 20
@@ -95,18 +95,17 @@ def _target(target: dict[str, Any]) -> str:
         group = counts[row["status"]]
         group[row["fusion"]] = group.get(row["fusion"], 0) + 1
     memory = target["memory"]
-    planned = f"{size_text(memory['arena_bytes'])} of intermediate values"
-    if target["family"] != "cpu":
-        planned = "intermediate values not planned yet"
     residual = target["residual"]
     lines = [
         f"target    {target['target']} ({target['arch']})",
         f"fused     {counts_text(counts['fired']) or 'nothing'}",
         f"refused   {counts_text(counts['refused']) or 'nothing'}",
         f"launches  {target['launches']}, of {len(target['kernels'])} kernels",
+        *([f"          {layers}"] if (layers := layers_text(target)) else []),
         f"residual  {len(residual) or 'nothing'}",
         *(f"          {line}" for line in _residual(residual)),
-        f"memory    {size_text(memory['weights_bytes'])} of weights, {planned}",
+        f"memory    {size_text(memory['weights_bytes'])} of weights, "
+        f"{size_text(memory['arena_bytes'])} of intermediate values",
     ]
     return "\n".join(lines)
 

@@ -13,11 +13,12 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
 from fusec.diagnostics import ArtifactError, InternalError
+from fusec.lower.layers import LayerLaunches
 from fusec.runtime.artifact import (
     DECISIONS,
     GRAPH,
@@ -123,6 +124,7 @@ class TargetContents:
         residual: nodes left to onnxruntime.
         weights_bytes: that a run of this target reads.
         arena_bytes: for the largest sizes; one without bound counts as its smallest.
+        layers: launches of each layer.
     """
 
     target: str
@@ -136,6 +138,7 @@ class TargetContents:
     residual: tuple[ResidualRecord, ...]
     weights_bytes: int
     arena_bytes: int
+    layers: tuple[LayerLaunches, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +350,7 @@ def _target(target: TargetContents) -> dict[str, object]:
         "report": {
             "kernels": kernels,
             "launches": target.launches,
+            "layers": [asdict(layer) for layer in target.layers],
             "residual": residual,
             "memory": memory,
         },

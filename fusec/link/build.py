@@ -9,8 +9,9 @@ from functools import partial
 
 import numpy as np
 
-from fusec.diagnostics import UnsupportedError
+from fusec.diagnostics import InternalError, UnsupportedError
 from fusec.ir import Graph, Weight
+from fusec.kernels.external.call import ExternalCall
 from fusec.kernels.launch import HipSource
 from fusec.kernels.registry import Choice, Kernel
 from fusec.link.artifact_writer import (
@@ -21,16 +22,18 @@ from fusec.link.artifact_writer import (
     module_entry,
 )
 from fusec.link.cache import ObjectCache, default_cache_directory
+from fusec.link.gpu_checks import GpuSource
 from fusec.link.gpu_kernel import RESOURCES, GpuKernel
 from fusec.link.gpu_link import link_gpu
 from fusec.link.hip_build import find_hip_compiler
 from fusec.link.linker import link
 from fusec.link.toolchain import Toolchain, find_toolchain
 from fusec.link.triton_build import triton_version
-from fusec.lower.gpu import ExternalStep, GpuProgram, GpuStep, lower_gpu
-from fusec.lower.lowering import Lowered, lower
-from fusec.lower.program import program_document
+from fusec.lower.layers import launches_by_layer
+from fusec.lower.lowering import lower
+from fusec.lower.program import GpuCode, program_document
 from fusec.lower.residual import build_residual
+from fusec.lower.steps import KernelStep, Lowered
 from fusec.runtime.documents import canonical_json
 from fusec.target import Target
 
@@ -64,6 +67,7 @@ def build_target(
     jobs: int,
     toolchain: str | None = None,
     providers: Sequence[Kernel] = (),
+    unfused: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Built:
     """Lower `graph` for `target`, compile what it needs, and check that it fits together.
@@ -75,27 +79,29 @@ def build_target(
         jobs: compilers to run at once.
         toolchain: the C++ compiler for a CPU target; by default the first that is found.
         providers: kernels of libraries that were asked for, preferred to fusec's own on a GPU.
+        unfused: operations of each layer before anything was fused.
         progress: is told how many objects are ready, and of how many.
 
     Raises:
         UnsupportedError: operations cannot be lowered.
         LinkError: a symbol is missing, or a compiler refuses a source.
     """
+    lowered = lower(graph, target, allow_host_fallback=allow_host_fallback, providers=providers)
     if target.is_gpu:
-        program = lower_gpu(
-            graph, target, allow_host_fallback=allow_host_fallback, providers=providers
-        )
-        return _build_gpu(program, providers, jobs, progress)
-    return _build_cpu(lower(graph, target), target, find_toolchain(toolchain), jobs, progress)
+        built = _build_gpu(lowered, providers, jobs, progress)
+    else:
+        built = _build_cpu(lowered, find_toolchain(toolchain), jobs, progress)
+    layers = launches_by_layer(lowered, unfused or {})
+    return replace(built, contents=replace(built.contents, layers=layers))
 
 
 def _build_cpu(
     lowered: Lowered,
-    target: Target,
     toolchain: Toolchain,
     jobs: int,
     progress: Callable[[int, int], None] | None,
 ) -> Built:
+    target = lowered.target
     models = _residual_models(lowered)
     cache = ObjectCache(default_cache_directory())
     linked = link(lowered, toolchain, cache, jobs=jobs, progress=progress)
@@ -113,25 +119,13 @@ def _build_cpu(
         )
         for kernel in lowered.kernels
     )
-    contents = TargetContents(
-        target=target.name,
-        family=target.family,
-        arch=target.arch,
-        features=target.features,
-        program=program_document(lowered, entry),
-        modules={entry: linked.code},
-        kernels=kernels,
-        launches=lowered.launches,
-        residual=tuple(ResidualRecord(r.op, r.node, r.reason) for r in lowered.residual),
-        weights_bytes=lowered.weights_bytes,
-        arena_bytes=lowered.arena_bytes,
-    )
+    contents = _contents(lowered, program_document(lowered, entry), {entry: linked.code}, kernels)
     summary = (
         f"{target.name}: {len(kernels)} kernels in {lowered.launches} launches, "
         f"{linked.compiled} objects compiled, {linked.cached} cached, every symbol resolved"
     )
     tools = {"compiler": toolchain.version}
-    return Built(contents, lowered.weights, models, tools, summary)
+    return Built(contents, lowered.weights, models, tools, summary, lowered.choices)
 
 
 def _residual_models(lowered: Lowered) -> dict[str, bytes]:
@@ -157,51 +151,78 @@ def _residual_models(lowered: Lowered) -> dict[str, bytes]:
     return models
 
 
+def _contents(
+    lowered: Lowered,
+    program: Mapping[str, object],
+    modules: Mapping[str, bytes],
+    kernels: tuple[KernelRecord, ...],
+) -> TargetContents:
+    target = lowered.target
+    return TargetContents(
+        target=target.name,
+        family=target.family,
+        arch=target.arch,
+        features=target.features,
+        program=program,
+        modules=modules,
+        kernels=kernels,
+        launches=lowered.launches,
+        residual=tuple(ResidualRecord(r.op, r.node, r.reason) for r in lowered.residual),
+        weights_bytes=lowered.weights_bytes,
+        arena_bytes=lowered.arena_bytes,
+    )
+
+
 def _build_gpu(
-    program: GpuProgram,
+    lowered: Lowered,
     providers: Sequence[Kernel],
     jobs: int,
     progress: Callable[[int, int], None] | None,
 ) -> Built:
-    target = program.target
+    target = lowered.target
+    models = _residual_models(lowered)
     cache = ObjectCache(default_cache_directory())
-    linked = link_gpu(program, cache, jobs=jobs, providers=providers, progress=progress)
-
-    def entry(kernel: GpuKernel) -> str:
-        return module_entry(target.arch, kernel.code, kernel.suffix)
-
-    records = [_gpu_record(step, linked.kernels[step.source]) for step in program.steps]
-    records += [_external_record(step) for step in program.external]
-    kernels = {(record.name, record.symbol, record.sha256): record for record in reversed(records)}
-    weights = tuple(program.graph.parameters.values())
-    contents = TargetContents(
-        target=target.name,
-        family=target.family,
-        arch=target.arch,
-        features=(),
-        program=program.document(linked.kernels, entry),
-        modules={entry(kernel): kernel.code for kernel in linked.kernels.values()},
-        kernels=tuple(reversed(kernels.values())),
-        launches=program.launches,
-        residual=tuple(ResidualRecord(node.op, node.node, node.reason) for node in program.host),
-        weights_bytes=sum(weight.nbytes for weight in weights),
-        arena_bytes=0,
+    linked = link_gpu(lowered, cache, jobs=jobs, providers=providers, progress=progress)
+    code = GpuCode(
+        linked.kernels, lambda kernel: module_entry(target.arch, kernel.code, kernel.suffix)
     )
+    records = {
+        (record.name, record.symbol, record.sha256): record
+        for step in reversed(lowered.kernel_steps)
+        for record in [_gpu_record(step, linked.kernels)]
+    }
+    modules = {code.entry(kernel): kernel.code for kernel in linked.kernels.values()}
+    program = program_document(lowered, code=code)
+    contents = _contents(lowered, program, modules, tuple(reversed(records.values())))
+    left = f"; {len(models)} operations left to the host" if models else ""
     summary = (
-        f"{target.name}: {len(contents.modules)} code objects in {program.launches} launches, "
-        f"{linked.compiled} compiled, {linked.cached} cached, every symbol resolved; "
-        f"{len(program.host)} operations left to the host"
+        f"{target.name}: {len(modules)} code objects in {lowered.launches} launches, "
+        f"{linked.compiled} compiled, {linked.cached} cached, every symbol resolved{left}"
     )
     tools = {"triton": triton_version()}
-    if any(isinstance(step.source, HipSource) for step in program.steps):
+    if any(isinstance(step.source, HipSource) for step in lowered.kernel_steps):
         tools["hip"] = find_hip_compiler().version
-    return Built(contents, weights, {}, tools, summary, program.choices)
+    return Built(contents, lowered.weights, models, tools, summary, lowered.choices)
 
 
-def _gpu_record(step: GpuStep, kernel: GpuKernel) -> KernelRecord:
+def _gpu_record(step: KernelStep, kernels: Mapping[GpuSource, GpuKernel]) -> KernelRecord:
+    call = step.launch.code
+    if isinstance(call, ExternalCall):
+        return KernelRecord(
+            name=step.kernel.name,
+            op=step.op,
+            provider="external",
+            symbol=call.symbol,
+            sha256=hashlib.sha256(canonical_json(call.document())).hexdigest(),
+            bytes=0,
+            resources=_no_resources(),
+        )
+    if call is None:
+        raise InternalError(f"`{step.kernel.name}` does not say what makes `{step.launch.symbol}`")
+    kernel = kernels[call]
     return KernelRecord(
         name=step.kernel.name,
-        op=step.node.op,
+        op=step.op,
         provider=step.kernel.provider,
         symbol=kernel.symbol,
         sha256=kernel.sha256,
@@ -214,18 +235,6 @@ def _gpu_record(step: GpuStep, kernel: GpuKernel) -> KernelRecord:
             "widest_store": kernel.machine.widest_store,
             "mfma": list(kernel.machine.mfma),
         },
-    )
-
-
-def _external_record(step: ExternalStep) -> KernelRecord:
-    return KernelRecord(
-        name=step.kernel.name,
-        op=step.node.op,
-        provider="external",
-        symbol=step.call.symbol,
-        sha256=hashlib.sha256(canonical_json(step.call.document())).hexdigest(),
-        bytes=0,
-        resources=_no_resources(),
     )
 
 

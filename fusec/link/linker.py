@@ -18,7 +18,7 @@ from fusec.link.cache import ObjectCache
 from fusec.link.elf import dynamic_symbols
 from fusec.link.toolchain import Toolchain
 from fusec.lower.codegen_cpp import print_file
-from fusec.lower.lowering import Lowered
+from fusec.lower.steps import Lowered
 from fusec.target import Target
 
 CORE_SYMBOLS = ("fusec_execute", "fusec_last_error", "fusec_set_threads", "fusec_threads")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -15,9 +17,9 @@ from fusec.ir.ops import is_opaque
 from fusec.ir.ops.base import Array
 from fusec.ir.types import dim_attr, dims_attr, int_attr, ints_attr
 from fusec.ir.weights import Bits, from_array
-from fusec.kernels.launch import Call, Launch, Layout, Storage
-from fusec.kernels.registry import Kernel, choose
-from fusec.lower.codegen_cpp import GeneratedFunction, print_file, print_function
+from fusec.kernels.launch import Call, Layout, Storage
+from fusec.kernels.registry import Choice, Kernel, choose
+from fusec.lower.backend import Backend, CpuBackend, GpuBackend
 from fusec.lower.fusion import (
     COPIES,
     Group,
@@ -28,7 +30,7 @@ from fusec.lower.fusion import (
     is_number,
     single_value,
 )
-from fusec.lower.memory_plan import THREADS, Lifetime, MemoryPlan, plan_memory
+from fusec.lower.memory_plan import Lifetime, MemoryPlan, plan_memory
 from fusec.lower.regions import (
     BuiltRegion,
     JoinedAxes,
@@ -38,155 +40,61 @@ from fusec.lower.regions import (
     free_region,
     group_region,
 )
-from fusec.lower.storage import VIEWS, dense, merged_axes, ordered, viewed
+from fusec.lower.steps import Buffer, KernelStep, Lowered, OnnxStep, Residual, Step, step_buffers
+from fusec.lower.storage import VIEWS, dense, merged_axes, of_type, ordered, viewed
 from fusec.symbolic import Dim, Expr
 from fusec.target import Target
 
 MAX_STORED = 1 << 14
 """Elements up to which a constant of one number is stored when something reads it in memory."""
 
-CODEGEN = "codegen.cpp"
-"""The name under which generated functions are listed."""
 
-
-@dataclass(frozen=True, slots=True)
-class Residual:
-    """A node that onnxruntime runs.
-
-    Attributes:
-        node: its name in the graph.
-        op: of the node.
-        reason: why nothing else runs it.
-        model: the entry of the artifact that holds it, such as `residual/0.onnx`.
-    """
-
-    node: str
-    op: str
-    reason: str
-    model: str
-
-
-@dataclass(slots=True)
-class Buffer:
-    """Memory of the program while it is made; see `fusec.runtime.program`."""
-
-    kind: str
-    bytes: Dim
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class KernelStep:
-    """One call: `launch.operands[i].buffer` are positions in `Lowered.buffers`."""
-
-    launch: Launch
-    kernel: str
-    node: str
-    op: str
-    written: frozenset[int]
-    scratch: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxStep:
-    """A node left to onnxruntime, on dense operands."""
-
-    residual: Residual
-    inputs: tuple[tuple[str, Storage], ...]
-    outputs: tuple[tuple[str, Storage], ...]
-
-
-Step = KernelStep | OnnxStep
-
-
-@dataclass(frozen=True, slots=True)
-class UsedKernel:
-    """A symbol that the program calls, and where it comes from.
-
-    Attributes:
-        name: of the record, or of the generator.
-        op: that it computes.
-        provider: `cpp` or `codegen`.
-        symbol: the function.
-        source: its file below the folder of `fusec.kernels`; "" if generated.
-        node: the first node that it computes.
-    """
-
-    name: str
-    op: str
-    provider: str
-    symbol: str
-    source: str
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lowered:
-    """A lowered graph.
-
-    Attributes:
-        graph: what was lowered.
-        target: for what.
-        buffers: of the program.
-        steps: in order.
-        plan: where arena buffers lie.
-        inputs: the buffer of each input.
-        outputs: where each output lies, in order.
-        weights: everything that must be stored, packed as the kernels read it, in order.
-        kernels: every symbol that is called, once.
-        functions: the generated ones.
-        residual: nodes that onnxruntime runs, with reasons.
-    """
-
-    graph: Graph
-    target: Target
-    buffers: tuple[Buffer, ...]
-    steps: tuple[Step, ...]
-    plan: MemoryPlan
-    inputs: Mapping[str, int]
-    outputs: tuple[Storage, ...]
-    weights: tuple[Weight, ...]
-    kernels: tuple[UsedKernel, ...]
-    functions: tuple[GeneratedFunction, ...]
-    residual: tuple[Residual, ...]
-
-    @property
-    def launches(self) -> int:
-        """Calls in one run."""
-        return len(self.steps)
-
-    @property
-    def weights_bytes(self) -> int:
-        """Bytes of all weights as stored."""
-        return sum(weight.nbytes for weight in self.weights)
-
-    @property
-    def arena_bytes(self) -> int:
-        """Bytes of the arena for the largest sizes; one without bound counts as its smallest."""
-        ranges = self.graph.symbols.items()
-        sizes = {name: least if most is None else most for name, (least, most) in ranges}
-        return self.plan.bytes_at({**sizes, "threads": THREADS})
-
-    def generated_source(self) -> str:
-        """The source file of the generated functions."""
-        return print_file(self.functions)
-
-
-def lower(graph: Graph, target: Target) -> Lowered:
-    """Lower `graph` for the CPU `target`.
+def lower(
+    graph: Graph,
+    target: Target,
+    *,
+    allow_host_fallback: bool = False,
+    providers: Sequence[Kernel] = (),
+) -> Lowered:
+    """Lower `graph` for `target`.
 
     Nodes that neither a kernel nor generated code computes are left to onnxruntime and listed in
     `residual`, with every reason.
 
+    Args:
+        graph: rewritten for `target`.
+        target: for what.
+        allow_host_fallback: whether a program for a GPU may leave nodes to the host: a model that
+            falls back in silence is the outage that fusec exists to prevent.
+        providers: records that are asked before those of the registry, on a GPU: those of libraries
+            that were asked for.
+
     Raises:
-        UnsupportedError: the target is not a CPU, or a size depends on data.
+        UnsupportedError: a size depends on data, or nodes are left to the host and may not be.
     """
-    if target.is_gpu:
-        raise UnsupportedError(
-            f"whole programs are not lowered for `{target.name}`", hint="compile for `cpu`"
-        )
     _check_sizes(graph)
-    return _Lowering(graph, target).run()
+    backend = GpuBackend(graph, target, providers) if target.is_gpu else CpuBackend()
+    lowered = _Lowering(graph, target, backend).run()
+    if target.is_gpu and lowered.residual and not allow_host_fallback:
+        raise _not_lowered(lowered)
+    return lowered
+
+
+def _not_lowered(lowered: Lowered) -> UnsupportedError:
+    residual = lowered.residual
+    counts = Counter(node.op for node in residual)
+    first = {node.op: node for node in reversed(residual)}
+    total = len(residual) + len({step.node.name for step in lowered.kernel_steps})
+    lines = [
+        f"{count} x {op}, first at {first[op].path or first[op].node}: {first[op].reason}"
+        for op, count in counts.most_common()
+    ]
+    return UnsupportedError(
+        f"{len(residual)} of {total} operations are not lowered for `{lowered.target.name}` yet",
+        at=lowered.graph.name,
+        detail=tuple(lines),
+        hint="compile for `cpu`, or allow these to run on the host with `--allow-host-fallback`",
+    )
 
 
 def _check_sizes(graph: Graph) -> None:
@@ -222,19 +130,20 @@ class _Part:
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, target: Target) -> None:
+    def __init__(self, graph: Graph, target: Target, backend: Backend) -> None:
         self.graph = graph
         self.target = target
+        self.backend = backend
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = []
         self.storages: dict[str, Storage] = {}
         self.dense_copies: dict[Storage, Storage] = {}
         self.weights: dict[str, Weight] = {}
         self.weight_buffers: dict[str, int] = {}
-        self.functions: dict[str, GeneratedFunction] = {}
-        self.used: dict[str, UsedKernel] = {}
         self.residual: list[Residual] = []
+        self.choices: dict[str, Choice] = {}
         self.chosen: dict[str, Kernel] = {}
+        self.error_buffer: int | None = None
         self.reasons: dict[str, str] = {}
         self.inputs: dict[str, int] = {}
         self.placed: dict[str, list[_Part]] = {}
@@ -243,7 +152,7 @@ class _Lowering:
         for name in self.graph.inputs:
             kind = self.graph.type(name)
             self.inputs[name] = self._buffer("input", kind.nbytes)
-            self.storages[name] = dense(self.inputs[name], kind.dtype, kind.shape)
+            self.storages[name] = of_type(self.inputs[name], kind)
         self.grouping: Grouping = group_nodes(self.graph, self._select)
         self._place_concat_operands()
         for step in self.grouping.steps:
@@ -262,9 +171,9 @@ class _Lowering:
             inputs=self.inputs,
             outputs=outputs,
             weights=tuple(self.weights.values()),
-            kernels=tuple(self.used.values()),
-            functions=tuple(self.functions.values()),
+            functions=tuple(self.backend.functions.values()),
             residual=tuple(self.residual),
+            choices=self.choices,
         )
 
     # --- choosing ---------------------------------------------------------------------------
@@ -278,8 +187,9 @@ class _Lowering:
         if is_opaque(node.op):
             self.reasons[node.name] = f"fusec does not know `{node.op}`"
             return False
-        found = choose(self.graph, node, self.target)
+        found = choose(self.graph, node, self.target, self.backend.providers)
         if found.kernel is not None:
+            self.choices[node.name] = found
             self.chosen[node.name] = found.kernel
             return False
         if why_not is None:
@@ -348,7 +258,7 @@ class _Lowering:
         else:
             number = self._buffer("arena", kind.nbytes)
             if order is None:
-                storage = dense(number, kind.dtype, kind.shape)
+                storage = of_type(number, kind)
             else:
                 storage = ordered(number, kind.dtype, kind.shape, order)
         self.storages[value] = storage
@@ -438,7 +348,7 @@ class _Lowering:
             self.weight_buffers[weight.identity] = number
         if packed:
             return dense(number, "u8", (weight.nbytes,))
-        return dense(number, weight.type.dtype, weight.type.shape)
+        return of_type(number, weight.type)
 
     def _weight_name(self, name: str) -> str:
         candidate, count = name, 1
@@ -479,17 +389,9 @@ class _Lowering:
 
     def _launch(self, built: BuiltRegion, node: Node, op: str | None = None) -> None:
         op = op or node.op
-        site = node.origin.path or node.name
-        function = print_function(built.region, f"{op} at {site}")
-        self.functions.setdefault(function.symbol, function)
-        launch = Launch(function.symbol, built.storages, function.params)
+        launch = self.backend.launch(built, f"{op} at {node.origin.path or node.name}")
         written = frozenset(built.storages[operand].buffer for operand in built.written)
-        self.steps.append(KernelStep(launch, CODEGEN, node.name, op, written))
-        self._use(CODEGEN, op, "codegen", function.symbol, "", node)
-
-    def _use(self, name: str, op: str, provider: str, symbol: str, source: str, node: Node) -> None:
-        used = UsedKernel(name, op, provider, symbol, source, node.name)
-        self.used.setdefault(symbol, used)
+        self.steps.append(KernelStep(launch, self.backend.generated, node, op, written))
 
     def _single(self, step: Single) -> None:
         node = step.node
@@ -505,6 +407,41 @@ class _Lowering:
             self._onnx(node)
 
     def _kernel(self, node: Node, kernel: Kernel) -> None:
+        kernel = self._best_laid_out(node, kernel)
+        inputs = self._kernel_inputs(node, kernel)
+        outputs, copies = self._kernel_outputs(node, kernel)
+        written = {place.buffer for place in outputs}
+        scratch = partial(self._scratch, written)
+        call = Call(self.graph, node, self.target, inputs, outputs, scratch, self._error)
+        for launch in kernel.launches(call):
+            last = None
+            if launch.scratch_bytes != 0:
+                last = self._buffer("arena", launch.scratch_bytes)
+            self.steps.append(KernelStep(launch, kernel, node, node.op, frozenset(written), last))
+        for source, target in copies:
+            self._launch(copy_region(self.graph, source, target), node, "copy")
+
+    def _best_laid_out(self, node: Node, kernel: Kernel) -> Kernel:
+        """On a GPU, the first kernel that reads the operands where they lie; else `kernel`."""
+        if not self.target.is_gpu:
+            return kernel
+        storages = [self.storage_of(value) for value in node.inputs]
+
+        def laid_out_otherwise(other: Kernel) -> str | None:
+            layouts = other.layouts(self.graph, node)
+            for value, storage, layout in zip(node.inputs, storages, layouts, strict=False):
+                if not storage.meets(layout):
+                    return f"`%{value}` is not laid out as it needs it"
+            return None
+
+        providers = self.backend.providers
+        found = choose(self.graph, node, self.target, providers, laid_out_otherwise)
+        if found.kernel is None:
+            return kernel
+        self.choices[node.name] = found
+        return found.kernel
+
+    def _kernel_inputs(self, node: Node, kernel: Kernel) -> tuple[Storage, ...]:
         layouts = kernel.layouts(self.graph, node)
         packing = kernel.packing(self.graph, node, self.target)
         inputs: list[Storage] = []
@@ -514,11 +451,17 @@ class _Lowering:
                 inputs.append(self._weight(weight, packed=True))
             else:
                 inputs.append(self._meeting(self.storage_of(value), layouts[index], node))
+        return tuple(inputs)
+
+    def _kernel_outputs(
+        self, node: Node, kernel: Kernel
+    ) -> tuple[tuple[Storage, ...], list[tuple[Storage, Storage]]]:
+        """Where a kernel writes, and what has to be copied from there to where."""
+        layouts = kernel.layouts(self.graph, node)[len(node.inputs) :]
         order = kernel.output_order(self.graph, node)
         outputs: list[Storage] = []
         copies: list[tuple[Storage, Storage]] = []
-        for index, value in enumerate(node.outputs):
-            layout = layouts[len(node.inputs) + index]
+        for index, (value, layout) in enumerate(zip(node.outputs, layouts, strict=True)):
             wanted = order if index == 0 and order is not None else None
             place = self._new(value, wanted or self._preferred_order(value, layout))
             if order is None and not place.meets(layout):
@@ -528,16 +471,19 @@ class _Lowering:
                 copies.append((whole, place))
                 place = whole
             outputs.append(place)
-        call = Call(self.graph, node, self.target, tuple(inputs), tuple(outputs))
-        (launch,) = kernel.launches(call)
-        scratch = None
-        if launch.scratch_bytes != 0:
-            scratch = self._buffer("arena", launch.scratch_bytes)
-        written = frozenset(place.buffer for place in outputs)
-        self.steps.append(KernelStep(launch, kernel.name, node.name, node.op, written, scratch))
-        self._use(kernel.name, node.op, kernel.provider, launch.symbol, kernel.source, node)
-        for source, target in copies:
-            self._launch(copy_region(self.graph, source, target), node, "copy")
+        return tuple(outputs), copies
+
+    def _scratch(self, written: set[int], dtype: str, shape: tuple[Dim, ...]) -> Storage:
+        """A buffer between the launches of a node, which is added to those `written`."""
+        size = symbolic.product(shape) * DTYPES[dtype].itemsize
+        number = self._buffer("arena", size)
+        written.add(number)
+        return dense(number, dtype, shape)
+
+    def _error(self) -> Storage:
+        if self.error_buffer is None:
+            self.error_buffer = self._buffer("error", DTYPES["i64"].itemsize)
+        return dense(self.error_buffer, "i64", (1,))
 
     def _concat(self, node: Node) -> None:
         whole = self._new(node.output)
@@ -605,8 +551,9 @@ class _Lowering:
     def _onnx(self, node: Node) -> None:
         inputs = tuple((value, self._dense(self.storage_of(value), node)) for value in node.inputs)
         outputs = tuple((value, self._new(value)) for value in node.outputs)
-        model = f"residual/{len(self.residual)}.onnx"
-        residual = Residual(node.name, node.op, self.reasons[node.name], model)
+        model = f"residual/{self.target.name}/{len(self.residual)}.onnx"
+        reason = self.reasons[node.name]
+        residual = Residual(node.name, node.op, reason, node.origin.path, model)
         self.residual.append(residual)
         self.steps.append(OnnxStep(residual, inputs, outputs))
 
@@ -640,15 +587,7 @@ class _Lowering:
             for buffer in first
             if self.buffers[buffer].kind == "arena"
         ]
-        return plan_memory(lifetimes, self.graph.symbols)
-
-
-def step_buffers(step: Step) -> list[int]:
-    """The buffers that a step reads or writes."""
-    if isinstance(step, OnnxStep):
-        return [storage.buffer for _, storage in (*step.inputs, *step.outputs)]
-    scratch = [] if step.scratch is None else [step.scratch]
-    return [storage.buffer for storage in step.launch.operands] + scratch
+        return plan_memory(lifetimes, self.graph.symbols, self.backend.alignment)
 
 
 def constant_weight(node: Node, graph: Graph) -> Weight:

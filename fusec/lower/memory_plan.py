@@ -38,15 +38,17 @@ class MemoryPlan:
     Attributes:
         slot_of: the slot of each buffer.
         slots: the different sizes each slot must hold.
+        alignment: bytes at multiples of which slots begin.
     """
 
     slot_of: Mapping[int, int]
     slots: tuple[tuple[Dim, ...], ...]
+    alignment: int = ALIGNMENT
 
     def bytes_at(self, sizes: Mapping[str, int]) -> int:
         """Bytes of all slots for these values of the symbols and of `threads`."""
         slots = (max(symbolic.evaluate(size, sizes) for size in slot) for slot in self.slots)
-        return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in slots)
+        return sum(-(-size // self.alignment) * self.alignment for size in slots)
 
 
 @dataclass(slots=True)
@@ -75,7 +77,9 @@ class _Slot:
             self.sizes.append(life.bytes)
 
 
-def plan_memory(lifetimes: Sequence[Lifetime], ranges: Mapping[str, Range]) -> MemoryPlan:
+def plan_memory(
+    lifetimes: Sequence[Lifetime], ranges: Mapping[str, Range], alignment: int = ALIGNMENT
+) -> MemoryPlan:
     """Give each buffer a slot that holds nothing else while it lives.
 
     The largest come first, so that a slot never grows; each takes the free slot that already holds
@@ -85,6 +89,7 @@ def plan_memory(lifetimes: Sequence[Lifetime], ranges: Mapping[str, Range]) -> M
     Args:
         lifetimes: in any order; a buffer lives from step `first` to step `last`, both included.
         ranges: of the symbols.
+        alignment: bytes at multiples of which slots begin.
     """
     largest = largest_sizes(ranges)
     judged = {life.buffer: symbolic.evaluate(life.bytes, largest) for life in lifetimes}
@@ -98,7 +103,7 @@ def plan_memory(lifetimes: Sequence[Lifetime], ranges: Mapping[str, Range]) -> M
             slots.append(slot)
         slot.take(life)
         slot_of[life.buffer] = slot.number
-    return MemoryPlan(slot_of, tuple(tuple(_needed(slot.sizes)) for slot in slots))
+    return MemoryPlan(slot_of, tuple(tuple(_needed(slot.sizes)) for slot in slots), alignment)
 
 
 def largest_sizes(ranges: Mapping[str, Range]) -> dict[str, int]:

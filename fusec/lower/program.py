@@ -1,15 +1,22 @@
-"""The program document of a CPU target: `fusec.runtime.program` says what is in it."""
+"""The program document of a target: `fusec.runtime.program` says what is in it."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from fusec.diagnostics import InternalError
 from fusec.ir import TensorType
+from fusec.kernels.external.call import ExternalCall
 from fusec.kernels.launch import Param, Storage
-from fusec.lower.lowering import KernelStep, Lowered, OnnxStep, step_buffers
+from fusec.link.gpu_checks import GpuSource
+from fusec.link.gpu_kernel import GpuKernel
+from fusec.link.gpu_sources import source_json
 from fusec.lower.memory_plan import UNBOUNDED
+from fusec.lower.steps import KernelStep, Lowered, OnnxStep, step_buffers
 from fusec.symbolic import Dim, Expr
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | None"
@@ -17,14 +24,37 @@ Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | None"
 SCHEMA = "fusec.program/1"
 
 
-def program_document(lowered: Lowered, module: str | None) -> dict[str, Json]:
+@dataclass(frozen=True, slots=True)
+class GpuCode:
+    """The code objects of a program.
+
+    Attributes:
+        kernels: by what they were made of.
+        entry: names the entry of the artifact that holds a kernel.
+    """
+
+    kernels: Mapping[GpuSource, GpuKernel] = field(default_factory=dict)
+    entry: Callable[[GpuKernel], str] = lambda kernel: kernel.sha256
+
+    def sources(self) -> dict[str, Json]:
+        """What each code object was made of, by its entry."""
+        return {
+            self.entry(kernel): json.loads(source_json(source))
+            for source, kernel in self.kernels.items()
+        }
+
+
+def program_document(
+    lowered: Lowered, module: str | None = None, code: GpuCode | None = None
+) -> dict[str, Json]:
     """The program of `lowered`.
 
     Args:
         lowered: a lowered graph.
-        module: the entry of the artifact that holds the code; `None` when there is none.
+        module: for a CPU, the entry of the artifact that holds the code; `None` when there is none.
+        code: for a GPU, the code.
     """
-    return _Document(lowered).document(module)
+    return _Document(lowered, code).document(module)
 
 
 def symbol_ranges(lowered: Lowered) -> dict[str, tuple[int, int]]:
@@ -36,8 +66,9 @@ def symbol_ranges(lowered: Lowered) -> dict[str, tuple[int, int]]:
 
 
 class _Document:
-    def __init__(self, lowered: Lowered) -> None:
+    def __init__(self, lowered: Lowered, code: GpuCode | None) -> None:
         self.lowered = lowered
+        self.code = code
         used = {buffer for step in lowered.steps for buffer in step_buffers(step)}
         used |= set(lowered.inputs.values())
         used |= {storage.buffer for storage in lowered.outputs}
@@ -61,15 +92,12 @@ class _Document:
             "arch": lowered.target.arch,
             "features": list(lowered.target.features),
             "symbols": {name: list(ends) for name, ends in symbol_ranges(lowered).items()},
-            "module": module,
+            **({"module": module} if self.code is None else {"sources": self.code.sources()}),
             "inputs": inputs,
             "outputs": outputs,
             "buffers": [self._buffer(buffer) for buffer in self.number],
             "slots": [[size_json(size) for size in sizes] for sizes in lowered.plan.slots],
-            "steps": [
-                self._kernel_step(step) if isinstance(step, KernelStep) else self._onnx_step(step)
-                for step in lowered.steps
-            ],
+            "steps": [self._step(step) for step in lowered.steps],
         }
 
     def _binding(self, name: str, kind: TensorType, buffer: int) -> Json:
@@ -84,21 +112,65 @@ class _Document:
             held["slot"] = self.lowered.plan.slot_of[position]
         return held
 
-    def _kernel_step(self, step: KernelStep) -> Json:
+    def _step(self, step: KernelStep | OnnxStep) -> Json:
+        if isinstance(step, OnnxStep):
+            return self._onnx_step(step)
+        call = step.launch.code
+        about: dict[str, Json] = {
+            "op": step.op,
+            "node": step.node.name,
+            "kernel": step.kernel.name,
+        }
+        if isinstance(call, ExternalCall):
+            operands: list[Json] = [self._place(storage) for storage in step.launch.operands]
+            document = json.loads(json.dumps(call.document()))
+            return {"kind": "external", **about, "call": document, "operands": operands}
+        if step.source is not None:
+            return {"kind": "launch", **about, **self._launch(step, step.source)}
+        return {
+            "kind": "kernel",
+            **about,
+            "symbol": step.launch.symbol,
+            "buffers": self._pointers(step),
+            "params": [param_json(param) for param in step.launch.params],
+        }
+
+    def _pointers(self, step: KernelStep) -> list[Json]:
         operands: list[Json] = [
             [self.number[storage.buffer], size_json(storage.byte_offset)]
             for storage in step.launch.operands
         ]
         if step.scratch is not None:
             operands.append([self.number[step.scratch], 0])
+        return operands
+
+    def _launch(self, step: KernelStep, source: GpuSource) -> dict[str, Json]:
+        if self.code is None:
+            raise InternalError("a program for a GPU is written with its code objects")
+        kernel = self.code.kernels[source]
         return {
-            "kind": "kernel",
-            "symbol": step.launch.symbol,
-            "kernel": step.kernel,
-            "node": step.node,
-            "op": step.op,
-            "buffers": operands,
-            "params": [param_json(param) for param in step.launch.params],
+            "module": self.code.entry(kernel),
+            "symbol": kernel.symbol,
+            "grid": [size_json(size) for size in step.launch.grid],
+            "block": [kernel.threads, 1, 1],
+            "shared_bytes": kernel.shared_bytes,
+            "buffers": self._pointers(step),
+            "params": [
+                {"f32": _float_json(param)} if isinstance(param, float) else size_json(param)
+                for param in step.launch.params
+            ],
+            "arguments": [list(argument) for argument in kernel.arguments],
+            "kernarg_bytes": kernel.kernarg_bytes,
+        }
+
+    def _place(self, storage: Storage) -> Json:
+        """Where a value lies: its offset in bytes, its strides in elements."""
+        return {
+            "buffer": self.number[storage.buffer],
+            "offset": size_json(storage.byte_offset),
+            "dtype": storage.dtype,
+            "shape": [size_json(size) for size in storage.shape],
+            "strides": [size_json(stride) for stride in storage.strides],
         }
 
     def _onnx_step(self, step: OnnxStep) -> Json:
@@ -133,9 +205,10 @@ def size_json(size: Dim) -> int | str:
 
 
 def param_json(param: Param) -> Json:
-    """A launch parameter as it stands in JSON."""
-    if isinstance(param, float):
-        if math.isfinite(param):
-            return {"f64": param}
-        return {"f64": "nan" if math.isnan(param) else "inf" if param > 0 else "-inf"}
-    return size_json(param)
+    """A parameter of a C++ function as it stands in JSON."""
+    return {"f64": _float_json(param)} if isinstance(param, float) else size_json(param)
+
+
+def _float_json(value: float) -> float | str:
+    """`value`, or its name, `inf`, `-inf` or `nan`, for which JSON has no number."""
+    return value if math.isfinite(value) else str(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from fusec import symbolic
 from fusec.diagnostics import InternalError
-from fusec.ir import Attrs
+from fusec.ir import Attrs, TensorType
 from fusec.ir.types import dim_attr, int_attr, ints_attr
 from fusec.kernels.launch import Storage, dense_strides
 from fusec.symbolic import Dim, Range
@@ -19,6 +19,11 @@ VIEWS = frozenset(("reshape", "transpose", "slice", "expand", "flip"))
 def dense(buffer: int, dtype: str, shape: tuple[Dim, ...]) -> Storage:
     """Row-major storage at the beginning of a buffer."""
     return Storage(buffer, dtype, shape, dense_strides(shape))
+
+
+def of_type(buffer: int, kind: TensorType) -> Storage:
+    """Row-major storage of a value, padded where it is padded."""
+    return Storage(buffer, kind.dtype, kind.shape, dense_strides(kind.memory_shape))
 
 
 def ordered(buffer: int, dtype: str, shape: tuple[Dim, ...], order: tuple[int, ...]) -> Storage:

@@ -32,7 +32,8 @@ from fusec.link.gpu_link import LinkedGpu, link_gpu
 from fusec.link.gpu_sources import source_digest, source_from_json, source_json
 from fusec.link.hip_build import build_hip
 from fusec.link.linker import LinkError
-from fusec.lower.gpu import GpuProgram, lower_gpu
+from fusec.lower import Lowered, lower
+from fusec.lower.program import GpuCode, program_document
 from fusec.signatures import Signature
 from fusec.symbolic import symbol
 from fusec.target import Target, target_named
@@ -89,14 +90,14 @@ def planted(
 
 def link_planted(record: Kernel, folder: Path, target: Target = GFX950, jobs: int = 1) -> LinkedGpu:
     providers = (record,)
-    program = lower_gpu(norm_graph(), target, allow_host_fallback=False, providers=providers)
+    program = lower(norm_graph(), target, providers=providers)
     return link_gpu(program, ObjectCache(folder), jobs=jobs, providers=providers)
 
 
 def link_built(record: Kernel, folder: Path, target: Target = GFX950) -> LinkedGpu:
     """As `link_planted`, with the code compiled in this process, which is faster."""
-    program = lower_gpu(norm_graph(), target, allow_host_fallback=False, providers=(record,))
-    source = program.steps[0].source
+    program = lower(norm_graph(), target, providers=(record,))
+    source = program.kernel_steps[0].source
     assert isinstance(source, HipSource)
     in_cache(folder, source, pack(build_hip(source, target)), target)
     return link_planted(record, folder, target)
@@ -249,8 +250,8 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --- what is kept ---------------------------------------------------------------------------
 
 
-def program_of(graph: Graph, target: Target = GFX950) -> GpuProgram:
-    return lower_gpu(graph, target, allow_host_fallback=False)
+def program_of(graph: Graph, target: Target = GFX950) -> Lowered:
+    return lower(graph, target)
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +296,7 @@ def test_damaged_objects_are_no_hit(data: st.DataObject) -> None:
 
 
 def test_what_a_digest_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, triton = hip_source(), program_of(norm_graph()).steps[0].source
+    source, triton = hip_source(), program_of(norm_graph()).kernel_steps[0].source
     assert isinstance(triton, TritonSource)
     digests = {
         source_digest(each, target)
@@ -366,18 +367,17 @@ def test_the_program_says_where_weights_and_outputs_are() -> None:
     weight = from_array("norm.weight", "bf16", np.ones(512, np.uint16))
     attrs = {"eps": 1e-6, "weight_offset": 0, "has_weight": True}
     normed = graph.add("rms_norm", [x, graph.add_parameter("w", weight)], attrs).output
-    half = graph.add("slice", [normed], {"axis": 1, "start": 256, "stop": 512, "step": 1}).output
-    graph.outputs, graph.output_names = [half], ["y"]
+    graph.outputs, graph.output_names = [normed], ["y"]
     providers = (external_record(),)
-    program = lower_gpu(graph, GFX950, allow_host_fallback=False, providers=providers)
-    document = program.document({}, lambda kernel: "")
+    program = lower(graph, GFX950, providers=providers)
+    document = program_document(program, code=GpuCode())
     assert document["buffers"] == [
-        {"value": "x", "bytes": "1024*rows"},
-        {"value": "w", "bytes": 1024, "weight": "norm.weight"},
-        {"value": normed, "bytes": "1024*rows"},
+        {"kind": "input", "bytes": "1024*rows"},
+        {"kind": "output", "bytes": "1024*rows"},
     ]
-    place = {"buffer": 2, "offset": 512, "dtype": "bf16", "shape": ["rows", 256]}
-    assert document["outputs"] == [{"name": "y", **place, "strides": [512, 1]}]
+    assert document["outputs"] == [
+        {"name": "y", "dtype": "bf16", "shape": ["rows", 512], "buffer": 1}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_launches_are_counted_at_the_largest_sizes(
     graph.outputs = [graph.add("fp8_linear", inputs, attrs).output]
     graph.output_names = ["y"]
     program = program_of(graph)
-    assert (len(program.steps), program.launches) == (recorded, launched)
+    assert (len(program.kernel_steps), program.launches) == (recorded, launched)
 
 
 def test_registers_of_an_nvidia_gpu(tmp_path: Path) -> None:
@@ -411,13 +411,14 @@ def test_registers_of_an_nvidia_gpu(tmp_path: Path) -> None:
     assert kernel.suffix == "cubin"
     assert 0 < kernel.resources["vgpr"] < 256
     assert kernel.resources["scratch_bytes"] == 0
-    assert len(kernel.arguments) == len(program.steps[0].source.signature)
+    (source,) = {step.source for step in program.kernel_steps}
+    assert source is not None and len(kernel.arguments) == len(source.signature)
     assert all(size in (4, 8) for _, size in kernel.arguments)
 
 
 def test_every_choice_is_known() -> None:
     refusing = replace(planted(hip_source()), supports=lambda *about: "it is not the day for it")
-    program = lower_gpu(norm_graph(), GFX950, allow_host_fallback=False, providers=(refusing,))
+    program = lower(norm_graph(), GFX950, providers=(refusing,))
     (choice,) = program.choices.values()
     assert choice.kernel is not None and choice.kernel.name == "rms_norm.triton"
     assert Refused("rms_norm.planted", "it is not the day for it") in choice.refused
@@ -473,7 +474,7 @@ def test_a_layout_that_one_kernel_cannot_read_is_left_to_the_next() -> None:
     graph.outputs = [graph.add("rms_norm", [half, weight], attrs).output]
     graph.output_names = ["y"]
     providers = (planted(hip_source()),)
-    program = lower_gpu(graph, GFX950, allow_host_fallback=False, providers=providers)
-    assert [step.kernel.name for step in program.steps] == ["rms_norm.triton"]
+    program = lower(graph, GFX950, providers=providers)
+    assert [step.kernel.name for step in program.kernel_steps] == ["rms_norm.triton"]
     refused = next(iter(program.choices.values())).refused
     assert refused[0].kernel == "rms_norm.planted" and "not laid out" in refused[0].reason

@@ -92,10 +92,11 @@ def test_a_damaged_cache_is_no_hit(tmp_path: Path) -> None:
 
 def test_a_symbol_that_no_source_defines_is_an_error(cache: ObjectCache) -> None:
     lowered = lowered_graph()
-    (kernel,) = lowered.kernels
-    missing = replace(kernel, symbol="fusec_not_there", op="silu_mul_quant", name="imagined.cpp")
+    (step,) = lowered.kernel_steps
+    launch = replace(step.launch, symbol="fusec_not_there")
+    missing = replace(step, launch=launch, op="silu_mul_quant")
     with pytest.raises(LinkError) as caught:
-        link(replace(lowered, kernels=(kernel, missing)), find_toolchain(), cache)
+        link(replace(lowered, steps=(step, missing)), find_toolchain(), cache)
     for word in ("fusec_not_there", "silu_mul_quant", lowered.target.name):
         assert f"`{word}`" in str(caught.value)
 

@@ -22,7 +22,7 @@ from fusec.ir.interpret import interpret
 from fusec.ir.weights import from_array
 from fusec.kernels.registry import Choice
 from fusec.lower import lower
-from fusec.lower.lowering import KernelStep, step_buffers
+from fusec.lower.steps import KernelStep, step_buffers
 
 # Relative, by the narrowest float that takes part: rounding in the middle of a graph counts too.
 TOLERANCE = {"f64": 1e-9, "f32": 2e-4, "f16": 2e-2, "bf16": 0.1}
@@ -36,7 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def only_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel is chosen, so that code is generated for all it can be."""
-    monkeypatch.setattr(fusec.lower.lowering, "choose", lambda graph, node, target: Choice(None))
+    monkeypatch.setattr(fusec.lower.lowering, "choose", lambda *about: Choice(None))
 
 
 def inputs_of(graph: Graph, seed: int, **symbols: int) -> dict[str, Array]:

@@ -1,0 +1,192 @@
+"""What lowering makes of a graph: buffers, and steps that read and write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fusec.ir import Graph, Node, Weight
+from fusec.kernels.launch import HipSource, Launch, Storage, TritonSource
+from fusec.kernels.registry import Choice, Kernel
+from fusec.lower.codegen_cpp import GeneratedFunction, print_file
+from fusec.lower.memory_plan import THREADS, MemoryPlan, largest_sizes
+from fusec.symbolic import Dim, evaluate
+from fusec.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """A node that onnxruntime runs.
+
+    Attributes:
+        node: its name in the graph.
+        op: of the node.
+        reason: why nothing else runs it.
+        path: of the module that it comes from.
+        model: the entry of the artifact that holds it, such as `residual/gfx942/0.onnx`.
+    """
+
+    node: str
+    op: str
+    reason: str
+    path: str
+    model: str
+
+
+@dataclass(slots=True)
+class Buffer:
+    """Memory of the program while it is made; see `fusec.runtime.program`."""
+
+    kind: str
+    bytes: Dim
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStep:
+    """One call: `launch.operands[i].buffer` are positions in `Lowered.buffers`.
+
+    Attributes:
+        launch: what is called.
+        kernel: the record that it came from.
+        node: that is computed, or the first one of several.
+        op: of the node, or of all of them.
+        written: buffers that hold more after it.
+        scratch: a buffer that is passed last.
+    """
+
+    launch: Launch
+    kernel: Kernel
+    node: Node
+    op: str
+    written: frozenset[int]
+    scratch: int | None = None
+
+    @property
+    def source(self) -> TritonSource | HipSource | None:
+        """What makes its code object, on a GPU; `None` for a call of a library, and on a CPU."""
+        code = self.launch.code
+        return code if isinstance(code, TritonSource | HipSource) else None
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxStep:
+    """A node left to onnxruntime, on dense operands."""
+
+    residual: Residual
+    inputs: tuple[tuple[str, Storage], ...]
+    outputs: tuple[tuple[str, Storage], ...]
+
+
+Step = KernelStep | OnnxStep
+
+
+@dataclass(frozen=True, slots=True)
+class UsedKernel:
+    """A symbol that the program calls, and where it comes from.
+
+    Attributes:
+        name: of the record, or of the generator.
+        op: that it computes.
+        provider: `cpp` or `codegen`.
+        symbol: the function.
+        source: its file below the folder of `fusec.kernels`; "" if generated.
+        node: the first node that it computes.
+    """
+
+    name: str
+    op: str
+    provider: str
+    symbol: str
+    source: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A lowered graph.
+
+    Attributes:
+        graph: what was lowered.
+        target: for what.
+        buffers: of the program.
+        steps: in order.
+        plan: where arena buffers lie.
+        inputs: the buffer of each input.
+        outputs: where each output lies, in order.
+        weights: everything that must be stored, packed as the kernels read it, in order.
+        functions: generated C++.
+        residual: nodes that onnxruntime runs, with reasons.
+        choices: by the name of each node that needs a kernel: the kernel, and those that were asked
+            before it, each with the reason why it cannot compute the node.
+    """
+
+    graph: Graph
+    target: Target
+    buffers: tuple[Buffer, ...]
+    steps: tuple[Step, ...]
+    plan: MemoryPlan
+    inputs: Mapping[str, int]
+    outputs: tuple[Storage, ...]
+    weights: tuple[Weight, ...]
+    functions: tuple[GeneratedFunction, ...]
+    residual: tuple[Residual, ...]
+    choices: Mapping[str, Choice]
+
+    @property
+    def kernel_steps(self) -> tuple[KernelStep, ...]:
+        """The steps that call a kernel."""
+        return tuple(step for step in self.steps if isinstance(step, KernelStep))
+
+    @property
+    def kernels(self) -> tuple[UsedKernel, ...]:
+        """Every symbol that is called, once."""
+        found: dict[str, UsedKernel] = {}
+        for step in self.kernel_steps:
+            record, symbol = step.kernel, step.launch.symbol
+            used = UsedKernel(
+                record.name, step.op, record.provider, symbol, record.source, step.node.name
+            )
+            found.setdefault(symbol, used)
+        return tuple(found.values())
+
+    def launched(self) -> tuple[Step, ...]:
+        """What runs at the largest sizes.
+
+        Of launches that serve a range of sizes each, those of other sizes have an empty grid.
+        """
+        sizes = largest_sizes(self.graph.symbols)
+        return tuple(
+            step
+            for step in self.steps
+            if isinstance(step, OnnxStep) or all(evaluate(size, sizes) for size in step.launch.grid)
+        )
+
+    @property
+    def launches(self) -> int:
+        """Calls in one run at the largest sizes."""
+        return len(self.launched())
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all weights as stored."""
+        return sum(weight.nbytes for weight in self.weights)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of the arena for the largest sizes; one without bound counts as its smallest."""
+        ranges = self.graph.symbols.items()
+        sizes = {name: least if most is None else most for name, (least, most) in ranges}
+        return self.plan.bytes_at({**sizes, "threads": THREADS})
+
+    def generated_source(self) -> str:
+        """The source file of the generated functions."""
+        return print_file(self.functions)
+
+
+def step_buffers(step: Step) -> list[int]:
+    """The buffers that a step reads or writes."""
+    if isinstance(step, OnnxStep):
+        return [storage.buffer for _, storage in (*step.inputs, *step.outputs)]
+    scratch = [] if step.scratch is None else [step.scratch]
+    return [storage.buffer for storage in step.launch.operands] + scratch
