@@ -1,0 +1,77 @@
+"""Record of the Triton kernel; its tiles are chosen by `tuning`, and how many rows there are."""
+
+from __future__ import annotations
+
+from fusec.ir import Graph, Node
+from fusec.kernels.launch import Call, Launch, Storage
+from fusec.kernels.triton_gemm import (
+    Product,
+    Tile,
+    known,
+    product_kernel,
+    weight_refusal,
+)
+from fusec.kernels.triton_rows import FLOATS, is_divisible, row_count, row_stride
+from fusec.kernels.tuning import TIERS, Key, tile_for
+from fusec.symbolic import Dim
+from fusec.target import Family, Target
+
+RAGGED_DEPTH: dict[Family, int] = {"amdgpu": 64, "nvidia": 32}
+"""The depth of a tile at most where rows of the operands are not whole vectors: elements that are
+moved one by one take a register and a mask each."""
+
+
+def _supports(graph: Graph, node: Node, target: Target) -> str | None:
+    x, weight = map(graph.type, node.inputs[:2])
+    if x.dtype not in FLOATS:
+        return f"dtype: it computes {', '.join(FLOATS)}, not {x.dtype}"
+    return weight_refusal(weight)
+
+
+def _launch(call: Call) -> tuple[Launch, ...]:
+    x, weight = call.inputs[:2]
+    bias = call.inputs[2] if len(call.inputs) == 3 else None
+    n, k = map(known, call.input_type(1).shape)
+    return linear_launches(call, x, weight, bias, row_count(call.outputs[0]), n, k)
+
+
+def linear_launches(
+    call: Call, x: Storage, weight: Storage, bias: Storage | None, rows: Dim, n: int, k: int
+) -> tuple[Launch, ...]:
+    """A product x [rows, k] @ weight [n, k].T + bias [n] of evenly spaced rows.
+
+    Args:
+        call: of which it is the first result.
+        x: see above.
+        weight: see above.
+        bias: see above.
+        rows: of x.
+        n: rows of the weight.
+        k: length of the rows.
+    """
+    steps: dict[str, Dim] = {"x_stride": row_stride(x), "w_stride": row_stride(weight)}
+    fixed = {name: step for name, step in steps.items() if isinstance(step, int) and name[0] == "w"}
+    product = Product(
+        call,
+        module="linear",
+        function="linear_kernel",
+        rows=rows,
+        columns=n,
+        length=k,
+        operands={"x": x, "w": weight, **({} if bias is None else {"bias": bias})},
+        strides={name: step for name, step in steps.items() if name not in fixed},
+        constants=fixed,
+    )
+    is_ragged = not all(map(is_divisible, (k, *steps.values())))
+
+    def tile(key: Key) -> Tile:
+        found = tile_for(call.target, key)
+        if not is_ragged:
+            return found
+        return found.for_ragged_rows(call.target.family).at_most(RAGGED_DEPTH[call.target.family])
+
+    few, some, many = (tile(Key("linear.triton", x.dtype, n, k, tier)) for tier in TIERS)
+    return product.launches(few, some, many)
+
+
+TRITON = product_kernel("linear", "triton", "linear", _supports, _launch)
