@@ -1,5 +1,5 @@
 """Causal filters along a sequence."""
 
-from fusec.kernels.causal_conv1d import cpu
+from fusec.kernels.causal_conv1d import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)
