@@ -1,5 +1,5 @@
 """Softmax attention."""
 
-from fusec.kernels.attention import cpu
+from fusec.kernels.attention import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (triton.TRITON, *cpu.KERNELS)

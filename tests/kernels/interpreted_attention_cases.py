@@ -1,0 +1,142 @@
+"""Triton attention against its reference, under Triton's interpreter.
+
+Run by `test_triton.py` in a process of its own, as `interpreted_row_cases.py` is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attention_problems import FILL, Made, Problem, make
+from mended_interpreter import mend
+from row_problems import TORCH
+
+from fusec import symbolic
+from fusec.dtypes import DTYPES
+from fusec.kernels.launch import Launch, Storage, TritonSource, dense_strides
+from fusec.symbolic import Dim
+
+mend()
+
+
+class Interpreted:
+    """A problem, and the scratch of its launches."""
+
+    def __init__(self, made: Made) -> None:
+        self.made = made
+        self.memory = dict(made.memory)
+
+    def launches(self) -> tuple[Launch, ...]:
+        """What runs."""
+        return self.made.launches(self._scratch)
+
+    def run(self) -> torch.Tensor:
+        """The memory of the result after all launches."""
+        for launch in self.launches():
+            self._run(launch)
+        return self.memory[self.made.result.buffer]
+
+    def grids(self) -> list[list[int]]:
+        """Work groups of each launch."""
+        sizes = self.made.problem.sizes
+        return [[symbolic.evaluate(size, sizes) for size in each.grid] for each in self.launches()]
+
+    def _run(self, launch: Launch) -> None:
+        source, sizes = launch.code, self.made.problem.sizes
+        assert isinstance(source, TritonSource)
+        grid = tuple(symbolic.evaluate(size, sizes) for size in launch.grid)
+        if 0 in grid:
+            return
+        values: list[Any] = [self._pointer(storage) for storage in launch.operands]
+        for param in launch.params:
+            number = param if isinstance(param, float) else symbolic.evaluate(param, sizes)
+            values.append(number)
+        names = [name for name, _ in source.signature]
+        given = {**dict(zip(names, values, strict=True)), **dict(source.constants)}
+        function = getattr(importlib.import_module(source.module), source.function)
+        assert [name for name in function.arg_names if name in names] == names
+        assert set(function.arg_names) == set(given)
+        with np.errstate(over="ignore"):  # of what a mask hides by the least number
+            function[grid](**given)
+
+    def _pointer(self, storage: Storage) -> torch.Tensor:
+        begin = symbolic.evaluate(storage.byte_offset, self.made.problem.sizes)
+        return self.memory[storage.buffer][begin:].view(TORCH.get(storage.dtype, torch.uint8))
+
+    def _scratch(self, dtype: str, shape: tuple[Dim, ...]) -> Storage:
+        buffer = max(self.memory) + 1
+        elements = symbolic.evaluate(symbolic.product(shape), self.made.problem.sizes)
+        self.memory[buffer] = torch.full(
+            (elements * DTYPES[dtype].itemsize,), FILL, dtype=torch.uint8
+        )
+        return Storage(buffer, dtype, shape, dense_strides(shape))
+
+
+def check(problem: Problem, answer: float = 1.0) -> None:
+    made = make(problem)
+    made.check(Interpreted(made).run(), answer)
+
+
+SIZES = [
+    Problem(queries=queries, keys=keys, causal=causal, heads=heads, kv_heads=kv_heads, depth=depth)
+    for queries, keys, causal, heads, kv_heads, depth in (
+        (1, 1, True, 2, 2, 12),
+        (1, 33, True, 3, 1, 16),
+        (1, 70, False, 2, 1, 64),
+        (5, 1, True, 3, 1, 12),
+        (5, 70, True, 6, 2, 80),
+        (33, 5, True, 2, 1, 16),
+        (33, 33, True, 3, 3, 12),
+        (33, 70, True, 2, 1, 80),
+        (70, 33, False, 2, 2, 16),
+        (70, 70, True, 3, 1, 64),
+        (133, 300, True, 2, 1, 16),
+        (150, 150, True, 2, 2, 80),
+    )
+]
+
+OPTIONS = [
+    Problem(queries=70, keys=70, causal=True, window=9),
+    Problem(queries=200, keys=200, causal=True, window=40, heads=1, layout="merged"),
+    Problem(queries=150, keys=150, window=17, heads=1),
+    Problem(queries=70, keys=70, causal=True, softcap=5.0),
+    Problem(queries=5, keys=300, causal=True, window=128, sinks="f32", heads=6, kv_heads=2),
+    Problem(queries=70, keys=70, causal=True, window=1),
+    Problem(queries=33, keys=33, window=0),
+    Problem(sinks="f32", causal=True, queries=70, keys=33, heads=6, kv_heads=3),
+    Problem(sinks="f32", window=0),
+    Problem(sinks="f32", mask="f32", softcap=3.0),
+    Problem(mask="bool", mask_shape=(2, 1, 35, 70), batch=2, queries=35, keys=70),
+    Problem(mask="bool", causal=True, window=9, queries=70, keys=70, heads=3),
+    Problem(mask="f32", mask_shape=(1, 2, 1, 40), queries=6, keys=40),
+    Problem(mask="f32", mask_shape=(33, 70), keys=70, batch=2, padding=True),
+    Problem(mask="f32", least=True, queries=35, keys=70),
+    Problem(mask="f32", causal=True, queries=200, keys=200, heads=1),
+    Problem(padding=True, batch=3, causal=True, queries=45, keys=45, layout="merged"),
+    Problem(padding=True, batch=2, queries=3, keys=70, layout="dense"),
+    Problem(padding=True, batch=2, keys=150, sinks="f32"),
+]
+
+HEADS = [
+    Problem(depth=192, value_depth=128, causal=True, kv_heads=2),
+    Problem(depth=192, value_depth=128, causal=True, queries=1, keys=70, kv_heads=2),
+    Problem(depth=24, value_depth=40, causal=True),
+    Problem(depth=96, causal=True, layout="merged"),
+    Problem(depth=256, causal=True, heads=4, layout="dense"),
+    Problem(depth=16, heads=40, queries=2, keys=33, causal=True),
+]
+
+NARROW = [
+    Problem(dtype=dtype, target=target, causal=True, mask=mask, sinks=dtype, depth=80, keys=70)
+    for dtype in ("bf16", "f16")
+    for target, mask in (("gfx950", ""), ("gfx942", "f32"), ("sm_90", dtype))
+]
+
+
+@pytest.mark.parametrize("problem", [*SIZES, *OPTIONS, *HEADS, *NARROW], ids=str)
+def test_attention(problem: Problem) -> None:
+    check(problem)
