@@ -23,6 +23,7 @@ FLOATS = ("f32", "bf16", "f16")
 """What rows consist of before they are quantised."""
 
 POINTER_TYPES = {
+    "f64": "*fp64",
     "f32": "*fp32",
     "bf16": "*bf16",
     "f16": "*fp16",

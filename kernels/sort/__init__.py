@@ -1,5 +1,5 @@
 """Order along an axis: sort, topk, argmax, argmin."""
 
-from fusec.kernels.sort import cpu
+from fusec.kernels.sort import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

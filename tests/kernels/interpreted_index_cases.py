@@ -164,3 +164,67 @@ def test_an_index_out_of_range_is_reported(op: str, wrong: int) -> None:
     assert given.wrong_index == (wrong, 7)
     assert np.isnan(given.results[0][2]).all(), "something was read"
     assert not np.isnan(given.results[0][:2]).any()
+
+
+# --- sort, topk ---------------------------------------------------------------------------------
+
+ORDERED = ("f32", "bf16", "f16", "f64", "i64", "i32", "i16", "i8", "u8", "bool")
+
+
+def check_order(problem: Problem, descending: bool, count: int, axis: int = -1) -> None:
+    """The order of a stable sort by `order_of`."""
+    (x,) = problem.operands
+    values, order = answer(problem).results
+    want = np.take(order_of(wide(x.values, x.dtype), descending, axis), range(count), axis)
+    np.testing.assert_array_equal(order, want)
+    np.testing.assert_array_equal(values, np.take_along_axis(x.values, want, axis))
+
+
+def order_of(x: Array, descending: bool, axis: int) -> Array:
+    """Where elements go, NaN above every number, and equal ones in the order they had."""
+    ranks = np.searchsorted(np.unique(x), x)
+    return np.argsort(-ranks if descending else ranks, axis, kind="stable")
+
+
+@pytest.mark.parametrize("dtype", ORDERED)
+@pytest.mark.parametrize("descending", [False, True])
+def test_sort(dtype: str, descending: bool) -> None:
+    for shape, axis, apart in (((3, 5), -1, False), ((2, 70, 3), 1, True), ((130,), 0, False)):
+        x = Given(random(shape, dtype), dtype, apart)
+        problem = Problem("sort", (x,), {"axis": axis, "descending": descending}, apart)
+        check_order(problem, descending, shape[axis], axis)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "i64"])
+@pytest.mark.parametrize("largest", [False, True])
+def test_topk(dtype: str, largest: bool) -> None:
+    for shape, axis, k in (((5, 33), -1, 4), ((7, 3, 2), 0, 7), ((2, 0), 0, 1), ((4, 6), 1, 0)):
+        x = Given(random(shape, dtype), dtype, apart=axis == 0)
+        problem = Problem("topk", (x,), {"axis": axis, "k": k, "largest": largest}, axis == 0)
+        check_order(problem, largest, k, axis)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_order_of_extreme_values(descending: bool) -> None:
+    extreme = [np.inf, -0.0, np.nan, 0.0, -np.inf, 1e-45, -1e-45, np.nan, 3e38, -3e38, 0.0, 1.0]
+    x = np.asarray(extreme, np.float32)
+    x.view(np.uint32)[2] |= 0x80000007  # a NaN with a sign and a payload
+    problem = Problem("sort", (Given(x, "f32"),), {"axis": 0, "descending": descending})
+    check_order(problem, descending, len(x))
+    wide_x = Given(np.asarray([*extreme, 5e-324], np.float64), "f64")
+    problem = Problem("sort", (wide_x,), {"axis": 0, "descending": descending})
+    check_order(problem, descending, len(extreme) + 1)
+    ends = np.asarray([0, 2**63 - 1, -(2**63), 2**40, -1, 2**32 + 1, 2**32], np.int64)
+    problem = Problem("sort", (Given(ends, "i64"),), {"axis": 0, "descending": descending})
+    check_order(problem, descending, len(ends))
+
+
+def test_order_of_long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of 128, the last of them short; the longest row that is one run is 256."""
+    monkeypatch.setattr("fusec.kernels.sort.triton.RUN", 128)
+    for dtype, descending in (("f32", True), ("i64", False), ("bf16", False)):
+        x = Given(random((2, 300), dtype), dtype)
+        problem = Problem("sort", (x,), {"axis": 1, "descending": descending})
+        check_order(problem, descending, 300)
+    x = Given(random((300, 2), "f32"), "f32", apart=True)
+    check_order(Problem("topk", (x,), {"axis": 0, "k": 5, "largest": True}, True), True, 5, 0)

@@ -58,6 +58,14 @@ CODE: dict[str, tuple[str, tuple[TensorType, ...], dict[str, Attr], int]] = {
         0,
     ),
     "scores": ("gather", (kind("f32", TOKENS, 64), kind("i64", TOKENS, 8)), {"axis": 1}, 0),
+    "experts": ("topk", (kind("f32", TOKENS, 64),), {"axis": 1, "k": 8, "largest": True}, 0),
+    "tokens by expert": (
+        "sort",
+        (kind("i64", 8 * TOKENS),),
+        {"axis": 0, "descending": False},
+        0,
+    ),
+    "a vocabulary": ("sort", (kind("bf16", 2, 32000),), {"axis": 1, "descending": True}, 0),
 }
 """By name: a node, and the bytes of the widest load that it needs."""
 
@@ -83,6 +91,8 @@ def test_code_objects(name: str, target_name: str) -> None:
 
 
 REFUSED: list[tuple[str, tuple[TensorType, ...], dict[str, Attr], str]] = [
+    ("sort", (kind("f8e4m3fn", 4),), {"axis": 0, "descending": False}, "dtype: it orders"),
+    ("topk", (kind("f32", *(2,) * 6),), {"axis": 0, "k": 1, "largest": True}, "shape: it walks"),
     ("take", (kind("f32", 4, 4), kind("u8", 3)), {"axis": 0}, "dtype: its indices are"),
     ("take", (kind("f32", 4, 4), kind("i64", 2, 2, 2, 2, 2)), {"axis": 0}, "shape: it walks 4"),
     ("gather", (kind("f32", 2, 2, 2, 2, 2), kind("i64", 2, 2, 2, 2, 2)), {"axis": 0}, "shape: it"),
