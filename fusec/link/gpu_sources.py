@@ -35,7 +35,7 @@ def source_digest(source: GpuSource, target: Target) -> str:
         LinkError: a file cannot be read.
     """
     state = hashlib.sha256()
-    text = _hip_text(source) if isinstance(source, HipSource) else triton_text(source.module)
+    text = _hip_text(source) if isinstance(source, HipSource) else _triton_text(source)
     for part in (text, target.arch, triton_version(), _builders()):
         state.update(part.encode() + b"\0")
     state.update(source_json(source).encode())
@@ -65,6 +65,19 @@ def _hip_text(source: HipSource) -> str:
     text = (root / source.file).read_bytes()
     headers = headers_digest(text, root / "include")
     return f"{hashlib.sha256(text).hexdigest()} {headers} {find_hip_compiler().version}"
+
+
+def _triton_text(source: TritonSource) -> str:
+    if not source.text:
+        return triton_text(source.module)
+    return " ".join(sorted(map(triton_text, {*_imported(source.text.encode())})))
+
+
+def _triton_text(source: TritonSource) -> str:
+    """Digests of the modules of a source; those that a generated one imports."""
+    if not source.text:
+        return triton_text(source.module)
+    return " ".join(triton_text(name) for name in sorted(_imported(source.text.encode())))
 
 
 @cache

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import linecache
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeAlias
 
 from fusec.diagnostics import InputError
@@ -47,7 +49,7 @@ def build_triton(source: TritonSource, target: Target) -> CompiledCode:
         backends = importlib.import_module("triton.backends.compiler")
     except ModuleNotFoundError as error:
         raise InputError(f"compiling for `{target.name}` needs Triton", hint=GPU_HINT) from error
-    function = getattr(importlib.import_module(source.module), source.function)
+    function = triton_function(source)
     names = function.arg_names
     divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in source.divisible}
     constants = dict(source.constants)
@@ -77,6 +79,37 @@ def build_triton(source: TritonSource, target: Target) -> CompiledCode:
         found = compiled(_without_packed_f32)
         machine = read_assembly(found.asm["amdgcn"], target.arch)
     return _compiled_code(found, "hsaco", machine, source, target)
+
+
+@cache
+def triton_function(source: TritonSource) -> Any:
+    """The function of `source`, as `triton.jit` made it.
+
+    That of a generated text is in no module that could be imported; Triton reads its lines where
+    Python keeps those of source files.
+    """
+    if not source.text:
+        return getattr(importlib.import_module(source.module), source.function)
+    name = f"<{source.function}>"
+    linecache.cache[name] = len(source.text), None, source.text.splitlines(True), name
+    namespace: dict[str, Any] = {"__name__": source.function}
+    exec(compile(source.text, name, "exec"), namespace)
+    return namespace[source.function]
+
+
+def triton_function(source: TritonSource) -> Any:
+    """The function of a source; that of a text is defined, and belongs to no module.
+
+    Triton reads the text of what it compiles through `linecache`.
+    """
+    if not source.text:
+        return getattr(importlib.import_module(source.module), source.function)
+    file = f"<{source.function}>"
+    lines = source.text.splitlines(keepends=True)
+    linecache.cache[file] = (len(source.text), None, lines, file)
+    made = types.ModuleType(source.function)
+    exec(compile(source.text, file, "exec"), made.__dict__)
+    return getattr(made, source.function)
 
 
 def _compiled_code(

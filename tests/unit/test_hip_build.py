@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hip_shim import library, run
 
 import fusec.link.amdgpu_tools
 import fusec.link.hip_build
 from fusec.diagnostics import UnsupportedError
+from fusec.emulator.host import library, run
 from fusec.kernels.launch import HipSource
 from fusec.link.amdgpu_tools import assemble
 from fusec.link.code_object import read_code_object

@@ -1,0 +1,233 @@
+"""Runs Triton functions with Triton's interpreter, checking every access to memory.
+
+Functions need not be made for the interpreter: while a launch runs, whatever `triton.jit` made is
+interpreted where it is called.  The high bits of each pointer hold the number of the operand that
+it came from, so that reading past one buffer into the next does not go unnoticed.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import types
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import triton
+import triton.language as tl
+from triton.language.semantic import TritonSemantic
+from triton.runtime import interpreter
+from triton.runtime.interpreter import ASTTransformer, TensorHandle
+from triton.runtime.jit import JITFunction
+
+from fusec.diagnostics import FusecError
+from fusec.emulator.arithmetic import GpuBuilder, mend
+from fusec.kernels.launch import TritonSource
+from fusec.link.triton_build import triton_function
+from fusec.runtime.driver import LaunchError
+
+TAG_SHIFT = 48
+"""Addresses of a process have 47 bits; those above hold the number of an operand, from 1."""
+
+NUMBERS: Mapping[str, Any] = {
+    "i32": (tl.int32, np.int32),
+    "u32": (tl.uint32, np.uint32),
+    "i64": (tl.int64, np.int64),
+    "u64": (tl.uint64, np.uint64),
+    "fp32": (tl.float32, np.float32),
+    "fp64": (tl.float64, np.float64),
+}
+"""Types of parameters: Triton's, and numpy's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """An argument that is an address.
+
+    Attributes:
+        address: where it points.
+        begin: the first address of the buffer that it points into.
+        end: the address behind its last byte.
+    """
+
+    address: int
+    begin: int
+    end: int
+
+
+class AccessError(LaunchError):
+    """A kernel reads or writes outside of the buffer of an operand."""
+
+
+class CheckedBuilder(GpuBuilder):
+    """The interpreter's operations, with every access to memory checked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spans: list[tuple[int, int, str]] = []
+
+    def create_load(self, ptr: Any, *rest: Any) -> Any:
+        """Load every lane."""
+        mask = TensorHandle(np.ones_like(ptr.data, dtype=bool), tl.int1)
+        return super().create_masked_load(self._checked(ptr, None, "reads"), mask, None, *rest)
+
+    def create_masked_load(self, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
+        """Load the lanes of `mask`."""
+        real = self._checked(ptrs, mask, "reads")
+        return super().create_masked_load(real, mask, other, *rest)
+
+    def create_store(self, ptr: Any, val: Any, *rest: Any) -> Any:
+        """Store every lane."""
+        mask = TensorHandle(np.ones_like(ptr.data, dtype=bool), tl.int1)
+        real = self._checked(ptr, None, "writes")
+        return super().create_masked_store(real, val, mask, *rest)
+
+    def create_masked_store(self, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        """Store the lanes of `mask`."""
+        real = self._checked(ptrs, mask, "writes")
+        return super().create_masked_store(real, value, mask, *rest)
+
+    def create_atomic_cas(self, ptr: Any, *rest: Any) -> Any:
+        """Compare and swap."""
+        return super().create_atomic_cas(self._checked(ptr, None, "writes"), *rest)
+
+    def create_atomic_rmw(self, rmwOp: Any, ptr: Any, val: Any, mask: Any, *rest: Any) -> Any:
+        """Read, change and write the lanes of `mask`."""
+        real = self._checked(ptr, mask, "writes")
+        return super().create_atomic_rmw(rmwOp, real, val, mask, *rest)
+
+    def _checked(self, pointers: Any, mask: Any, does: str) -> Any:
+        """`pointers` without the numbers of operands.
+
+        Raises:
+            AccessError: a lane of `mask` is outside of the buffer of its operand.
+        """
+        places = pointers.data
+        used = places if mask is None else places[np.broadcast_to(mask.data, places.shape)]
+        if not used.size:
+            return pointers
+        first, last = int(used.min()), int(used.max())
+        number = first >> TAG_SHIFT
+        tag = number << TAG_SHIFT
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        if not 1 <= number <= len(self.spans):
+            raise AccessError(f"it {does} at {first:#x}, which no operand points to")
+        begin, end, name = self.spans[number - 1]
+        if first - tag < begin or last - tag + size > end:
+            raise AccessError(
+                f"it {does} bytes {first - tag - begin} to {last - tag - begin + size} of the "
+                f"buffer of `{name}`, which has {end - begin}"
+            )
+        return TensorHandle(places - np.uint64(tag), pointers.dtype)
+
+
+_BUILDER = CheckedBuilder()
+_SEMANTIC = TritonSemantic(_BUILDER)
+_LANGUAGE = types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+"""Stands for a function that sees both modules, which the interpreter patches where it sees
+them."""
+
+
+def run(
+    source: TritonSource, arguments: Sequence[Pointer | int | float], grid: tuple[int, int, int]
+) -> None:
+    """Run every program of a launch, in an order that no kernel may rely on.
+
+    Args:
+        source: of the kernel.
+        arguments: what its signature takes, in order.
+        grid: programs along each axis.
+
+    Raises:
+        AccessError: it accesses memory outside of the buffers of its operands.
+        LaunchError: it raises anything else.
+    """
+    given: dict[str, Any] = dict(source.constants)
+    spans: list[tuple[int, int, str]] = []
+    for (name, kind), value in zip(source.signature, arguments, strict=True):
+        if isinstance(value, Pointer):
+            spans.append((value.begin, value.end, name))
+            given[name] = _pointer(value.address + (len(spans) << TAG_SHIFT), kind)
+        else:
+            given[name] = _number(value, kind)
+    function = _interpreted(triton_function(source).fn)
+    _BUILDER.spans = spans
+    _BUILDER.set_grid_dim(*grid)
+    with _interpreting():
+        for number in np.random.default_rng(0).permutation(grid[0] * grid[1] * grid[2]):
+            x, y, z = (int(index) for index in np.unravel_index(number, grid))
+            _BUILDER.set_grid_idx(x, y, z)
+            try:
+                function(**given)
+            except Exception as error:
+                raise _located(error, source, (x, y, z)) from error
+
+
+def _located(error: Exception, source: TritonSource, program: tuple[int, ...]) -> FusecError:
+    kind = AccessError if isinstance(error, AccessError) else LaunchError
+    what = str(error) if isinstance(error, FusecError) else repr(error)
+    message = f"`{source.function}` fails in program {program}: {what}"
+    return kind(message, detail=(str(dict(source.constants)),))
+
+
+def _pointer(address: int, kind: str) -> Any:
+    pointed = tl.str_to_ty(kind, None)
+    return tl.tensor(TensorHandle(np.array([address], np.uint64), pointed), pointed)
+
+
+def _number(value: int | float, kind: str) -> Any:
+    ours, numpys = NUMBERS[kind]
+    return tl.tensor(TensorHandle(np.array([value], numpys), ours), ours)
+
+
+@cache
+def _interpreted(function: Any) -> Any:
+    """The Python function `function`, rewritten so that what it assigns are tensors."""
+    lines, first = inspect.getsourcelines(function)
+    tree = ast.parse(textwrap.dedent("".join(lines)))
+    definition = tree.body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    definition.decorator_list = []
+    tree = ast.fix_missing_locations(ASTTransformer().visit(tree))
+    ast.increment_lineno(tree, first - 1)
+    namespace = {
+        **vars(interpreter),
+        **function.__globals__,
+        "interpreter_semantic": _SEMANTIC,
+    }
+    exec(compile(tree, inspect.getsourcefile(function) or "", "exec"), namespace)
+    return namespace[definition.name]
+
+
+def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """What calling a function of `triton.jit` does while a launch runs."""
+    return _interpreted(function.fn)(*args, **kwargs)
+
+
+@contextmanager
+def _interpreting() -> Iterator[None]:
+    """While a launch runs, Triton's language means what the interpreter does."""
+    mend()
+    outside, call = interpreter.interpreter_semantic, JITFunction.__call__
+    interpreter.interpreter_semantic = _SEMANTIC
+    JITFunction.__call__ = _call
+    scope = interpreter._patch_lang(_LANGUAGE)
+    try:
+        with (
+            triton.knobs.runtime.scope(),
+            np.errstate(all="ignore"),
+            warnings.catch_warnings(),
+        ):
+            triton.knobs.runtime.interpret = True
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    finally:
+        scope.restore()
+        JITFunction.__call__ = call
+        interpreter.interpreter_semantic = outside
