@@ -1,5 +1,5 @@
 """The gated delta rule."""
 
-from fusec.kernels.gated_delta_rule import cpu
+from fusec.kernels.gated_delta_rule import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)
