@@ -68,16 +68,10 @@ def _hip_text(source: HipSource) -> str:
 
 
 def _triton_text(source: TritonSource) -> str:
-    if not source.text:
-        return triton_text(source.module)
-    return " ".join(sorted(map(triton_text, {*_imported(source.text.encode())})))
-
-
-def _triton_text(source: TritonSource) -> str:
     """Digests of the modules of a source; those that a generated one imports."""
     if not source.text:
         return triton_text(source.module)
-    return " ".join(triton_text(name) for name in sorted(_imported(source.text.encode())))
+    return " ".join(triton_text(name) for name in sorted({*_imported(source.text.encode())}))
 
 
 @cache

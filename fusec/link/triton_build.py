@@ -97,21 +97,6 @@ def triton_function(source: TritonSource) -> Any:
     return namespace[source.function]
 
 
-def triton_function(source: TritonSource) -> Any:
-    """The function of a source; that of a text is defined, and belongs to no module.
-
-    Triton reads the text of what it compiles through `linecache`.
-    """
-    if not source.text:
-        return getattr(importlib.import_module(source.module), source.function)
-    file = f"<{source.function}>"
-    lines = source.text.splitlines(keepends=True)
-    linecache.cache[file] = (len(source.text), None, lines, file)
-    made = types.ModuleType(source.function)
-    exec(compile(source.text, file, "exec"), made.__dict__)
-    return getattr(made, source.function)
-
-
 def _compiled_code(
     found: Any, suffix: str, machine: MachineCode, source: TritonSource, target: Target
 ) -> CompiledCode:
