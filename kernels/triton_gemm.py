@@ -165,6 +165,14 @@ def product_kernel(
     )
 
 
+def above(dim: Dim, edge: int, graph: Graph) -> Dim:
+    """1 if `dim` is more than `edge`, else 0."""
+    least, most = symbolic.bounds(dim, graph.symbols)
+    if most <= edge or least > edge:
+        return int(least > edge)
+    return symbolic.minimum(1, symbolic.floor_divide(dim - 1, edge))
+
+
 def splits_of(length: int, programs: int, tile: Tile, target: Target) -> int:
     """Into how many parts sums over K are split, so that every compute unit has a program.
 
@@ -214,7 +222,9 @@ class Product:
             family = self.call.target.family
             few, some, many = (tile.for_ragged_rows(family) for tile in (few, some, many))
         _, most = symbolic.bounds(self.rows, self.call.graph.symbols)
-        above_few, above_some = self._above(FEW_ROWS), self._above(SOME_ROWS)
+        above_few, above_some = (
+            above(self.rows, edge, self.call.graph) for edge in (FEW_ROWS, SOME_ROWS)
+        )
         found: list[Launch] = []
         if above_few != 1:
             found += self._split(few.for_rows(most), FEW_ROWS, 1 - above_few)
@@ -223,13 +233,6 @@ class Product:
         if above_some != 0:
             found.append(self._whole(many, above_some))
         return tuple(found)
-
-    def _above(self, rows: int) -> Dim:
-        """1 if there are more than `rows` rows, else 0."""
-        least, most = symbolic.bounds(self.rows, self.call.graph.symbols)
-        if most <= rows or least > rows:
-            return int(least > rows)
-        return symbolic.minimum(1, symbolic.floor_divide(self.rows - 1, rows))
 
     def _split(self, tile: Tile, most: int, runs: Dim) -> tuple[Launch, ...]:
         """Launches for at most `most` rows, whose sums are split if there are units for it."""

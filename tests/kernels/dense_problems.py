@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from gemm_problems import GUARD, ROUNDING, SUMMING_F32, Made, Operand
+from gemm_problems import GUARD, SUMMING_F32, Bytes, Made, Operand
+from gemm_problems import ROUNDING as ROUNDING_FLOATS
 from numpy.typing import NDArray
 
+from fusec import symbolic
 from fusec.dtypes import DTYPES, bf16_to_f32, f32_to_bf16
 from fusec.ir import OPS, Graph, TensorType
 from fusec.ir.types import Attr
@@ -21,8 +23,11 @@ from fusec.kernels.launch import Storage, dense_strides
 from fusec.symbolic import Dim, symbol
 from fusec.target import target_named
 
-SUMMING = {"f16": 2.0**-18, "bf16": 2.0**-18, "f32": SUMMING_F32}
-"""What summing may cost, relative to the sum of magnitudes."""
+ROUNDING = {**ROUNDING_FLOATS, "f64": 2.0**-52, "i64": 0.0, "i32": 0.0}
+"""What rounding a result may cost, relative to it."""
+
+SUMMING = {"f64": 2.0**-48, "i64": 0.0, "i32": 0.0}
+"""What summing may cost, relative to the sum of magnitudes; else it is `SUMMING_F32`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,9 @@ def make(problem: Dense, seed: int = 0) -> Made:
     result = Storage(len(operands), kind.dtype, kind.shape, (*outer, 1), GUARD)
     lines = int(np.prod(wanted.shape[:-1]))
     size = 2 * GUARD + lines * (wanted.shape[-1] + problem.gap)
-    allowed = ROUNDING[kind.dtype] * np.abs(wanted) + SUMMING[problem.dtype] * magnitude
+    allowed = (
+        ROUNDING[kind.dtype] * np.abs(wanted) + SUMMING.get(problem.dtype, SUMMING_F32) * magnitude
+    )
     return Made(
         graph,
         node,
@@ -111,6 +118,33 @@ def make(problem: Dense, seed: int = 0) -> Made:
         wanted,
         allowed,
     )
+
+
+def check(made: Made, memory: Bytes, answer: float = 1.0) -> None:
+    """Compare the memory of the result with what is wanted times `answer`.
+
+    All of it was 0xFF before; beside the result it still has to be.
+    """
+    itemsize = DTYPES[made.result.dtype].itemsize
+    shape, row = made.wanted.shape, symbolic.evaluate(made.result.strides[-2], made.sizes)
+    lines = memory[GUARD * itemsize : -GUARD * itemsize].reshape(-1, row * itemsize)
+    begin = shape[-1] * itemsize
+    outside = (memory[: GUARD * itemsize], lines[:, begin:], memory[-GUARD * itemsize :])
+    assert all((part == 0xFF).all() for part in outside), "it wrote beside its result"
+    found = _numbers(np.ascontiguousarray(lines[:, :begin]), made.result.dtype).reshape(shape)
+    wanted = made.wanted * answer
+    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+    with np.errstate(invalid="ignore"):
+        off = np.where(same, 0, np.abs(found - wanted))
+    assert (off <= made.allowed).all(), f"off by {np.nanmax(off)}, {np.isnan(off).sum()} NaN"
+
+
+def _numbers(memory: Bytes, dtype: str) -> NDArray[Any]:
+    """The numbers in memory."""
+    if dtype == "bf16":
+        return bf16_to_f32(memory.view(np.uint16)).astype(np.float64)
+    numbers = memory.view(DTYPES[dtype].numpy)
+    return numbers.astype(np.float64) if DTYPES[dtype].is_float else numbers
 
 
 def _operand(problem: Dense, held: Held, index: int, rng: np.random.Generator) -> Operand:
@@ -197,3 +231,53 @@ def linear_problems(target: str) -> list[Dense]:
         linear(target, "f32", (514,), 40, 33, gap=1),
         linear(target, "bf16", (514,), 41, 72, bias=True),
     ]
+
+
+def matmul(target: str, dtype: str, a: Held, b: Held, **rest: Any) -> Dense:
+    """A product of batches of matrices."""
+    return Dense("matmul", target, dtype, (a, b), **rest)
+
+
+def matmul_problems(target: str) -> list[Dense]:
+    """Batches that are broadcast, merged or apart; either operand transposed; each dtype."""
+    turned, inner = (0, 2, 1), (0, 2, 1, 3)
+    return [
+        matmul(target, "bf16", Held((3, 17, 64)), Held((3, 64, 40))),
+        matmul(target, "bf16", Held((17, 33)), Held((33, 65), gap=3), gap=5),
+        matmul(target, "bf16", Held((2, 70, 96)), Held((2, 96, 64), order=turned), note="bT"),
+        matmul(target, "f16", Held((2, 70, 96), order=turned), Held((2, 96, 64)), note="aT"),
+        matmul(
+            target,
+            "f16",
+            Held((2, 3, 5, 32), order=inner),
+            Held((2, 3, 32, 19), order=(0, 3, 1, 2)),
+            note="heads",
+        ),
+        matmul(target, "f32", Held((2, 1, 3, 1, 9, 20)), Held((1, 4, 3, 2, 20, 7))),
+        matmul(target, "bf16", Held((4, 130, 16)), Held((16, 130), broadcast=()), note="many"),
+        matmul(target, "f32", Held((2, 6, 1), broadcast=()), Held((2, 1, 35))),
+        matmul(target, "f32", Held((2, 130, 40), broadcast=(0,)), Held((2, 40, 33))),
+        matmul(target, "bf16", Held((5, 1, 128), gap=8), Held((5, 128, 64)), note="gap"),
+        matmul(
+            target,
+            "f32",
+            Held(("b", 2, "s", 24), order=inner),
+            Held(("b", 2, 24, "s"), order=(0, 3, 1, 2)),
+            sizes={"b": 2, "s": 67},
+            note="late",
+        ),
+        matmul(
+            target,
+            "bf16",
+            Held(("b", 2, "s", "s")),
+            Held(("b", 2, "s", 32), order=inner),
+            sizes={"b": 1, "s": 5},
+            note="late",
+        ),
+    ]
+
+
+def late_linear(target: str, dtype: str, **rest: Any) -> Dense:
+    """A linear whose weight has a size that is known at run time only."""
+    operands = (Held((2, 3, "k"), gap=2), Held(("n", "k"), order=(1, 0)), Held(("n",)))
+    return Dense("linear", target, dtype, operands, sizes={"n": 37, "k": 50}, **rest)

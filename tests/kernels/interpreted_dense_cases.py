@@ -6,25 +6,35 @@ Run by `test_triton.py` in a process of its own, as `interpreted_row_cases.py` i
 from __future__ import annotations
 
 import pytest
-from dense_problems import Dense, linear, linear_problems, make
+from dense_problems import (
+    Dense,
+    Held,
+    check,
+    late_linear,
+    linear,
+    linear_problems,
+    make,
+    matmul,
+    matmul_problems,
+)
 from interpreted_gemm_cases import Interpreted
 
 from fusec import symbolic
 
 
-def check(problem: Dense, answer: float = 1.0) -> None:
+def run(problem: Dense, answer: float = 1.0) -> None:
     made = make(problem)
-    made.check(Interpreted(made).run(), answer)
+    check(made, Interpreted(made).run(), answer)
 
 
 @pytest.mark.parametrize("problem", linear_problems("gfx950"), ids=str)
 def test_linear(problem: Dense) -> None:
-    check(problem)
+    run(problem)
 
 
 @pytest.mark.parametrize("problem", linear_problems("sm_90")[::3], ids=str)
 def test_linear_of_nvidia(problem: Dense) -> None:
-    check(problem)
+    run(problem)
 
 
 @pytest.mark.parametrize("rows", [1, 65, 513])
@@ -37,11 +47,33 @@ def test_rows_known_at_run_time_only(rows: int) -> None:
         for launch in interpreted.launches()
     ]
     assert sum(0 not in grid for grid in grids) == (1 if rows > 512 else 2)
-    made.check(interpreted.run())
+    check(made, interpreted.run())
+
+
+@pytest.mark.parametrize("problem", matmul_problems("gfx950"), ids=str)
+def test_matmul(problem: Dense) -> None:
+    run(problem)
+
+
+@pytest.mark.parametrize("problem", matmul_problems("sm_90")[::4], ids=str)
+def test_matmul_of_nvidia(problem: Dense) -> None:
+    run(problem)
+
+
+@pytest.mark.parametrize("dtype", ["f64", "i64", "i32"])
+def test_matmul_of_other_dtypes(dtype: str) -> None:
+    whole = tuple(range(-30, 30))
+    a, b = Held((2, 5, 6), values=whole, order=(0, 2, 1)), Held((6, 10), values=whole)
+    run(matmul("gfx942", dtype, a, b))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_linear_with_a_weight_of_late_size(dtype: str) -> None:
+    run(late_linear("gfx950", dtype))
 
 
 def test_a_doubled_answer_fails() -> None:
     problem = linear_problems("gfx950")[4]
-    check(problem)
+    run(problem)
     with pytest.raises(AssertionError, match="off by"):
-        check(problem, answer=2.0)
+        run(problem, answer=2.0)

@@ -32,6 +32,9 @@ from fusec.kernels.registry import Kernel, kernels
 from fusec.target import Target
 
 TORCH = {
+    "f64": torch.float64,
+    "i64": torch.int64,
+    "i32": torch.int32,
     "f32": torch.float32,
     "bf16": torch.bfloat16,
     "f16": torch.float16,
