@@ -102,15 +102,19 @@ def heads_of(heads: int, parts: Parts, target: Target) -> int:
 
 def rows_at_once(parts: Parts, target: Target) -> int:
     """Rows that keep a work group busy: a power of two."""
-    rows = max(1, SHARES[target.family].least // parts.padded)
-    return 1 << (rows.bit_length() - 1)
+    return power_below(SHARES[target.family].least // parts.padded)
 
 
 def warps_of(rows: int, parts: Parts, target: Target) -> int:
-    """Waves or warps that hold `rows` rows."""
+    """Waves or warps that hold `rows` rows: a power of two."""
     shares = SHARES[target.family]
     lanes = rows * parts.padded // shares.elements
-    return min(shares.warps, max(1, lanes // target.wave_size))
+    return min(shares.warps, power_below(lanes // target.wave_size))
+
+
+def power_below(value: int) -> int:
+    """The largest power of two that is not above `value`, and at least 1."""
+    return 1 << (max(1, value).bit_length() - 1)
 
 
 def refused_rows(

@@ -6,13 +6,13 @@ import secrets
 
 import pytest
 from launcher import SM_90
-from rope_problems import norms, ropes
+from rope_problems import norms, query_key_rotations, ropes
 from row_problems import solve
 from test_row_kernels import run_on_gpu
 
 pytestmark = pytest.mark.gpu("sm_90")
 
-PROBLEMS = [*ropes(), *norms()]
+PROBLEMS = [*ropes(), *query_key_rotations(), *norms()]
 ONE_EACH = {problem.op: problem for problem in PROBLEMS}
 
 

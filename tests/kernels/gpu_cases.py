@@ -84,6 +84,7 @@ def gpu_cases(target: Target) -> tuple[GpuCase, ...]:
         _routers,
         _experts,
         _rotations,
+        _query_key_rotations,
         _row_norms,
         _indexing,
     )
@@ -371,6 +372,24 @@ def _rotations(fp8: str) -> Iterator[GpuCase]:
         table = TensorType(dtype, (1, 1, ROWS, rotary))
         label = f"{model} {heads} heads of {size}"
         yield GpuCase("rope", label, (_heads(heads, size), table, table), attrs)
+
+
+def _query_key_rotations(fp8: str) -> Iterator[GpuCase]:
+    """Heads of q and of k, normed or not, with the offset of the norms' weights."""
+    for model, heads, size, rotary, offset in (
+        ("Llama-3-8B", (32, 8), 128, 128, None),
+        ("Qwen3-8B", (32, 8), 128, 128, 0),
+        ("Qwen3-Next", (16, 2), 256, 64, 1),
+    ):
+        table = TensorType("bf16", (1, 1, ROWS, rotary))
+        normed = offset is not None
+        weights = (_vector(size),) * (2 * normed)
+        operands = (*(_heads(count, size) for count in heads), *weights, table, table)
+        flags: dict[str, Attr] = {"has_norm": normed, "has_weight": normed}
+        attrs = {**_rotation("half", rotary), **flags, "eps": 1e-6, "weight_offset": offset or 0}
+        yield GpuCase(
+            "qk_norm_rope", f"{model} {heads[0]} and {heads[1]} of {size}", operands, attrs
+        )
 
 
 def _row_norms(fp8: str) -> Iterator[GpuCase]:

@@ -10,7 +10,7 @@ import secrets
 import pytest
 from interpreted_row_cases import interpret
 from mended_interpreter import mend
-from rope_problems import norms, ropes
+from rope_problems import norms, query_key_rotations, ropes
 from row_problems import Problem, solve
 
 from fusec.target import target_named
@@ -20,7 +20,7 @@ mend()
 # What a GPU computes with infinities, numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-PROBLEMS = [*ropes(), *norms()]
+PROBLEMS = [*ropes(), *query_key_rotations(), *norms()]
 ONE_EACH = {problem.op: problem for problem in PROBLEMS}
 
 

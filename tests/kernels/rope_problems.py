@@ -85,6 +85,41 @@ def ropes() -> Iterator[Problem]:
     yield rope(single, MLA, Operand((3, 1, 5, 64)))
 
 
+def qk_norm_rope(
+    q: Operand,
+    k: Operand,
+    tables: Operand,
+    attrs: dict[str, Attr],
+    *weights: Operand,
+    norm: bool = True,
+    offset: int = 0,
+) -> Problem:
+    """A rotation of q and k, after norms that have weights or none."""
+    norms: dict[str, Attr] = {"has_norm": norm, "has_weight": bool(weights), "eps": 1e-5}
+    all_attrs = {**attrs, **norms, "weight_offset": offset}
+    return Problem("qk_norm_rope", (q, k, *weights, tables, tables), all_attrs)
+
+
+def query_key_rotations() -> Iterator[Problem]:
+    """Merged rows of q, k and v: each style, whole rows and parts, with every kind of norm."""
+    for (name, order), rotary, offset in itertools.product(STYLES, (24, 10), (0, 1)):
+        q = heads_of_rows((2, 5, 3, 24), "bf16", width=200)
+        k = heads_of_rows((2, 2, 3, 24), "bf16", begin=120, width=200, within=0)
+        table = Operand((1, 3, rotary), "f32")
+        attrs = style(name, rotary, deinterleave=order)
+        yield qk_norm_rope(q, k, table, attrs, Operand((24,)), Operand((24,)), offset=offset)
+    for dtype, norm in itertools.product(DTYPES, (False, True)):
+        many, few = Operand((1, 20, 3, 128), dtype), Operand((1, 4, 3, 128), dtype)
+        yield qk_norm_rope(many, few, Operand((1, 1, 3, 64)), style("half", 128), norm=norm)
+    latent = View((2, 7, 3, 64), "bf16", offset=128, steps=(3 * 7 * 192, 192, 7 * 192, 1))
+    single = heads_of_rows((2, 1, 3, 64), "bf16", begin=512, width=576)
+    yield qk_norm_rope(latent, single, Operand((1, 3, 32)), MLA, norm=False)
+    same = Operand((3, 6, 16))
+    yield qk_norm_rope(same, same, Operand((3, 1, 16)), style("half", 16), norm=False)
+    mixed = (Operand((16,), "f32"), Operand((16,), "f16"))
+    yield qk_norm_rope(same, same, Operand((3, 6, 16)), style("half", 16), *mixed)
+
+
 def norms() -> Iterator[Problem]:
     """Layer norms and Euclidean norms of rows of odd and large sizes."""
     for dtype, weight, bias in itertools.product(DTYPES, (False, True), (False, True)):

