@@ -391,7 +391,8 @@ class _Lowering:
         op = op or node.op
         launch = self.backend.launch(built, f"{op} at {node.origin.path or node.name}")
         written = frozenset(built.storages[operand].buffer for operand in built.written)
-        self.steps.append(KernelStep(launch, self.backend.generated, node, op, written))
+        generated, over = self.backend.generated, built.overwritable()
+        self.steps.append(KernelStep(launch, generated, node, op, written, over=over))
 
     def _single(self, step: Single) -> None:
         node = step.node
@@ -578,12 +579,17 @@ class _Lowering:
     def _plan(self) -> MemoryPlan:
         first: dict[int, int] = {}
         last: dict[int, int] = {}
+        over: dict[int, int] = {}
         for position, step in enumerate(self.steps):
+            if isinstance(step, KernelStep):
+                over.update(step.over)
             for buffer in step_buffers(step):
                 first.setdefault(buffer, position)
                 last[buffer] = position
         lifetimes = [
-            Lifetime(buffer, self.buffers[buffer].bytes, first[buffer], last[buffer])
+            Lifetime(
+                buffer, self.buffers[buffer].bytes, first[buffer], last[buffer], over.get(buffer)
+            )
             for buffer in first
             if self.buffers[buffer].kind == "arena"
         ]

@@ -1,5 +1,8 @@
 """Which arena buffers share memory: slots, reused once what they held is not read again.
 
+A step that reads each element before it writes in its place may have its result in the slot of an
+operand that nothing reads later.
+
 The order of steps is fixed.  A slot is as large as the largest buffer it ever holds, an expression
 over the symbols; the runtime evaluates it for the shapes it meets.  Whether one expression is
 larger than another is proved where it can be, and otherwise judged at the largest sizes the symbols
@@ -23,12 +26,21 @@ THREADS = 64
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """One arena buffer: its size, and the steps from the one that fills it to the last reader."""
+    """One arena buffer: its size, and the steps from the one that fills it to the last reader.
+
+    Attributes:
+        buffer: its number.
+        bytes: its size.
+        first: the step that fills it.
+        last: the last that reads it.
+        over: a buffer, last read by the step that fills this one, that it may lie upon.
+    """
 
     buffer: int
     bytes: Dim
     first: int
     last: int
+    over: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +71,29 @@ class _Slot:
     judged: int
     sizes: list[Dim] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    held: list[Lifetime] = field(default_factory=list)
 
     def is_free(self, life: Lifetime) -> bool:
         """Whether nothing that it holds lives at the same time."""
         after = bisect_left(self.starts, life.first)
-        return (after == 0 or self.ends[after - 1] < life.first) and (
-            after == len(self.starts) or self.starts[after] > life.last
+        return (after == 0 or _ends_before(self.held[after - 1], life)) and (
+            after == len(self.starts) or _ends_before(life, self.held[after])
         )
 
     def take(self, life: Lifetime) -> None:
         """Hold one more buffer."""
         place = bisect_left(self.starts, life.first)
         self.starts.insert(place, life.first)
-        self.ends.insert(place, life.last)
+        self.held.insert(place, life)
         if life.bytes not in self.sizes:
             self.sizes.append(life.bytes)
+
+
+def _ends_before(earlier: Lifetime, later: Lifetime) -> bool:
+    """Whether `earlier` is read no more when `later` is filled."""
+    if earlier.last == later.first and later.over == earlier.buffer:
+        return earlier.first < later.first
+    return earlier.last < later.first
 
 
 def plan_memory(

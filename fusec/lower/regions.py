@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -56,6 +57,26 @@ class BuiltRegion:
     region: Region
     storages: tuple[Storage, ...]
     written: tuple[int, ...]
+
+    def overwritable(self) -> dict[int, int]:
+        """For buffers that are written, one that is read just where they are.
+
+        Only of regions without rows: each element is read once, before it is written.
+        """
+        found: dict[int, int] = {}
+        if self.region.row_axes:
+            return found
+        operands = [*zip(self.storages, self.region.operands, strict=True)]
+        uses = Counter(storage.buffer for storage in self.storages)
+        for number in self.written:
+            target, place = operands[number]
+            for source, operand in operands:
+                same_place = operand.strides == place.strides and source.offset == target.offset
+                same_size = DTYPES[source.dtype].bits == DTYPES[target.dtype].bits
+                alone = uses[source.buffer] == uses[target.buffer] == 1
+                if same_place and same_size and alone and source.buffer != target.buffer:
+                    found.setdefault(target.buffer, source.buffer)
+        return found
 
 
 @dataclass(slots=True)

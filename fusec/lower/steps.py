@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fusec.ir import Graph, Node, Weight
 from fusec.kernels.launch import HipSource, Launch, Storage, TritonSource
@@ -53,6 +53,7 @@ class KernelStep:
         op: of the node, or of all of them.
         written: buffers that hold more after it.
         scratch: a buffer that is passed last.
+        over: for a buffer that it fills, one that it reads and may overwrite element by element.
     """
 
     launch: Launch
@@ -61,6 +62,7 @@ class KernelStep:
     op: str
     written: frozenset[int]
     scratch: int | None = None
+    over: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def source(self) -> TritonSource | HipSource | None:
