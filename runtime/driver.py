@@ -77,13 +77,11 @@ class KernelLaunch:
 
 
 class Driver(Protocol):
-    """One device and its memory.
+    """One device and its memory."""
 
-    Attributes:
-        kind: `hip`, `cuda` or `emulator`.
-    """
-
-    kind: str
+    @property
+    def kind(self) -> str:
+        """`hip`, `cuda` or `emulator`."""
 
     def info(self) -> DeviceInfo:
         """What the device is."""

@@ -155,6 +155,9 @@ class Executor:
         with self._lock:
             return self._plan(symbols).layout.arena_bytes
 
+    def close(self) -> None:
+        """Do nothing: memory of the host goes with the executor."""
+
     # --- loading ---
 
     def _resolve_functions(self) -> NDArray[np.int64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -205,13 +204,6 @@ def new_array(dtype: str, shape: tuple[int, ...]) -> Storage:
         raise out_of_memory(size) from None
     begin = -raw.ctypes.data % CACHE_LINE
     return raw[begin : begin + size].view(storage).reshape(shape)
-
-
-def array_at(address: int, size: int) -> NDArray[np.uint8]:
-    """Memory of the host as an array, which does not keep it alive."""
-    if size == 0:
-        return np.empty(0, np.uint8)
-    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
 
 
 def out_of_memory(size: int, detail: tuple[str, ...] = ()) -> InputError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fusec.diagnostics import DeviceError, UnsupportedError, UsageError
+from fusec.diagnostics import UsageError
 from fusec.runtime.artifact import (
     Artifact,
     Progress,
@@ -26,22 +25,22 @@ from fusec.runtime.cpu import (
     request_tiles,
     require_features,
 )
+from fusec.runtime.devices import check_code, choose_target, family_of, open_driver
+from fusec.runtime.driver import Driver
 from fusec.runtime.errors import MalformedError, TargetError, WeightsError
 from fusec.runtime.executor import Executor
+from fusec.runtime.external import load_external
+from fusec.runtime.gpu_executor import GpuExecutor
 from fusec.runtime.layout import CACHE_LINE, Storage, new_array
 from fusec.runtime.model import Model, to_storage
 from fusec.runtime.onnx_part import OnnxPart
 from fusec.runtime.program import read_program
-from fusec.runtime.steps import OnnxStep, Program
+from fusec.runtime.steps import ExternalStep, OnnxStep, Program
 
 Weights = str | Path | Mapping[str, NDArray[np.generic]]
 """A safetensors file, or arrays by name."""
 
-_FAMILIES = {"cpu": "cpu", "hip": "amdgpu", "cuda": "nvidia"}
-_DRIVERS = {
-    "hip": ("libamdhip64.so", "libamdhip64.so.6", "libamdhip64.so.7"),
-    "cuda": ("libcuda.so.1",),
-}
+_FAMILIES = {"hip": "amdgpu", "cuda": "nvidia"}
 
 
 def load(
@@ -52,38 +51,60 @@ def load(
     weights: Weights | None = None,
     verify: bool = True,
     progress: Progress | None = None,
+    driver: Driver | None = None,
+    graphs: bool = True,
 ) -> Model:
     """Load an artifact; its native code runs in this process, so load only what you trust.
 
     Args:
         path: of the artifact.
         device: `cpu`, `hip:0` or `cuda:0`.
-        threads: that take part in each step; by default as many as this process may use.
+        threads: of the CPU that take part in each step; by default as many as this process may
+            use.
         weights: for an artifact compiled with `--weights none`, or external weights that moved.
             Arrays go by the name in the artifact or, where a weight is the source's own bytes,
             by its name in the source.
         verify: read all weights once and compare their digests.  Without it a flipped bit in a
             weight goes unnoticed; everything else is always verified.
         progress: called with bytes of weights verified and in all.
+        driver: of the GPU to run on, instead of that of `device`; it stays the caller's to close.
+        graphs: whether a GPU keeps the launches of the last combinations of sizes as graphs.
 
     Raises:
         InputError: the file cannot be read, or onnxruntime is needed and not installed.
         ArtifactError: it is damaged, of another version, or not made for this device.
-        DeviceError: there is no such device, or no driver for it.
+        DeviceError: there is no such device, no driver for it, or not enough memory on it.
         UsageError: the device is not the name of one.
     """
-    kind, _ = parse_device(device)
+    kind, index = parse_device(device)
     check_threads(threads)
     artifact = open_artifact(path)
+    if kind == "cpu" and driver is None:
+        return _load_on_cpu(artifact, threads, weights, verify, progress)
+    owns_driver = driver is None
+    if driver is None:
+        _sections(artifact, _FAMILIES[kind], device)
+        driver = open_driver(kind, index)
+    try:
+        return _load_on_gpu(
+            artifact, driver, threads, weights, verify, progress, graphs, owns_driver
+        )
+    except BaseException:
+        if owns_driver:
+            driver.close()
+        raise
+
+
+def _load_on_cpu(
+    artifact: Artifact,
+    threads: int | None,
+    weights: Weights | None,
+    verify: bool,
+    progress: Progress | None,
+) -> Model:
     at = str(artifact.path)
-    if kind != "cpu":
-        _refuse_gpu(artifact, kind, device)
     section = choose_cpu_target(artifact)
-    program = read_program(artifact.program(section.target), artifact.manifest)
-    if (program.arch, program.features) != (section.arch, section.features):
-        raise MalformedError("the target differs from that of the manifest", at=program.at)
-    if not set(program.modules) <= set(section.modules):
-        raise MalformedError("the module is not one of the target", at=program.at)
+    program = _program(artifact, section)
     if any(name.startswith("amx") for name in section.features):
         request_tiles(at)
     arrays = _weight_arrays(artifact, weights, verify, progress)
@@ -91,7 +112,48 @@ def load(
     for entry in program.modules:
         module = load_module(artifact.entry(entry), f"{at}: {entry}")
     onnx = _onnx_parts(artifact, program, threads)
-    return Model(artifact, section.target, Executor(program, module, arrays, onnx, threads))
+    placed = {name: _on_cache_line(array) for name, array in arrays.items()}
+    executor = Executor(program, module, placed, onnx, threads)
+    return Model(artifact, section.target, executor)
+
+
+def _load_on_gpu(
+    artifact: Artifact,
+    driver: Driver,
+    threads: int | None,
+    weights: Weights | None,
+    verify: bool,
+    progress: Progress | None,
+    graphs: bool,
+    owns_driver: bool,
+) -> Model:
+    at = str(artifact.path)
+    info = driver.info()
+    sections = _sections(artifact, family_of(info.arch), f"{driver.kind}:{info.index}")
+    section = choose_target(sections, info, at)
+    program = _program(artifact, section)
+    code = {entry: artifact.entry(entry) for entry in program.modules}
+    for entry, data in code.items():
+        check_code(data, info, f"{at}: {entry}")
+    external = tuple(
+        load_external(step.call) for step in program.steps if isinstance(step, ExternalStep)
+    )
+    onnx = _onnx_parts(artifact, program, threads)
+    arrays = _weight_arrays(artifact, weights, verify, progress)
+    executor = GpuExecutor(
+        program, driver, code, arrays, onnx, external, graphs=graphs, owns_driver=owns_driver
+    )
+    return Model(artifact, section.target, executor)
+
+
+def _program(artifact: Artifact, section: TargetSpec) -> Program:
+    """The program of a target, checked against what the manifest says of it."""
+    program = read_program(artifact.program(section.target), artifact.manifest)
+    if (program.arch, program.features) != (section.arch, section.features):
+        raise MalformedError("the target differs from that of the manifest", at=program.at)
+    if not set(program.modules) <= set(section.modules):
+        raise MalformedError("the module is not one of the target", at=program.at)
+    return program
 
 
 def parse_device(device: str) -> tuple[str, int]:
@@ -137,42 +199,17 @@ def _sections(artifact: Artifact, family: str, device: str) -> list[TargetSpec]:
     return found
 
 
-def _refuse_gpu(artifact: Artifact, kind: str, device: str) -> None:
-    """Say what is missing: code for the device, a driver, or a launcher in this version."""
-    section = _sections(artifact, _FAMILIES[kind], device)[0]
-    if not any(map(_has_library, _DRIVERS[kind])):
-        raise DeviceError(
-            f"there is no driver for `{device}`: `{_DRIVERS[kind][0]}` is not installed",
-            hint="`fusec doctor` shows the devices of this machine",
-        )
-    raise UnsupportedError(
-        f"this version of fusec compiles for `{section.target}` but cannot launch on it",
-        at=str(artifact.path),
-    )
-
-
-def _has_library(name: str) -> bool:
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return False
-    return True
-
-
 def _weight_arrays(
     artifact: Artifact, given: Weights | None, verify: bool, progress: Progress | None
 ) -> dict[str, Storage]:
-    """The bytes of every weight, each on a cache line."""
+    """Every weight; those of a file are mapped, and not read unless they are verified."""
     table = artifact.manifest.weights
     if isinstance(given, Mapping):
         return {tensor.name: _given_weight(tensor, given, artifact) for tensor in table.tensors}
     file = artifact.weights(None if given is None else Path(given))
     if verify:
         artifact.verify_weights(file, progress)
-    return {
-        tensor.name: _aligned(np.frombuffer(file[tensor.name], np.uint8))
-        for tensor in table.tensors
-    }
+    return {tensor.name: np.frombuffer(file[tensor.name], np.uint8) for tensor in table.tensors}
 
 
 def _given_weight(
@@ -187,7 +224,7 @@ def _given_weight(
                     f"for {list(tensor.shape)}",
                     at=str(artifact.path),
                 )
-            return _aligned(array)
+            return array
     raise WeightsError(
         f"the weight `{tensor.name}` is missing",
         at=str(artifact.path),
@@ -195,7 +232,7 @@ def _given_weight(
     )
 
 
-def _aligned(array: Storage) -> Storage:
+def _on_cache_line(array: Storage) -> Storage:
     """`array`, copied if it does not begin on a cache line."""
     if array.ctypes.data % CACHE_LINE == 0:
         return array

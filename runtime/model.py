@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from fusec.diagnostics import InputError, ParseError
 from fusec.dtypes import DTYPES, DType, bf16_to_f32, f32_to_bf16
 from fusec.runtime.artifact import Artifact, TensorSpec
-from fusec.runtime.executor import Executor
 from fusec.runtime.layout import StepTime, Storage
 from fusec.symbolic import Dim, Expr, evaluate, symbols_of
 
@@ -26,8 +26,32 @@ _NUMPY_NAMES = {
 """Types of the `ml_dtypes` package, which share fusec's storage."""
 
 
+class Runner(Protocol):
+    """What runs a program: an executor of the CPU or of a device."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of the host that take part in a step; `None` on a device."""
+
+    def run(
+        self,
+        inputs: Mapping[str, Storage],
+        symbols: Mapping[str, int],
+        times: list[StepTime] | None = None,
+    ) -> dict[str, Storage]:
+        """Run it once."""
+
+    def arena_bytes(self, symbols: Mapping[str, int]) -> int:
+        """The size of the arena for these sizes of the inputs."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
 class Model:
     """A model on one device; calls from several threads take turns.
+
+    As a context it closes at the end.
 
     Attributes:
         artifact: what it was loaded from.
@@ -37,7 +61,7 @@ class Model:
         symbols: inclusive range of each symbolic size.
     """
 
-    def __init__(self, artifact: Artifact, target: str, executor: Executor) -> None:
+    def __init__(self, artifact: Artifact, target: str, executor: Runner) -> None:
         self.artifact = artifact
         self.target = target
         self.inputs = artifact.manifest.inputs
@@ -82,9 +106,21 @@ class Model:
         return self._executor.arena_bytes(sizes)
 
     @property
-    def threads(self) -> int:
-        """Threads that take part in a step."""
+    def threads(self) -> int | None:
+        """Threads that take part in a step; `None` on a GPU."""
         return self._executor.threads
+
+    def close(self) -> None:
+        """Give the memory of the device back; the model cannot run any more."""
+        self._executor.close()
+
+    def __enter__(self) -> Self:
+        """The model itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     def _run(self, inputs: Mapping[str, object], times: list[StepTime] | None) -> dict[str, Array]:
         arrays = check_inputs(self.inputs, self.symbols, inputs)

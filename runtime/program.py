@@ -271,7 +271,7 @@ class _ProgramReader:
         pointers = self._pointers(item.get("buffers"))
         params = self._params(item.get("params"), "f32", _single_bits)
         kernarg_bytes = item.get("kernarg_bytes").integer(0, MAX_KERNARGS)
-        sizes = [(POINTER_BYTES,)] * len(pointers)
+        sizes: list[tuple[int, ...]] = [(POINTER_BYTES,)] * len(pointers)
         sizes += [
             (4,) if isinstance(param.value, dict) else (4, 8)
             for param in item.get("params").items()

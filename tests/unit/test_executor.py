@@ -528,7 +528,7 @@ def test_devices(path: Path) -> None:
 
 
 def test_gpu_without_driver(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusec.runtime.loader._has_library", lambda name: False)
+    monkeypatch.setattr("fusec.runtime.hip.HipDriver.libraries", ("libfusec-none.so",))
     data = edited(entries_of(path), "manifest.json", "targets", 0, "family", value="amdgpu")
     file = tmp_path / "gpu.fusec"
     file.write_bytes(data)
