@@ -18,6 +18,7 @@ from fusec.diagnostics import InternalError
 from fusec.dtypes import DTYPES
 from fusec.ir import Attr
 from fusec.lower.region import ARG_REDUCTIONS, REDUCTIONS, SCANS, Region, Store, Value, simplified
+from fusec.lower.region_plan import FOLDS, RegionPlan, axis_of, operand_of
 from fusec.symbolic import Dim, Expr
 
 STORAGE_TYPES = {
@@ -118,44 +119,11 @@ class _Printer:
         self.params: list[Dim] = []
         self.lines: list[str] = []
         self.indent = 1
-        self.is_rows = region.row_axes > 0
+        self.plan = RegionPlan(region)
         # Without rows the last axis is the inner loop, and may be cut into tasks.
-        self.inner = region.row_axes or 1
-        self.outer = len(region.axes) - self.inner
-        self.first_row = self.outer
+        self.outer = self.plan.first_row
         # Set where a whole block of columns is reduced at once: accumulators are arrays then.
         self.lane = ""
-        self.per_element = [False] * len(region.values)
-        self.stage = [0] * len(region.values)
-        self.read_by_values = [False] * len(region.values)
-        for position, value in enumerate(region.values):
-            self._place(position, value)
-
-    def _place(self, position: int, value: Value) -> None:
-        """Decide whether a value is one an element or one a row, and in which pass it is known."""
-        for argument in value.args:
-            self.read_by_values[argument] = True
-        stage = max((self.stage[argument] for argument in value.args), default=0)
-        if value.op == "load":
-            strides = self.region.operands[self._operand(value)].strides[self.outer :]
-            self.per_element[position] = any(stride != 0 for stride in strides)
-        elif value.op == "index":
-            axis = value.attr("axis")
-            self.per_element[position] = isinstance(axis, int) and axis >= self.outer
-        elif value.op in REDUCTIONS | ARG_REDUCTIONS:
-            stage += 1
-        elif value.op in SCANS:
-            self.per_element[position] = True
-        else:
-            self.per_element[position] = any(self.per_element[arg] for arg in value.args)
-        self.stage[position] = stage
-
-    @staticmethod
-    def _operand(value: Value) -> int:
-        operand = value.attr("operand")
-        if not isinstance(operand, int):
-            raise InternalError("a load names no operand")
-        return operand
 
     # --- text -------------------------------------------------------------------------------
 
@@ -207,7 +175,7 @@ class _Printer:
         if self._has_columns():
             self._column_tasks(work)
             return
-        if self.is_rows:
+        if self.plan.is_rows:
             columns = self._product(region.axes[self.outer :])
             self._line(f"const int64_t rows = {rows};")
             self._open_parallel("rows", f"grain_for({columns} * {work})", "row")
@@ -285,47 +253,28 @@ class _Printer:
     # --- passes -----------------------------------------------------------------------------
 
     def _stages(self) -> None:
-        for stage in range(max(self.stage, default=0) + 1):
+        for stage in self.plan.stages:
             self._row_values(stage)
             self._pass(stage)
 
     def _row_values(self, stage: int) -> None:
         """Values that are one a row and are known once the passes before `stage` have run."""
         for position, value in enumerate(self.region.values):
-            if self.per_element[position] or self.stage[position] != stage:
+            if self.plan.per_element[position] or self.plan.stage[position] != stage:
                 continue
-            if value.op not in REDUCTIONS | ARG_REDUCTIONS:
+            if value.op not in FOLDS:
                 self._define(position, value)
-        for store in self.region.stores:
-            if self._one_a_row(store.operand) and self.stage[store.value] == stage:
-                self._line(f"r{store.operand}[0] = {self._narrow(store.value, store.operand)};")
-
-    def _one_a_row(self, operand: int) -> bool:
-        if not self.is_rows:
-            return False
-        return all(
-            stride == 0 for stride in self.region.operands[operand].strides[self.first_row :]
-        )
+        for store in self.plan.row_stores(stage):
+            self._line(f"r{store.operand}[0] = {self._narrow(store.value, store.operand)};")
 
     def _pass(self, stage: int) -> None:
         """One loop over the row: what is reduced and what is stored in this pass."""
         values = self.region.values
-        folds = [
-            position
-            for position, value in enumerate(values)
-            if value.op in REDUCTIONS | ARG_REDUCTIONS and self.stage[position] == stage + 1
-        ]
-        stores = [
-            store
-            for store in self.region.stores
-            if not self._one_a_row(store.operand) and self.stage[store.value] == stage
-        ]
+        folds = self.plan.folds(stage)
+        stores = self.plan.element_stores(stage)
         if not folds and not stores:
             return
-        needed = self._needed(
-            [argument for position in folds for argument in values[position].args]
-            + [store.value for store in stores]
-        )
+        needed = self.plan.needed(folds, stores)
         serial = any(values[position].op in SCANS for position in needed) or any(
             values[position].op in ARG_REDUCTIONS for position in folds
         )
@@ -344,18 +293,6 @@ class _Printer:
                 f"{self._folded(position)};"
             )
 
-    def _needed(self, roots: Iterable[int]) -> list[int]:
-        """The values that are one an element and that `roots` depend on, in order."""
-        seen: set[int] = set()
-        stack = list(roots)
-        while stack:
-            position = stack.pop()
-            if position in seen or not self.per_element[position]:
-                continue
-            seen.add(position)
-            stack += self.region.values[position].args
-        return sorted(seen)
-
     def _loops(
         self,
         needed: list[int],
@@ -370,7 +307,9 @@ class _Printer:
             end = self.dim(self.region.axes[axis])
             self._open(f"for (int64_t j{axis} = 0; j{axis} < {end}; ++j{axis})")
             opened += 1
-        first, last = ("0", self.dim(self.region.axes[-1])) if self.is_rows else ("first", "last")
+        first, last = (
+            ("0", self.dim(self.region.axes[-1])) if self.plan.is_rows else ("first", "last")
+        )
         blocked = [acc for acc in accumulators if acc.partial]
         size = self.region.axes[-1]
         cut = blocked and not serial and not (isinstance(size, int) and size <= 2 * _SUM_BLOCK)
@@ -421,13 +360,13 @@ class _Printer:
         Then many rows are reduced side by side, each in its own lane.
         """
         values = self.region.values
-        if not self.is_rows or self.outer == 0 or max(self.stage) != 1:
+        if not self.plan.is_rows or self.outer == 0 or max(self.plan.stage) != 1:
             return False
         if any(value.op in ARG_REDUCTIONS | SCANS or value.op == "index" for value in values):
             return False
-        if not all(self._one_a_row(store.operand) for store in self.region.stores):
+        if not all(self.plan.one_a_row(store.operand) for store in self.region.stores):
             return False
-        reads = [self.region.operands[self._operand(v)].strides for v in values if v.op == "load"]
+        reads = [self.region.operands[operand_of(v)].strides for v in values if v.op == "load"]
         steps = [strides[-1] for strides in reads if strides[-1] != 0]
         return all(step != 1 for step in steps) and any(
             strides[self.outer - 1] == 1 for strides in reads
@@ -437,7 +376,7 @@ class _Printer:
         region = self.region
         self.outer -= 1
         column = f"j{self.outer}"
-        length = self._product(region.axes[self.first_row :])
+        length = self._product(region.axes[self.plan.first_row :])
         self._line(f"const int64_t columns = {self.dim(region.axes[self.outer])};")
         self._line(f"const int64_t blocks = ceil_div(columns, {_LANES});")
         self._line(f"const int64_t tasks = {self._product(region.axes[: self.outer])} * blocks;")
@@ -453,7 +392,7 @@ class _Printer:
             self._line(f"{acc.kind} {acc.name}[{_LANES}];")
             self._line(f"for (int64_t k = 0; k < {_LANES}; ++k) {acc.name}[k] = {acc.start};")
         self.lane = f"{column} - first"
-        axes = range(self.first_row, len(region.axes))
+        axes = range(self.plan.first_row, len(region.axes))
         for axis in axes:
             index = "j" if axis == axes[-1] else f"j{axis}"
             self._open(
@@ -462,7 +401,7 @@ class _Printer:
         self._line("FUSEC_SIMD")
         self._open(f"for (int64_t {column} = first; {column} < last; ++{column})")
         for position, value in enumerate(region.values):
-            if self.stage[position] == 0:
+            if self.plan.stage[position] == 0:
                 self._define(position, value)
         for position in folds:
             self._fold(position, serial=True)
@@ -473,7 +412,7 @@ class _Printer:
             if position in folds:
                 kind = compute_type(value.dtype)
                 self._line(f"const {kind} v{position} = {self._folded(position)};")
-            elif not self.per_element[position]:
+            elif not self.plan.per_element[position]:
                 self._define(position, value)
         for store in region.stores:
             target = self._element(store.operand)
@@ -497,13 +436,11 @@ class _Printer:
     def _expression(self, position: int, value: Value) -> str:
         kind = compute_type(value.dtype)
         if value.op == "load":
-            return f"read({self._element(self._operand(value))})"
+            return f"read({self._element(operand_of(value))})"
         if value.op == "constant":
             return self._constant(value.attr("value"), kind)
         if value.op == "index":
-            axis = value.attr("axis")
-            if not isinstance(axis, int):
-                raise InternalError("an index names no axis")
+            axis = axis_of(value)
             if axis < self.outer:
                 name = f"i{axis}"
             else:
@@ -512,7 +449,7 @@ class _Printer:
         args = [f"v{argument}" for argument in value.args]
         dtypes = [self.region.values[argument].dtype for argument in value.args]
         if value.op == "cast":
-            return self._cast(args[0], dtypes[0], value.dtype, self.read_by_values[position])
+            return self._cast(args[0], dtypes[0], value.dtype, self.plan.read_by_values[position])
         return elementwise_text(value, args, dtypes)
 
     def _constant(self, held: Attr, kind: str) -> str:
@@ -603,7 +540,7 @@ class _Printer:
             return f"a{position}_at"
         name, nan = self._at(f"a{position}"), self._at(f"a{position}_nan")
         if value.op == "reduce_mean":
-            count = self._product(self.region.axes[self.first_row :])
+            count = self._product(self.region.axes[self.plan.first_row :])
             wide = "double" if kind == "float" else kind
             return f"static_cast<{kind}>({name} / static_cast<{wide}>({count}))"
         if value.op in ("reduce_any", "reduce_all") or kind == "bool":
