@@ -72,7 +72,7 @@ def _launch(call: Call, first: int, axes: int) -> Launch:
         "index_kernel",
         {
             "p_x": as_bits(x),
-            **_by_operand("p_{}", indices),
+            **by_operand("p_{}", indices),
             "p_out": as_bits(call.outputs[0]),
             "p_error": call.error(),
         },
@@ -81,7 +81,7 @@ def _launch(call: Call, first: int, axes: int) -> Launch:
             "count": product(positions),
             "rows": product(bounds),
             "inner": inner,
-            **_by_operand("{}_bound", bounds),
+            **by_operand("{}_bound", bounds),
         },
         {
             **{f"p_{name}": 0 for name in OPERANDS[axes:]},
@@ -98,7 +98,7 @@ def _launch(call: Call, first: int, axes: int) -> Launch:
     )
 
 
-def _by_operand(pattern: str, values: Sequence[T]) -> dict[str, T]:
+def by_operand(pattern: str, values: Sequence[T]) -> dict[str, T]:
     """`values` of the index operands by names made of those of the operands."""
     return {pattern.format(name): value for name, value in zip(OPERANDS, values, strict=False)}
 

@@ -1,5 +1,5 @@
 """Elements written by index: scatter and index_put."""
 
-from fusec.kernels.scatter import cpu
+from fusec.kernels.scatter import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

@@ -17,12 +17,12 @@ def order_key(b_x, DESCENDING: tl.constexpr):
     if b_x.dtype.is_floating():
         if b_x.dtype == tl.float64:
             b_bits = b_x.to(tl.int64, bitcast=True)
-            most: tl.constexpr = 0x7FFFFFFFFFFFFFFF
-            infinity: tl.constexpr = 0x7FF0000000000000
+            most = 0x7FFFFFFFFFFFFFFF
+            infinity = 0x7FF0000000000000
         else:
             b_bits = b_x.to(tl.float32).to(tl.int32, bitcast=True)
-            most: tl.constexpr = 0x7FFFFFFF
-            infinity: tl.constexpr = 0x7F800000
+            most = 0x7FFFFFFF
+            infinity = 0x7F800000
         b_magnitude = b_bits & most
         b_key = tl.where(b_bits < 0, -b_magnitude, b_magnitude)
         b_key = tl.where(b_magnitude > infinity, most, b_key)

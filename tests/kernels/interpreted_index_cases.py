@@ -7,6 +7,7 @@ imported.
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mended_interpreter import mend
 
 from fusec import symbolic
 from fusec.dtypes import DTYPES
+from fusec.ir.types import Attr
 from fusec.kernels.launch import Launch, TritonSource
 from fusec.target import target_named
 
@@ -37,6 +39,7 @@ POINTERS = {
 
 MOVED = ("f32", "bf16", "f16", "f64", "i64", "i8", "bool", "f8e4m3fn")
 INTEGERS = ("i64", "i32", "i16", "i8")
+ORDERED = ("f32", "bf16", "f16", "f64", "i64", "i32", "i16", "i8", "u8", "bool")
 
 
 def interpret(launch: Launch, memory: Memory) -> None:
@@ -166,9 +169,108 @@ def test_an_index_out_of_range_is_reported(op: str, wrong: int) -> None:
     assert not np.isnan(given.results[0][:2]).any()
 
 
-# --- sort, topk ---------------------------------------------------------------------------------
+# --- scatter, index_put -------------------------------------------------------------------------
 
-ORDERED = ("f32", "bf16", "f16", "f64", "i64", "i32", "i16", "i8", "u8", "bool")
+
+def reducing(axis: int, reduce: str | None) -> dict[str, Attr]:
+    return {"axis": axis} if reduce is None else {"axis": axis, "reduce": reduce}
+
+
+SCATTERED = [
+    *((dtype, None) for dtype in MOVED),
+    *((dtype, "add") for dtype in ORDERED if dtype != "bool"),
+    *(("bf16", reduce) for reduce in ("multiply", "amax", "amin")),
+    *(("i64", reduce) for reduce in ("multiply", "amax", "amin")),
+    ("bool", "amax"),
+    ("bool", "amin"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "reduce"), SCATTERED)
+def test_scatter(dtype: str, reduce: str | None) -> None:
+    for axis, shape, apart in ((1, (3, 4, 2), True), (0, (5, 4, 3), False), (-1, (3, 4, 2), False)):
+        x, source = (Given(random(size, dtype), dtype) for size in ((5, 4, 3), shape))
+        given = indices(shape, x.values.shape[axis], apart=apart)
+        source = replace(source, apart=apart)
+        attrs: dict[str, Attr] = (
+            {"axis": axis} if reduce is None else {"axis": axis, "reduce": reduce}
+        )
+        check_equal(Problem("scatter", (x, given, source), attrs))
+
+
+@pytest.mark.parametrize("reduce", [None, "add", "amin"])
+def test_scatter_of_many(reduce: str | None) -> None:
+    """Keys that are put in order first: one line for every row, and one that all columns share."""
+    x, source = Given(random((3, 40), "f32"), "f32"), Given(random((3, 130), "f32", 1), "f32")
+    check_equal(Problem("scatter", (x, indices((3, 130), 40), source), reducing(1, reduce)))
+    x, source = Given(random((9, 7), "i64"), "i64"), Given(random((150, 5), "i64", 1), "i64")
+    shared = indices((150, 1), 9)
+    shared = Given(np.broadcast_to(shared.values, (150, 5)), "i64")
+    check_equal(Problem("scatter", (x, shared, source), reducing(0, reduce)))
+
+
+@pytest.mark.parametrize("dtype", [*ORDERED, "f8e4m3fn"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_index_put(dtype: str, accumulate: bool) -> None:
+    if dtype in ("bool", "f8e4m3fn") and accumulate:
+        return
+    x = Given(random((2, 5, 6, 3), dtype), dtype)
+    picked = (indices((8,), 5), indices((8,), 6, "i32"))
+    attrs: dict[str, Attr] = {"axes": (1, 2), "accumulate": accumulate}
+    for shape in ((8, 1), (2, 8, 3)) if dtype in ("bf16", "i8") else ((2, 1, 3),):
+        values = Given(random(shape, dtype, 5), dtype, apart=len(shape) > 1)
+        check_equal(Problem("index_put", (x, values, *picked), attrs))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_index_put_of_many(accumulate: bool) -> None:
+    attrs: dict[str, Attr] = {"axes": (0,), "accumulate": accumulate}
+    for dtype, count, rows, inner in (
+        ("bf16", 100, 9, 33),
+        ("i64", 200, 200, 1),
+        ("f32", 70, 3, 0),
+    ):
+        x = Given(random((rows, inner), dtype), dtype)
+        values = Given(random((count, inner), dtype, 1), dtype)
+        check_equal(Problem("index_put", (x, values, indices((count,), rows)), attrs))
+    x, values = Given(random((4, 3), "f32"), "f32"), Given(random((0, 3), "f32"), "f32")
+    check_equal(Problem("index_put", (x, values, indices((0,), 4)), attrs))
+
+
+def test_nan_wins() -> None:
+    x = Given(np.asarray([1, np.nan, 2, np.nan, 5], np.float32), "f32")
+    source = Given(np.asarray([np.nan, 3, 4, np.nan], np.float32), "f32")
+    index = Given(np.asarray([0, 1, 2, 3], np.int64), "i64")
+    for reduce in ("amax", "amin"):
+        problem = Problem("scatter", (x, index, source), {"axis": 0, "reduce": reduce})
+        check_equal(problem)
+
+
+@pytest.mark.parametrize("count", [4, 100])
+@pytest.mark.parametrize("op", ["scatter", "index_put"])
+def test_writing_out_of_range_is_reported(op: str, count: int) -> None:
+    """Those that are in range are still written."""
+    x, values = Given(random((7, 3), "f32"), "f32"), Given(random((count, 3), "f32", 2), "f32")
+    picked = indices((count, 3) if op == "scatter" else (count,), 7)
+    picked.values[2] = -9
+    scatter = (x, picked, values)
+    problem = (
+        Problem(op, scatter, {"axis": 0})
+        if op == "scatter"
+        else Problem(op, (x, values, picked), {"axes": (0,), "accumulate": False})
+    )
+    given = answer(problem)
+    assert given.wrong_index == (-9, 7)
+    kept = [place for place in range(count) if place != 2]
+    want = x.values.copy()
+    for place in kept:
+        for column in range(3):
+            row = picked.values[place, column] if op == "scatter" else picked.values[place]
+            want[row, column] = values.values[place, column]
+    np.testing.assert_array_equal(given.results[0], want)
+
+
+# --- sort, topk ---------------------------------------------------------------------------------
 
 
 def check_order(problem: Problem, descending: bool, count: int, axis: int = -1) -> None:
@@ -228,3 +330,17 @@ def test_order_of_long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         check_order(problem, descending, 300)
     x = Given(random((300, 2), "f32"), "f32", apart=True)
     check_order(Problem("topk", (x,), {"axis": 0, "k": 5, "largest": True}, True), True, 5, 0)
+
+
+@pytest.mark.parametrize("op", ["take", "index_put"])
+def test_a_doubled_answer_fails(op: str) -> None:
+    x, row = Given(random((5, 4), "f32", 3), "f32"), Given(np.asarray([1, 1]), "i64")
+    problem = {
+        "take": Problem("take", (x, row), {"axis": 0}),
+        "index_put": Problem(
+            op, (x, replace(x, values=x.values[:2]), row), {"axes": (0,), "accumulate": True}
+        ),
+    }[op]
+    (result,) = answer(problem).results
+    with pytest.raises(AssertionError):
+        np.testing.assert_array_equal(2 * result, wanted(problem)[0])
