@@ -98,7 +98,7 @@ def _launches(
     """What runs for few rows of `y` and for many."""
     if a.dtype in LOOPED:
         return (_launch(call, a, b, y, bias, LOOPED_TILE, 1),)
-    few, many = (_fitted(call, tier[call.target.family], a, b, y) for tier in (FEW, MANY))
+    few, many = (fitted(call, tier[call.target.family], a, b, y) for tier in (FEW, MANY))
     if few == many:
         return (_launch(call, a, b, y, bias, few, 1),)
     many_run = above(y.shape[-2], FEW_ROWS, call.graph)
@@ -106,8 +106,8 @@ def _launches(
     return tuple(_launch(call, a, b, y, bias, tile, runs) for tile, runs in tiers if runs != 0)
 
 
-def _fitted(call: Call, tile: Tile, a: Storage, b: Storage, y: Storage) -> Tile:
-    """`tile`, no larger than sizes and registers let it be."""
+def fitted(call: Call, tile: Tile, a: Storage, b: Storage, y: Storage) -> Tile:
+    """`tile` for y = a @ b, no larger than sizes and registers let it be."""
     symbols = call.graph.symbols
     (_, rows), (_, columns), (_, length) = (
         symbolic.bounds(dim, symbols) for dim in (*y.shape[-2:], a.shape[-1])

@@ -281,3 +281,26 @@ def late_linear(target: str, dtype: str, **rest: Any) -> Dense:
     """A linear whose weight has a size that is known at run time only."""
     operands = (Held((2, 3, "k"), gap=2), Held(("n", "k"), order=(1, 0)), Held(("n",)))
     return Dense("linear", target, dtype, operands, sizes={"n": 37, "k": 50}, **rest)
+
+
+def grouped(
+    target: str, dtype: str, rows: int | str, n: int, k: int, ends: tuple[int, ...], **rest: Any
+) -> Dense:
+    """Stretches of `rows` of `k` elements, each with its own weight [k, n]."""
+    order, x_gap, offsets = rest.pop("order", ()), rest.pop("x_gap", 0), rest.pop("offsets", "i32")
+    weights = Held((len(ends), k, n), order=order)
+    last = Held((len(ends),), dtype=offsets, values=ends)
+    operands = (Held((rows, k), gap=x_gap), weights, last)
+    return Dense("grouped_mm", target, dtype, operands, **rest)
+
+
+def grouped_problems(target: str) -> list[Dense]:
+    """Empty stretches, long ones, rows behind the last, weights in either order."""
+    return [
+        grouped(target, "bf16", 40, 48, 64, (3, 3, 40), order=(0, 2, 1)),
+        grouped(target, "bf16", 70, 33, 37, (0, 35, 35, 35, 64), x_gap=3, gap=5),
+        grouped(target, "f16", 9, 64, 32, (0, 0, 0), offsets="i64", note="none"),
+        grouped(target, "f32", 300, 40, 24, (130, 131, 299)),
+        grouped(target, "bf16", "t", 40, 64, (1, 200, 260), sizes={"t": 261}, note="late"),
+        grouped(target, "bf16", "t", 40, 64, (1, 2, 3), sizes={"t": 3}, note="late"),
+    ]

@@ -5,11 +5,14 @@ Run by `test_triton.py` in a process of its own, as `interpreted_row_cases.py` i
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from dense_problems import (
     Dense,
     Held,
     check,
+    grouped,
+    grouped_problems,
     late_linear,
     linear,
     linear_problems,
@@ -70,6 +73,20 @@ def test_matmul_of_other_dtypes(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_linear_with_a_weight_of_late_size(dtype: str) -> None:
     run(late_linear("gfx950", dtype))
+
+
+@pytest.mark.parametrize("problem", grouped_problems("gfx950"), ids=str)
+def test_grouped_mm(problem: Dense) -> None:
+    run(problem)
+
+
+@pytest.mark.parametrize(("ends", "wrong"), [((2, 1, 3), 1), ((2, 3, 9), 9), ((-4, 3, 8), -4)])
+def test_stretches_that_are_none(ends: tuple[int, ...], wrong: int) -> None:
+    made = make(grouped("gfx950", "bf16", 8, 16, 16, ends))
+    interpreted = Interpreted(made)
+    interpreted.run()
+    (word,) = interpreted.error
+    assert (word >> 32, int(np.int32(word & 0xFFFFFFFF))) == (8, wrong)
 
 
 def test_a_doubled_answer_fails() -> None:

@@ -50,6 +50,7 @@ class Interpreted:
         self.made = made
         self.memory = {each.storage.buffer: each.memory.copy() for each in made.operands}
         self.memory[made.result.buffer] = np.full(made.result_bytes, 0xFF, dtype=np.uint8)
+        self.error = np.zeros(1, dtype=np.int64)
 
     def launches(self) -> tuple[Launch, ...]:
         """What runs, by the record that is chosen."""
@@ -57,7 +58,9 @@ class Interpreted:
         kernel = choose(made.graph, made.node, made.target).kernel
         assert kernel is not None
         inputs = tuple(operand.storage for operand in made.operands)
-        call = Call(made.graph, made.node, made.target, inputs, (made.result,), self._scratch)
+        call = Call(
+            made.graph, made.node, made.target, inputs, (made.result,), self._scratch, self._error
+        )
         return kernel.launches(call)
 
     def run(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -89,6 +92,11 @@ class Interpreted:
         begin = symbolic.evaluate(storage.byte_offset, self.made.sizes)
         memory = torch.from_numpy(self.memory[storage.buffer])
         return memory[begin:].view(TORCH[storage.dtype])
+
+    def _error(self) -> Storage:
+        buffer = max(self.memory) + 1
+        self.memory[buffer] = self.error.view(np.uint8)
+        return Storage(buffer, "i64", (1,), (1,))
 
     def _scratch(self, dtype: str, shape: tuple[Dim, ...]) -> Storage:
         buffer = max(self.memory) + 1
