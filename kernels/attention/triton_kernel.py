@@ -71,6 +71,25 @@ def load_part(
 
 
 @triton.jit
+def is_seen(o_key, o_position, T, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    """Whether rows at `o_position` see the keys `o_key`: one comparison each, as far as it goes.
+
+    A number below 0 is a large one where it has no sign.  No row is behind the last key.
+    """
+    o_distance = o_position[:, None] - o_key[None, :]
+    if CAUSAL:
+        if WINDOW < 0:
+            return o_distance >= 0
+        else:
+            return o_distance.to(tl.uint32) < WINDOW
+    elif WINDOW < 0:
+        return (o_key < T)[None, :]
+    else:
+        is_near = (o_distance + (WINDOW - 1)).to(tl.uint32) < max(2 * WINDOW - 1, 0)
+        return is_near & (o_key < T)[None, :]
+
+
+@triton.jit
 def attend(
     b_out,
     b_top,
@@ -114,7 +133,6 @@ def attend(
         EDGE: whether a row may see some keys of the block and not others.
     """
     o_n = tl.arange(0, BLOCK_N)
-    o_key = i_n + o_n
     if EDGE:
         o_n = tl.minimum(o_n, T - 1 - i_n)
     p_k_rows = p_k + i_n * k_t + (o_n * k_t)[None, :]
@@ -134,13 +152,7 @@ def attend(
         b_keep = tl.load(p_padding + i_n * padding_t + o_n * padding_t) != 0
         b_s = tl.where(b_keep[None, :], b_s, MINUS_INFINITY)
     if EDGE:
-        m_seen = (o_key < T)[None, :]
-        if CAUSAL:
-            m_seen &= o_key[None, :] <= o_position[:, None]
-        if WINDOW >= 0:
-            m_seen &= o_key[None, :] > o_position[:, None] - WINDOW
-            if not CAUSAL:
-                m_seen &= o_key[None, :] < o_position[:, None] + WINDOW
+        m_seen = is_seen(i_n + tl.arange(0, BLOCK_N), o_position, T, CAUSAL, WINDOW)
         b_s = tl.where(m_seen, b_s, MINUS_INFINITY)
     b_top_now = tl.maximum(b_top, tl.max(b_s, axis=1))
     b_shift = b_top_now
