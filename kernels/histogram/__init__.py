@@ -1,5 +1,5 @@
 """Counts of equally wide bins."""
 
-from fusec.kernels.histogram import cpu
+from fusec.kernels.histogram import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

@@ -332,6 +332,24 @@ def test_order_of_long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     check_order(Problem("topk", (x,), {"axis": 0, "k": 5, "largest": True}, True), True, 5, 0)
 
 
+# --- histogram ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "f64", "i64", "i32", "u8", "i8"])
+@pytest.mark.parametrize("count", [1300, 7, 0])
+def test_histogram(dtype: str, count: int) -> None:
+    for bins, low, high in ((9, 0.0, 9.0), (6, -0.3, 2.9)):
+        x = Given(random((count,), dtype, count), dtype)
+        attrs: dict[str, Attr] = {"bins": bins, "low": low, "high": high}
+        check_equal(Problem("histogram", (x,), attrs))
+
+
+def test_what_belongs_to_no_bin() -> None:
+    x = Given(np.asarray([np.nan, np.inf, -np.inf, 4.0, 0.0, -0.0, 4.0001, 1.0], np.float32), "f32")
+    (counts,) = answer(Problem("histogram", (x,), {"bins": 4, "low": 0.0, "high": 4.0})).results
+    np.testing.assert_array_equal(counts, [2, 1, 0, 1])
+
+
 @pytest.mark.parametrize("op", ["take", "index_put"])
 def test_a_doubled_answer_fails(op: str) -> None:
     x, row = Given(random((5, 4), "f32", 3), "f32"), Given(np.asarray([1, 1]), "i64")

@@ -83,6 +83,12 @@ CODE: dict[str, tuple[str, tuple[TensorType, ...], dict[str, Attr], int]] = {
         {"axes": (0,), "accumulate": True},
         16,
     ),
+    "tokens of each expert": (
+        "histogram",
+        (kind("f32", 8 * TOKENS),),
+        {"bins": 64, "low": 0.0, "high": 63.0},
+        0,
+    ),
     "a vocabulary": ("sort", (kind("bf16", 2, 32000),), {"axis": 1, "descending": True}, 0),
 }
 """By name: a node, and the bytes of the widest load that it needs."""
@@ -129,6 +135,12 @@ REFUSED: list[tuple[str, tuple[TensorType, ...], dict[str, Attr], str]] = [
         (kind("f32", *(2,) * 6), kind("f32", 1), kind("i64", 4)),
         {"axes": (0,), "accumulate": False},
         "shape: it walks",
+    ),
+    (
+        "histogram",
+        (kind("bool", 4),),
+        {"bins": 2, "low": 0.0, "high": 1.0},
+        "dtype: it counts",
     ),
     ("topk", (kind("f32", *(2,) * 6),), {"axis": 0, "k": 1, "largest": True}, "shape: it walks"),
     ("take", (kind("f32", 4, 4), kind("u8", 3)), {"axis": 0}, "dtype: its indices are"),
