@@ -29,6 +29,8 @@ from fusec.passes.moe import Moe
 from fusec.passes.moe_fp8 import MoeFp8
 from fusec.passes.moe_mxfp4_dequant import MoeMxfp4Dequant
 from fusec.passes.moe_mxfp4_native import MoeMxfp4Native
+from fusec.passes.qk_norm_rope import QkNormRope
+from fusec.passes.qk_rope import QkRope
 from fusec.passes.quantise import Quantise
 from fusec.passes.rms_norm import RmsNorm
 from fusec.passes.rms_norm_quant import RmsNormQuant
@@ -76,6 +78,8 @@ PIPELINE: tuple[type[Pass], ...] = (
     MoeMxfp4Native,
     MoeMxfp4Dequant,
     # fuse
+    QkNormRope,
+    QkRope,
     DualRmsNorm,
     AddRmsNorm,
     DualRmsNormQuant,
@@ -103,6 +107,7 @@ FUSIONS = (
     "swiglu_oai",
     "swiglu_oai_quant",
     "qk_norm_rope",
+    "qk_rope",
     "rope",
     "attention",
     "attention_mask",

@@ -134,6 +134,21 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "shape": "use sizes that are multiples of what shares a scale, or `fp8-token`",
         "weight": "keep the weight as a parameter: what is computed cannot be packed ahead of time",
     },
+    "qk_norm_rope": {
+        "eps": "give both norms one eps",
+        "head": "norm the elements of each head, after they are told apart",
+        "offset": "multiply both normed values by w, or both by 1 + w",
+        "shape": "rotate queries and keys of the same tokens",
+        "single": "norm both q and k, or neither",
+        "style": "rotate q and k in one way",
+        "tables": "rotate q and k by the same tables",
+        "weight": "give both norms a weight, or neither",
+    },
+    "qk_rope": {
+        "shape": "rotate queries and keys of the same tokens",
+        "style": "rotate q and k in one way",
+        "tables": "rotate q and k by the same tables",
+    },
     "rms_norm_quant": {
         "granularity": _GRANULARITY,
         "output-not-quantised": _NOT_QUANTISED,

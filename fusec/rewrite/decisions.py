@@ -46,8 +46,8 @@ class DecisionLog:
     """Decisions in the order they were made, one a site and fusion."""
 
     def __init__(self, decisions: Iterable[Decision] = ()) -> None:
-        self._decisions: dict[tuple[str, str], Decision] = {}
-        self._by_node: dict[str, list[tuple[str, str]]] = {}
+        self._decisions: dict[tuple[str, str, str], Decision] = {}
+        self._by_node: dict[str, list[tuple[str, str, str]]] = {}
         for decision in decisions:
             self.add(decision)
 
@@ -58,8 +58,8 @@ class DecisionLog:
         return len(self._decisions)
 
     def add(self, decision: Decision) -> None:
-        """Record a decision; a later one about the same fusion and node takes its place."""
-        key = (decision.fusion, decision.node or decision.site)
+        """Record a decision; a later one about the same fusion, node and site takes its place."""
+        key = (decision.fusion, decision.node, decision.site)
         self._decisions[key] = decision
         self._by_node.setdefault(decision.node, []).append(key)
 
