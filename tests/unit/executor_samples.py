@@ -88,12 +88,12 @@ def code() -> bytes:
         output = Path(folder) / "sample.so"
         flags = ["-O1", "-march=x86-64-v3", "-shared", "-fPIC", "-std=c++17", "-pthread"]
         inputs = [f"-I{kernels / 'include'}", str(source), str(kernels / "cpu_core/kernel.cpp")]
-        command = [*_compiler(), *flags, *inputs, "-o", str(output)]
+        command = [*compiler(), *flags, *inputs, "-o", str(output)]
         subprocess.run(command, check=True, capture_output=True)
         return output.read_bytes()
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
     for name in ("g++", "clang++"):
         if shutil.which(name) is not None:
             return [name]
