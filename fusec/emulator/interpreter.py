@@ -10,24 +10,20 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
-import triton
 import triton.language as tl
-from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 from triton.runtime.interpreter import ASTTransformer, TensorHandle
-from triton.runtime.jit import JITFunction
 
 from fusec.diagnostics import FusecError
-from fusec.emulator.arithmetic import GpuBuilder, mend
+from fusec.emulator.arithmetic import GpuBuilder
+from fusec.emulator.language import FastSemantic, interpreting
 from fusec.kernels.launch import TritonSource
 from fusec.link.triton_build import triton_function
 from fusec.runtime.driver import LaunchError
@@ -70,6 +66,7 @@ class CheckedBuilder(GpuBuilder):
 
     def __init__(self) -> None:
         super().__init__()
+        self.options = replace(self.options, sanitize_overflow=False)
         self.spans: list[tuple[int, int, str]] = []
 
     def create_load(self, ptr: Any, *rest: Any) -> Any:
@@ -128,10 +125,7 @@ class CheckedBuilder(GpuBuilder):
 
 
 _BUILDER = CheckedBuilder()
-_SEMANTIC = TritonSemantic(_BUILDER)
-_LANGUAGE = types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
-"""Stands for a function that sees both modules, which the interpreter patches where it sees
-them."""
+_SEMANTIC = FastSemantic(_BUILDER)
 
 
 def run(
@@ -159,7 +153,8 @@ def run(
     function = _interpreted(triton_function(source).fn)
     _BUILDER.spans = spans
     _BUILDER.set_grid_dim(*grid)
-    with _interpreting():
+    with interpreting(_SEMANTIC, _call), np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
         for number in np.random.default_rng(0).permutation(grid[0] * grid[1] * grid[2]):
             x, y, z = (int(index) for index in np.unravel_index(number, grid))
             _BUILDER.set_grid_idx(x, y, z)
@@ -208,26 +203,3 @@ def _interpreted(function: Any) -> Any:
 def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
     """What calling a function of `triton.jit` does while a launch runs."""
     return _interpreted(function.fn)(*args, **kwargs)
-
-
-@contextmanager
-def _interpreting() -> Iterator[None]:
-    """While a launch runs, Triton's language means what the interpreter does."""
-    mend()
-    outside, call = interpreter.interpreter_semantic, JITFunction.__call__
-    interpreter.interpreter_semantic = _SEMANTIC
-    JITFunction.__call__ = _call
-    scope = interpreter._patch_lang(_LANGUAGE)
-    try:
-        with (
-            triton.knobs.runtime.scope(),
-            np.errstate(all="ignore"),
-            warnings.catch_warnings(),
-        ):
-            triton.knobs.runtime.interpret = True
-            warnings.simplefilter("ignore", RuntimeWarning)
-            yield
-    finally:
-        scope.restore()
-        JITFunction.__call__ = call
-        interpreter.interpreter_semantic = outside
