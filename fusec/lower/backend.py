@@ -11,6 +11,7 @@ from fusec.ir import Graph, Node
 from fusec.kernels.launch import Call, Launch
 from fusec.kernels.registry import Kernel
 from fusec.lower.codegen_cpp import GeneratedFunction, print_function
+from fusec.lower.codegen_triton import region_launch
 from fusec.lower.memory_plan import ALIGNMENT
 from fusec.lower.regions import BuiltRegion
 from fusec.target import Family, Target
@@ -84,6 +85,4 @@ class GpuBackend:
 
     def launch(self, built: BuiltRegion, comment: str) -> Launch:
         """See `Backend`."""
-        from fusec.lower.codegen_triton import region_launch
-
         return region_launch(built.region, built.storages, comment, self.target, self.graph.symbols)
