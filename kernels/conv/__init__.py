@@ -1,5 +1,6 @@
 """Convolution."""
 
-from fusec.kernels.conv import cpu
+from fusec.kernels.conv import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*triton.KERNELS, *cpu.KERNELS)
+"""conv by Triton on GPUs, and on the CPU."""

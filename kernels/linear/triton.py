@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fusec.dtypes import DTYPES
 from fusec.ir import Graph, Node
 from fusec.kernels.launch import Call, Launch, Storage
 from fusec.kernels.triton_gemm import (
@@ -19,6 +20,9 @@ from fusec.target import Family, Target
 RAGGED_DEPTH: dict[Family, int] = {"amdgpu": 64, "nvidia": 32}
 """The depth of a tile at most where rows of the operands are not whole vectors: elements that are
 moved one by one take a register and a mask each."""
+
+VECTOR_BYTES = 16
+"""What a lane loads at a time where rows let it."""
 
 
 def _supports(graph: Graph, node: Node, target: Target) -> str | None:
@@ -50,7 +54,11 @@ def linear_launches(
         k: length of the rows.
     """
     steps: dict[str, Dim] = {"x_stride": row_stride(x), "w_stride": row_stride(weight)}
-    fixed = {name: step for name, step in steps.items() if isinstance(step, int) and name[0] == "w"}
+    fixed = {
+        name: step
+        for name, step in steps.items()
+        if isinstance(step, int) and (name == "w_stride" or not is_divisible(step))
+    }
     product = Product(
         call,
         module="linear",
@@ -62,7 +70,11 @@ def linear_launches(
         strides={name: step for name, step in steps.items() if name not in fixed},
         constants=fixed,
     )
-    is_ragged = not all(map(is_divisible, (k, *steps.values())))
+    vector = VECTOR_BYTES // DTYPES[x.dtype].itemsize
+    is_ragged = any(
+        step % vector if isinstance(step, int) else not is_divisible(step)
+        for step in (k, *steps.values())
+    )
 
     def tile(key: Key) -> Tile:
         found = tile_for(call.target, key)

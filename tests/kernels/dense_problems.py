@@ -304,3 +304,62 @@ def grouped_problems(target: str) -> list[Dense]:
         grouped(target, "bf16", "t", 40, 64, (1, 200, 260), sizes={"t": 261}, note="late"),
         grouped(target, "bf16", "t", 40, 64, (1, 2, 3), sizes={"t": 3}, note="late"),
     ]
+
+
+def conv(
+    target: str,
+    dtype: str,
+    x: Held,
+    filters: int,
+    kernel: tuple[int, ...],
+    *,
+    stride: tuple[int, ...] = (),
+    padding: tuple[int, ...] = (),
+    dilation: tuple[int, ...] = (),
+    groups: int = 1,
+    bias: bool = False,
+    **rest: Any,
+) -> Dense:
+    """A convolution of x [batch, channels, ...]."""
+    channels = x.shape[1]
+    assert isinstance(channels, int)
+    operands = [x, Held((filters, channels // groups, *kernel))]
+    if bias:
+        operands.append(Held((filters,)))
+    ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
+    attrs: dict[str, Attr] = {
+        "stride": stride or ones,
+        "padding": padding or zeros,
+        "dilation": dilation or ones,
+        "groups": groups,
+    }
+    note = "-".join(["k" + "x".join(map(str, kernel)), rest.pop("note", "")])
+    return Dense("conv", target, dtype, tuple(operands), attrs, note=note, **rest)
+
+
+def conv_problems(target: str) -> list[Dense]:
+    """Patches, groups, one filter a group; one axis to three; padded, dilated, strided."""
+    last = (0, 2, 3, 1)
+    return [
+        conv(target, "bf16", Held((5, 3, 2, 14, 14)), 40, (2, 14, 14), stride=(2, 14, 14)),
+        conv(target, "f32", Held((70, 3, 4)), 33, (4,), bias=True, note="patch"),
+        conv(target, "bf16", Held((2, 3, 32, 48)), 72, (16, 16), stride=(16, 16), bias=True),
+        conv(target, "f16", Held((1, 3, 28, 29), order=last), 24, (14, 14), stride=(14, 14)),
+        conv(target, "f32", Held((2, 5, 19)), 17, (3,), padding=(1,), stride=(2,), bias=True),
+        conv(target, "f32", Held((2, 8, 9, 7)), 20, (3, 2), padding=(2, 1), dilation=(2, 3)),
+        conv(target, "bf16", Held((1, 12, 4, 5, 6)), 30, (2, 3, 3), padding=(1, 0, 1), groups=3),
+        conv(target, "f32", Held((2, 6, 40), order=(0, 2, 1)), 6, (4,), padding=(3,), groups=6),
+        conv(target, "bf16", Held((1, 4, 6, 7)), 8, (3, 3), padding=(1, 1), groups=4, bias=True),
+        conv(target, "f64", Held((2, 4, 11)), 20, (3,), padding=(1,), bias=True),
+        conv(
+            target,
+            "f32",
+            Held(("b", 4, "t")),
+            32,
+            (3,),
+            stride=(2,),
+            padding=(1,),
+            sizes={"b": 2, "t": 71},
+        ),
+        conv(target, "f16", Held(("b", 9, "t")), 9, (2,), groups=9, sizes={"b": 3, "t": 300}),
+    ]

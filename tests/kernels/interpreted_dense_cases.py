@@ -5,12 +5,12 @@ Run by `test_triton.py` in a process of its own, as `interpreted_row_cases.py` i
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from dense_problems import (
     Dense,
     Held,
     check,
+    conv_problems,
     grouped,
     grouped_problems,
     late_linear,
@@ -85,8 +85,13 @@ def test_stretches_that_are_none(ends: tuple[int, ...], wrong: int) -> None:
     made = make(grouped("gfx950", "bf16", 8, 16, 16, ends))
     interpreted = Interpreted(made)
     interpreted.run()
-    (word,) = interpreted.error
-    assert (word >> 32, int(np.int32(word & 0xFFFFFFFF))) == (8, wrong)
+    word = int(interpreted.error[0])
+    assert (word >> 32, word & 0xFFFFFFFF) == (8, wrong & 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize("problem", conv_problems("gfx950"), ids=str)
+def test_conv(problem: Dense) -> None:
+    run(problem)
 
 
 def test_a_doubled_answer_fails() -> None:

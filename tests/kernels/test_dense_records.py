@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from gpu_cases import ROWS, GpuCase
 
 from fusec.ir import TensorType
 from fusec.ir.types import Attr
-from fusec.kernels.launch import TritonSource
+from fusec.kernels.launch import Call, Storage, TritonSource, dense_strides
 from fusec.kernels.registry import Kernel, choose
 from fusec.link.gpu_checks import fitted, unfit
 from fusec.link.triton_build import build_triton
-from fusec.symbolic import symbol
+from fusec.symbolic import Dim
 from fusec.target import GPU_TARGETS, Target, target_named
 
 CHECKOUT = str(Path(__file__).parents[2]).encode()
@@ -27,6 +30,21 @@ def linear_case(n: int, k: int, dtype: str = "bf16", bias: bool = False) -> GpuC
     return GpuCase("linear", f"linear {n}x{k} {dtype}", tuple(operands), {})
 
 
+def conv_case(
+    words: str,
+    x: tuple[Dim, ...],
+    weight: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    groups: int = 1,
+    dtype: str = "bf16",
+) -> GpuCase:
+    operands = (TensorType(dtype, x), TensorType(dtype, weight), TensorType(dtype, weight[:1]))
+    ones = (1,) * len(stride)
+    attrs: dict[str, Attr] = {"stride": stride, "padding": padding, "dilation": ones}
+    return GpuCase("conv", words, operands, {**attrs, "groups": groups})
+
+
 def chosen(case: GpuCase, target: Target) -> Kernel:
     graph, node = case.node()
     kernel = choose(graph, node, target).kernel
@@ -34,12 +52,29 @@ def chosen(case: GpuCase, target: Target) -> Kernel:
     return kernel
 
 
-def check_code(case: GpuCase, target: Target, load: int = 16) -> set[str]:
+def laid_out(call: Call, orders: Mapping[int, tuple[int, ...]]) -> Call:
+    """`call` with the axes of operands in other orders in memory, and a place for errors."""
+    inputs = list(call.inputs)
+    for index, order in orders.items():
+        held = inputs[index]
+        steps = dense_strides(tuple(held.shape[axis] for axis in order))
+        strides = tuple(steps[order.index(axis)] for axis in range(len(order)))
+        inputs[index] = dataclasses.replace(held, strides=strides)
+    error = Storage(1000, "i64", (1,), (1,))
+    return dataclasses.replace(call, inputs=tuple(inputs), error=lambda: error)
+
+
+def check_code(
+    case: GpuCase,
+    target: Target,
+    load: int = 16,
+    orders: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+) -> set[str]:
     """Compile what `case` launches; the matrix instructions of its first launch."""
     graph, node = case.node()
     record = chosen(case, target)
     instructions: list[set[str]] = []
-    for launch in record.launches(case.call(graph, node, target)):
+    for launch in record.launches(laid_out(case.call(graph, node, target), orders)):
         source = launch.code
         assert isinstance(source, TritonSource)
         function = getattr(importlib.import_module(source.module), source.function)
@@ -75,7 +110,7 @@ MFMA = {
 
 
 @pytest.mark.parametrize("target_name", GPU_TARGETS)
-@pytest.mark.parametrize(("n", "k", "words"), [MODELS[0], MODELS[3], MODELS[4]])
+@pytest.mark.parametrize(("n", "k", "words"), [MODELS[3], MODELS[4]])
 def test_linear_at_the_sizes_of_models(target_name: str, n: int, k: int, words: str) -> None:
     case = linear_case(n, k, bias=words.startswith("gpt-oss"))
     found = check_code(case, target_named(target_name))
@@ -101,26 +136,172 @@ def test_ragged_sizes_fit_too(target_name: str) -> None:
     check_code(linear_case(1001, 4095), target_named(target_name), 2)
 
 
-REFUSED: list[tuple[str, tuple[TensorType, ...], dict[str, Attr], str]] = [
+MATRICES = [
+    ("MLA absorbed", (ROWS, 128, ROWS, 128), (1, 128, 128, 512), {0: (0, 2, 1, 3)}),
+    ("queries by keys", (ROWS, 32, ROWS, 128), (ROWS, 32, 128, ROWS), {1: (0, 3, 1, 2)}),
+]
+
+
+@pytest.mark.parametrize("target_name", GPU_TARGETS)
+@pytest.mark.parametrize(("words", "a", "b", "orders"), MATRICES)
+def test_matmul_at_the_sizes_of_models(
+    target_name: str,
+    words: str,
+    a: tuple[Dim, ...],
+    b: tuple[Dim, ...],
+    orders: Mapping[int, tuple[int, ...]],
+) -> None:
+    case = GpuCase("matmul", words, (TensorType("bf16", a), TensorType("bf16", b)), {})
+    found = check_code(case, target_named(target_name), orders=orders)
+    assert any(name.startswith(MFMA[target_name]) for name in found), found
+
+
+@pytest.mark.parametrize("target_name", GPU_TARGETS)
+@pytest.mark.parametrize("order", [pytest.param((0, 1, 2), marks=pytest.mark.slow), (0, 2, 1)])
+def test_grouped_mm_at_the_sizes_of_models(target_name: str, order: tuple[int, ...]) -> None:
+    kinds = (("bf16", (ROWS, 2048)), ("bf16", (128, 2048, 1536)), ("i32", (128,)))
+    operands = tuple(TensorType(dtype, shape) for dtype, shape in kinds)
+    case = GpuCase("grouped_mm", "Qwen3 gate and up", operands, {})
+    found = check_code(case, target_named(target_name), orders={1: order})
+    assert any(name.startswith(MFMA[target_name]) for name in found), found
+
+
+CONVOLUTIONS = [
     (
-        "linear",
-        (TensorType("f64", (4, 8)), TensorType("f64", (16, 8))),
-        {},
-        "linear.triton: dtype: it computes f32, bf16, f16, not f64",
+        "conv.triton_patches",
+        16,
+        conv_case(
+            "Qwen2-VL patches", (ROWS, 3, 2, 14, 14), (1280, 3, 2, 14, 14), (2, 14, 14), (0, 0, 0)
+        ),
     ),
     (
-        "linear",
-        (TensorType("bf16", (4, 8)), TensorType("bf16", (symbol("rows"), 8))),
-        {},
-        "linear.triton: shape: the weight is `bf16[rows, 8]`",
+        "conv.triton",
+        16,
+        conv_case("CLIP patches", (ROWS, 3, 224, 224), (768, 3, 16, 16), (16, 16), (0, 0)),
+    ),
+    ("conv.triton", 16, conv_case("Whisper", (ROWS, 1280, 3000), (1280, 1280, 3), (2,), (1,))),
+    (
+        "conv.triton_direct",
+        2,
+        conv_case("depthwise", (ROWS, 512, 56, 56), (512, 1, 7, 7), (1, 1), (3, 3), 512),
+    ),
+    (
+        "conv.triton_direct",
+        8,
+        conv_case("f64", (ROWS, 8, 56), (64, 8, 3), (1,), (1,), dtype="f64"),
     ),
 ]
 
 
-@pytest.mark.parametrize(("op", "operands", "attrs", "reason"), REFUSED)
-def test_refusals(
-    op: str, operands: tuple[TensorType, ...], attrs: dict[str, Attr], reason: str
-) -> None:
-    graph, node = GpuCase(op, "", operands, attrs).node()
-    choice = choose(graph, node, target_named("gfx950"))
-    assert reason in [str(refused)[: len(reason)] for refused in choice.refused]
+@pytest.mark.parametrize("target_name", GPU_TARGETS)
+@pytest.mark.parametrize(("name", "load", "case"), CONVOLUTIONS)
+def test_conv_at_the_sizes_of_models(target_name: str, name: str, load: int, case: GpuCase) -> None:
+    target = target_named(target_name)
+    assert chosen(case, target).name == name
+    found = check_code(case, target, load)
+    assert not found if load < 16 else any(each.startswith(MFMA[target_name]) for each in found)
+
+
+REFUSED = [
+    (
+        GpuCase("linear", "", (TensorType("f64", (4, 8)), TensorType("f64", (16, 8))), {}),
+        "linear.triton: dtype: it computes f32, bf16, f16, not f64",
+    ),
+    (
+        GpuCase("linear", "", (TensorType("bf16", (4, 8)), TensorType("bf16", (ROWS, 8))), {}),
+        "linear.triton: shape: the weight is `bf16[rows, 8]`",
+    ),
+    (
+        GpuCase("matmul", "", (TensorType("i8", (4, 8)), TensorType("i8", (8, 4))), {}),
+        "matmul.triton: dtype: it computes f32, bf16, f16, f64, i64, i32, not i8",
+    ),
+    (
+        GpuCase(
+            "matmul", "", (TensorType("f32", (1,) * 5 + (4, 8)), TensorType("f32", (8, 4))), {}
+        ),
+        "matmul.triton: shape: it takes up to 4 batch axes, not 5",
+    ),
+    (
+        GpuCase(
+            "grouped_mm",
+            "",
+            (
+                TensorType("f64", (4, 8)),
+                TensorType("f64", (2, 8, 4)),
+                TensorType("i32", (2,)),
+            ),
+            {},
+        ),
+        "grouped_mm.triton: dtype: it computes f32, bf16, f16, not f64",
+    ),
+    (
+        GpuCase(
+            "grouped_mm",
+            "",
+            (
+                TensorType("f32", (4, 8)),
+                TensorType("f32", (2, 8, 4)),
+                TensorType("i16", (2,)),
+            ),
+            {},
+        ),
+        "grouped_mm.triton: dtype: its offsets are i32 or i64, not i16",
+    ),
+    (
+        GpuCase(
+            "grouped_mm",
+            "",
+            (
+                TensorType("f32", (4, 8)),
+                TensorType("f32", (2, 8, ROWS)),
+                TensorType("i32", (2,)),
+            ),
+            {},
+        ),
+        "grouped_mm.triton: shape: the weight is `f32[2, 8, rows]`",
+    ),
+    (
+        conv_case("", (4, 8, 5, 5, 5, 5), (8, 8, 1, 1, 1, 1), (1, 1, 1, 1), (0, 0, 0, 0)),
+        "conv.triton_direct: shape: it takes up to 3 spatial axes, not 4",
+    ),
+    (
+        conv_case("", (4, 8, 5), (8, 8, 1), (1,), (0,), dtype="i32"),
+        "conv.triton_direct: dtype: it computes f32, bf16, f16 and f64, not i32",
+    ),
+    (
+        conv_case("", (4, 8, 5), (32, 8, 5), (5,), (1,)),
+        "conv.triton_patches: shape: x is in groups, or padded",
+    ),
+    (
+        conv_case("", (4, 8, 10), (32, 8, 5), (5,), (0,)),
+        "conv.triton_patches: shape: there is more than one patch",
+    ),
+    (
+        conv_case("", (4, 8, 5), (32, 8, 5), (5,), (0,), dtype="f64"),
+        "conv.triton_patches: dtype: the matrix units take no f64",
+    ),
+    (
+        conv_case("", (4, 8, 5), (8, 8, 3), (1,), (0,)),
+        "conv.triton: shape: a group has 8 filters, too few for a product",
+    ),
+    (
+        conv_case("", (4, 8, 5), (32, 8, 3), (1,), (0,), dtype="f64"),
+        "conv.triton: dtype: the matrix units take no f64",
+    ),
+    (
+        conv_case("", (1, 70000, 5), (70000 * 9, 1, 3), (1,), (0,), groups=70000),
+        "conv.triton: shape: it takes up to 65535 groups",
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "reason"), REFUSED)
+def test_refusals(case: GpuCase, reason: str) -> None:
+    graph, node = case.node()
+    refused = [str(each) for each in choose(graph, node, target_named("gfx950")).refused]
+    assert any(each.startswith(reason) for each in refused), refused
+
+
+def test_a_late_or_wide_weight_is_read_by_its_strides() -> None:
+    for case, _ in REFUSED[:2]:
+        assert chosen(case, target_named("gfx942")).name == "linear_strided.triton"
