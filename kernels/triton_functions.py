@@ -301,10 +301,7 @@ def trunc(x):
 def round_even(x):
     """`x` rounded to nearest, halves to even."""
     # From 2^(digits of the mantissa) on all are whole; below, the sum has a unit of 1.
-    if x.dtype == tl.float64:
-        anchor: tl.constexpr = 4503599627370496.0
-    else:
-        anchor: tl.constexpr = 8388608.0
+    anchor: tl.constexpr = 4503599627370496.0 if x.dtype == tl.float64 else 8388608.0
     magnitude = tl.abs(x)
     whole = (magnitude + anchor) - anchor
     return copy_sign(tl.where(magnitude < anchor, whole, magnitude), x)
@@ -413,8 +410,7 @@ def tanh(x):
     else:
         large = 1.0 - divide(2.0 * one(x), exp(magnitude + magnitude) + 1.0)
         square = x * x
-        p = -5.70498872745e-3
-        p = p * square + 2.06390887954e-2
+        p = -5.70498872745e-3 * square + 2.06390887954e-2
         p = p * square - 5.37397155531e-2
         p = p * square + 1.33314422036e-1
         p = p * square - 3.33332819422e-1
@@ -504,9 +500,9 @@ def elu(x, alpha):
 
 @triton.jit
 def quadrant(x):
-    """An f32 angle less the nearest multiple of pi/2, in f64, and the last bits of that multiple.
+    """An angle less the nearest multiple of pi/2, in f64, and the last bits of that multiple.
 
-    Reduced by pi/2 in two parts.  From 2^50 on, where neighbouring floats are many turns apart, the
+    Reduced by pi/2 in three parts.  From 2^50 on, where neighbouring f32 are many turns apart, the
     angle is NaN.
     """
     wide = x.to(tl.float64)
@@ -514,57 +510,58 @@ def quadrant(x):
     n = shifted - 6755399441055744.0
     r = tl.math.fma(n, tl.full((), -1.5707963267948966, tl.float64), wide)
     r = tl.math.fma(n, tl.full((), -6.123233995736766e-17, tl.float64), r)
+    if x.dtype == tl.float64:
+        r = tl.math.fma(n, tl.full((), 1.4973849048591833e-33, tl.float64), r)
     fits = tl.abs(wide) < 1125899906842624.0
     turns = shifted.to(tl.int64, bitcast=True).to(tl.int32)
-    return tl.where(fits, r, float("nan")), turns
+    return tl.where(fits, r, float("nan")).to(x.dtype), turns
 
 
 @triton.jit
 def sin_turned(r, turns):
-    """The sine of r + turns * pi/2 in f32, |r| <= pi/4 (Cephes sinf, cosf)."""
+    """The sine of r + turns * pi/2, |r| <= pi/4 (Cephes sinf and cosf, or sin and cos)."""
     square = r * r
-    p = 2.718121664e-6
-    p = p * square - 1.98393348e-4
-    p = p * square + 8.33332959e-3
-    p = p * square - 1.66666666e-1
-    sine = (p * square) * r + r
-    q = 2.44331571e-5
-    q = q * square - 1.38873162e-3
-    q = q * square + 4.16666456e-2
-    q = q * square - 0.5
-    value = tl.where((turns & 1) != 0, q * square + 1.0, sine)
-    return tl.where((turns & 2) != 0, -value, value)
+    if r.dtype == tl.float64:
+        p = 1.58962301576546568060e-10 * square - 2.50507477628578072866e-8
+        p = p * square + 2.75573136213857245213e-6
+        p = p * square - 1.98412698295895385996e-4
+        p = p * square + 8.33333333332211858878e-3
+        p = p * square - 1.66666666666666307295e-1
+        q = -1.13585365213876817300e-11 * square + 2.08757008419747316778e-9
+        q = q * square - 2.75573141792967388112e-7
+        q = q * square + 2.48015872888517045348e-5
+        q = q * square - 1.38888888888730564116e-3
+        q = q * square + 4.16666666666665929218e-2
+    else:
+        p = 2.718121664e-6 * square - 1.98393348e-4
+        p = p * square + 8.33332959e-3
+        p = p * square - 1.66666666e-1
+        q = 2.44331571e-5 * square - 1.38873162e-3
+        q = q * square + 4.16666456e-2
+    cosine = 1.0 - (0.5 * square - q * square * square)
+    value = tl.where((turns & 1) != 0, cosine, (p * square) * r + r)
+    return tl.where((turns & 2) != 0, negate(value), value)
 
 
 @triton.jit
 def sin(x):
     """The sine."""
-    if x.dtype == tl.float64:
-        return tl.sin(x)
-    else:
-        r, turns = quadrant(x)
-        return sin_turned(r.to(tl.float32), turns)
+    r, turns = quadrant(x)
+    return sin_turned(r, turns)
 
 
 @triton.jit
 def cos(x):
     """The cosine."""
-    if x.dtype == tl.float64:
-        return tl.cos(x)
-    else:
-        r, turns = quadrant(x)
-        return sin_turned(r.to(tl.float32), turns + 1)
+    r, turns = quadrant(x)
+    return sin_turned(r, turns + 1)
 
 
 @triton.jit
 def tan(x):
     """The tangent."""
-    if x.dtype == tl.float64:
-        return tl.sin(x) / tl.cos(x)
-    else:
-        r, turns = quadrant(x)
-        small = r.to(tl.float32)
-        return divide(sin_turned(small, turns), sin_turned(small, turns + 1))
+    r, turns = quadrant(x)
+    return divide(sin_turned(r, turns), sin_turned(r, turns + 1))
 
 
 @triton.jit
@@ -577,8 +574,7 @@ def atan_f64(x):
     below = tl.where(large, magnitude, tl.where(middle, magnitude + 1.0, 1.0))
     w = above / below
     square = w * w
-    p = -8.750608600031904122785e-1
-    p = p * square - 1.615753718733365076637e1
+    p = -8.750608600031904122785e-1 * square - 1.615753718733365076637e1
     p = p * square - 7.500855792314704667340e1
     p = p * square - 1.228866684490136173410e2
     p = p * square - 6.485021904942025371773e1
@@ -587,10 +583,11 @@ def atan_f64(x):
     q = q * square + 4.328810604912902668951e2
     q = q * square + 4.853903996359136964868e2
     q = q * square + 1.945506571482613964425e2
+    zero = tl.full((), 0, tl.float64)
     rest = w * (square * p / q) + w
-    rest += tl.where(large, 6.123233995736766e-17, tl.where(middle, 3.061616997868383e-17, 0.0))
-    base = tl.where(large, 1.5707963267948966, tl.where(middle, 0.7853981633974483, 0.0))
-    return copy_sign(base.to(tl.float64) + rest, x)
+    rest += tl.where(large, 6.123233995736766e-17, tl.where(middle, 3.061616997868383e-17, zero))
+    base = tl.where(large, 1.5707963267948966, tl.where(middle, 0.7853981633974483, zero))
+    return copy_sign(base + rest, x)
 
 
 @triton.jit
@@ -693,8 +690,7 @@ def erfc(x):
     """1 - erf(x), by rational functions beyond 1 (Cephes erfc)."""
     wide = x.to(tl.float64)
     z = tl.abs(wide)
-    p = 2.46196981473530512524e-10
-    p = p * z + 5.64189564831068821977e-1
+    p = 2.46196981473530512524e-10 * z + 5.64189564831068821977e-1
     p = p * z + 7.46321056442269912687
     p = p * z + 4.86371970985681366614e1
     p = p * z + 1.96520832956077098242e2
@@ -710,8 +706,7 @@ def erfc(x):
     q = q * z + 2.24633760818710981792e3
     q = q * z + 1.65666309194161350182e3
     q = q * z + 5.57535340817727675546e2
-    r = 5.64189583547755073984e-1
-    r = r * z + 1.27536670759978104416
+    r = 5.64189583547755073984e-1 * z + 1.27536670759978104416
     r = r * z + 5.01905042251180477414
     r = r * z + 6.16021097993053585195
     r = r * z + 7.40974269950448939160

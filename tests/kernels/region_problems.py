@@ -82,7 +82,6 @@ class Buffers:
         offset = FENCE + evaluate(storage.byte_offset, symbols)
         shape = tuple(evaluate(size, symbols) for size in storage.shape)
         strides = [evaluate(step, symbols) * kind.itemsize for step in storage.strides]
-        memory = self.all[storage.buffer][offset:]
         if 0 in shape:
             return np.empty(shape, kind)
         return np.ndarray(shape, kind, self.all[storage.buffer].data, offset, strides)
