@@ -10,7 +10,7 @@ from fusec.runtime.cuda import CudaDriver
 from fusec.runtime.driver import DeviceInfo
 from fusec.runtime.errors import CodeError, TargetError
 from fusec.runtime.hip import HipDriver
-from fusec.runtime.native import NativeDriver
+from fusec.runtime.native import NativeDriver, has_library
 
 DRIVERS: dict[str, type[NativeDriver]] = {"hip": HipDriver, "cuda": CudaDriver}
 
@@ -43,6 +43,14 @@ def list_devices(kind: str) -> list[DeviceInfo]:
     first = open_driver(kind, 0)
     others = [open_driver(kind, index) for index in range(1, first.count)]
     return [driver.info() for driver in (first, *others)]
+
+
+def loaded_library(kind: str) -> str | None:
+    """The name of the driver library of a kind of devices; `None` where there is none."""
+    for name in DRIVERS[kind].libraries:
+        if has_library(name):
+            return name
+    return None
 
 
 def family_of(arch: str) -> str:

@@ -446,5 +446,14 @@ def _open(device: str, names: Sequence[str], remedy: str) -> ctypes.CDLL:
     )
 
 
+def has_library(name: str) -> bool:
+    """Whether the loader finds a library."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"

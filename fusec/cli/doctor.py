@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib.metadata
 import sys
 from dataclasses import asdict, dataclass
@@ -14,6 +13,8 @@ from fusec import __version__
 from fusec.cli.console import data, data_json, table
 from fusec.diagnostics import DeviceError, FusecError
 from fusec.runtime.cpu import host_features
+from fusec.runtime.devices import list_devices, loaded_library
+from fusec.runtime.driver import DeviceInfo
 from fusec.target import best_cpu_arch
 
 
@@ -78,8 +79,8 @@ def _findings() -> list[Finding]:
         _package("onnx", "ONNX files", "onnx"),
         _package("triton", "compiling for GPU targets", "gpu"),
         _package("onnxruntime-rocm", "operations left residual on the CPU", "residual"),
-        _library("amdhip64", "running on an AMD GPU", "install ROCm's HIP runtime"),
-        _library("cuda", "running on an NVIDIA GPU", "install the NVIDIA driver"),
+        *_devices("hip", "libamdhip64", "running on an AMD GPU", "install ROCm's HIP runtime"),
+        *_devices("cuda", "libcuda", "running on an NVIDIA GPU", "install the NVIDIA driver"),
     ]
 
 
@@ -118,5 +119,20 @@ def _package(name: str, needed: str, extra: str) -> Finding:
     return Finding(name, version, needed, f"pip install 'fusec[{extra}]'")
 
 
-def _library(name: str, needed: str, hint: str) -> Finding:
-    return Finding(f"lib{name}", ctypes.util.find_library(name), needed, hint)
+def _devices(kind: str, library: str, needed: str, hint: str) -> list[Finding]:
+    """A driver and each of its devices, or why there is none."""
+    path = loaded_library(kind)
+    if path is None:
+        return [Finding(library, None, needed, hint)]
+    findings = [Finding(library, path, needed, "")]
+    try:
+        devices = list_devices(kind)
+    except DeviceError as error:
+        return [*findings, Finding(f"{kind}:0", None, needed, str(error))]
+    return findings + [
+        Finding(f"{kind}:{device.index}", _described(device), needed, "") for device in devices
+    ]
+
+
+def _described(device: DeviceInfo) -> str:
+    return f"{device.name}, {device.arch}, {device.memory_bytes / 2**30:.0f} GiB"

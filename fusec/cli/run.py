@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from fusec.cli.console import data_json, progress_bar, say
-from fusec.diagnostics import InputError, UsageError
-from fusec.runtime import load
+from fusec.diagnostics import ArtifactError, DeviceError, InputError, UsageError
+from fusec.runtime import Model, load
 from fusec.runtime.batches import BadRecord
-from fusec.runtime.io import open_writer, read_batches, run_batches, tokenizer_of
+from fusec.runtime.io import RunSummary, open_writer, read_batches, run_batches, tokenizer_of
 
 
 def register(app: typer.Typer) -> None:
@@ -82,31 +82,9 @@ def run(
             weights=weights,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    batches = read_batches(
-        input,
-        model.inputs,
-        model.outputs,
-        model.symbols,
-        batch_size,
-        tokenizer_of(model.artifact),
-    )
-    writer = open_writer(output, model.outputs)
-    begin = time.monotonic()
-    try:
-        with progress_bar(quiet=json) as bar:
-            count = bar.add_task("records", total=batches.records)
-            summary = run_batches(
-                model,
-                batches,
-                writer,
-                on_error=_report,
-                on_records=lambda done: bar.advance(count, done),
-            )
-        writer.close()
-    except BaseException:
-        writer.discard()
-        raise
-    seconds = time.monotonic() - begin
+    with model:
+        summary, seconds = _run(model, input, output, batch_size, quiet=json)
+        threads = model.threads
     if json:
         data_json(
             {
@@ -115,7 +93,7 @@ def run(
                 "failed": summary.failed,
                 "seconds": round(seconds, 6),
                 "target": model.target,
-                "threads": model.threads,
+                "threads": threads,
             }
         )
     else:
@@ -127,6 +105,50 @@ def run(
             f"{summary.failed} of {total} records are at fault",
             hint="the outputs of the others are complete",
         )
+
+
+def _run(
+    model: Model, input: Path, output: Path | None, batch_size: int | None, *, quiet: bool
+) -> tuple[RunSummary, float]:
+    """Run all batches; gives what became of them, and the seconds it took.
+
+    Where the device fails, what was computed before that is kept.
+    """
+    batches = read_batches(
+        input,
+        model.inputs,
+        model.outputs,
+        model.symbols,
+        batch_size,
+        tokenizer_of(model.artifact),
+    )
+    writer = open_writer(output, model.outputs)
+    begin = time.monotonic()
+    records = 0
+
+    def count(done: int) -> None:
+        nonlocal records
+        records += done
+        bar.advance(task, done)
+
+    try:
+        with progress_bar(quiet=quiet) as bar:
+            task = bar.add_task("records", total=batches.records)
+            summary = run_batches(model, batches, writer, on_error=_report, on_records=count)
+        writer.close()
+    except (ArtifactError, DeviceError) as error:
+        if not records:
+            writer.discard()
+            raise
+        writer.close()
+        kept = f"the outputs of {records} records before that are in `{output or '-'}`"
+        raise type(error)(
+            str(error), at=error.at, detail=(*error.detail, kept), hint=error.hint
+        ) from None
+    except BaseException:
+        writer.discard()
+        raise
+    return summary, time.monotonic() - begin
 
 
 def _report(record: BadRecord) -> None:
