@@ -20,7 +20,10 @@ RUN = 2048
 """Elements that are compared each with each; rows that may be longer have several runs."""
 
 BLOCK = 64
-"""Elements of a program, and of those that it compares them with at once."""
+"""Elements of a program."""
+
+OTHERS = 32
+"""Elements that it compares them with at once: of more, the masks do not fit scalar registers."""
 
 STORAGES = ("x", "values", "indices")
 
@@ -98,7 +101,7 @@ def _rank(
         "rank_kernel",
         operands,
         axes,
-        constants,
+        {**constants, "OTHERS": min(block, OTHERS)},
         walked,
         STORAGES,
         programs=rows * symbolic.ceil_divide(axes["n"], block),

@@ -37,9 +37,13 @@ def order_key(b_x, DESCENDING: tl.constexpr):
 
 @triton.jit
 def load_keys(p_row, i_element, end, axis_step, DESCENDING: tl.constexpr):
-    """The keys of a row's elements before `end`."""
-    b_x = tl.load(p_row + i_element * axis_step, mask=i_element < end, other=0)
-    return order_key(b_x, DESCENDING)
+    """The keys of a row's elements; from `end` on the largest key, which comes before none."""
+    b_inside = i_element < end
+    b_key = order_key(tl.load(p_row + i_element * axis_step, mask=b_inside, other=0), DESCENDING)
+    most = 0x7FFFFFFF
+    if b_key.dtype == tl.int64:
+        most = 0x7FFFFFFFFFFFFFFF
+    return tl.where(b_inside, b_key, most)
 
 
 @triton.jit
@@ -82,10 +86,12 @@ def rank_kernel(
     DESCENDING: tl.constexpr,
     RUN: tl.constexpr,
     BLOCK: tl.constexpr,
+    OTHERS: tl.constexpr,
     RANK: tl.constexpr,
 ):
     """BLOCK elements of a row, in order within runs of RUN elements; 0 where a row is one run.
 
+    Each is compared with OTHERS at once.
     Of runs, `p_values` takes the keys; rows are dense then.
     """
     blocks = (n + BLOCK - 1) // BLOCK
@@ -107,13 +113,12 @@ def rank_kernel(
         p_indices += place(i_row, sizes, steps, RANK)
     i_own = first + tl.arange(0, BLOCK)
     b_own = load_keys(p_x, i_own, end, x_axis, DESCENDING)
-    b_before = tl.zeros([BLOCK, BLOCK], dtype=tl.int32)
-    for other in range(begin, end, BLOCK):
-        i_other = other + tl.arange(0, BLOCK)
+    b_before = tl.zeros([BLOCK, OTHERS], dtype=tl.int32)
+    for other in range(begin, end, OTHERS):
+        i_other = other + tl.arange(0, OTHERS)
         b_other = load_keys(p_x, i_other, end, x_axis, DESCENDING)[None, :]
         b_first = (b_other == b_own[:, None]) & (i_other[None, :] < i_own[:, None])
-        b_first = (b_first | (b_other < b_own[:, None])) & (i_other < end)[None, :]
-        b_before += b_first.to(tl.int32)
+        b_before += (b_first | (b_other < b_own[:, None])).to(tl.int32)
     b_rank = tl.sum(b_before, axis=1).to(tl.int64)
     b_there = i_own < end
     if RUN:
