@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from fusec import symbolic
 from fusec.diagnostics import InternalError
@@ -25,14 +25,19 @@ LEAST = 16
 MOST_DEPTH = 256
 """Channels of keys at most: a program holds all of a chunk's."""
 
-CHUNK = 64
-"""Steps of a chunk."""
+CHUNKS: dict[Family, int] = {"amdgpu": 64, "nvidia": 32}
+"""Steps of a chunk where keys have up to 128 channels; more take half as many.  An NVIDIA GPU has
+half the registers for a program."""
 
-STATE_COLUMNS: dict[Family, int] = {"amdgpu": 16, "nvidia": 32}
+STATE_COLUMNS = 16
 """Columns of the state that a program walks with: few, so that every compute unit has a program."""
 
 VALUE_COLUMNS = 64
 """Columns of values that a program multiplies at a time."""
+
+SCALAR_SPILLS = 64
+"""Scalar registers that may be kept in lanes of vector registers: masks and exponents of a tile
+are many, and vector registers are left."""
 
 WARPS: dict[Family, int] = {"amdgpu": 4, "nvidia": 8}
 
@@ -92,80 +97,101 @@ def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
     return (rows, rows, rows, gate, "strided", rows)
 
 
-def _steps_of(storages: Mapping[str, Storage]) -> Iterator[tuple[str, Dim]]:
-    for name, storage in storages.items():
-        for axis, stride in zip(("batch", "step", "head"), storage.strides, strict=False):
-            yield f"{name}_{axis}", stride
+def _strides(storages: Mapping[str, Storage]) -> dict[str, Dim]:
+    """What the kernels are told of where rows lie."""
+    axes = ("batch", "step", "head")
+    return {
+        f"{name}_{axis}": stride
+        for name, storage in storages.items()
+        for axis, stride in zip(axes, storage.strides[:3], strict=True)
+    }
 
 
 def _launch(call: Call) -> tuple[Launch, ...]:
     sizes = _sizes(call.graph, call.node)
     if sizes is None:
         raise InternalError("heads and their sizes are not known at compile time")
-    inputs = dict(zip(("q", "k", "v", "gate", "beta"), call.inputs, strict=True))
+    q, k, v, gate, beta = call.inputs
     out = call.outputs[0]
     batch, steps = out.shape[:2]
-    chunks = symbolic.ceil_divide(steps, CHUNK)
-    places = batch * sizes.heads * chunks
-
-    parts, dtype = (1, "f32") if inputs["v"].dtype == "f32" else (2, "bf16")
+    family = call.target.family
+    chunk = CHUNKS[family] if sizes.block <= MOST_DEPTH // 2 else CHUNKS[family] // 2
+    places = batch * sizes.heads * symbolic.ceil_divide(steps, chunk)
+    parts, dtype = (1, "f32") if v.dtype == "f32" else (2, "bf16")
+    normalise = bool_attr(call.attrs, "qk_l2_norm")
+    eps = float_attr(call.attrs, "eps") if normalise else 0.0
 
     def factor(columns: int) -> Storage:
-        return call.scratch(dtype, (places * CHUNK, parts * columns))
+        return call.scratch(dtype, (places * chunk, parts * columns))
 
-    between = {
-        "p_w": factor(sizes.block),
-        "p_u": call.scratch("f32", (places * CHUNK, sizes.columns)),
-        "p_scores": factor(CHUNK),
+    def single(rows: Dim, columns: int) -> Storage:
+        return call.scratch("f32", (rows, columns))
+
+    lower = {"p_lower": single(places * chunk, chunk)}
+    scores = {
+        "p_scores": factor(chunk),
         "p_query": factor(sizes.block),
         "p_key": factor(sizes.block),
-        "p_decay": call.scratch("f32", (places, sizes.block)),
+        "p_decay": single(places, sizes.block),
     }
-    normalise = bool_attr(call.attrs, "qk_l2_norm")
-    constants = {
-        "HEADS": sizes.heads,
-        "WIDTH": sizes.width,
-        "CHUNK": CHUNK,
-        "BLOCK_K": sizes.block,
-        "COLUMNS": sizes.columns,
-        "PARTS": parts,
+    solved = {"p_w": factor(sizes.block), "p_u": single(places * chunk, sizes.columns)}
+    shared = {"HEADS": sizes.heads, "CHUNK": chunk, "BLOCK_K": sizes.block, "PARTS": parts}
+    values = {"WIDTH": sizes.width, "COLUMNS": sizes.columns}
+    keys = {
+        "GROUP": sizes.heads // sizes.key_heads,
+        "DEPTH": sizes.depth,
+        "LEVELS": chunk.bit_length() - 1,
+        "PER_CHANNEL": int(len(gate.shape) == 4),
+        "NORMALISE": int(normalise),
     }
-    chunk = triton_launch(
-        MODULE,
-        "delta_chunk_kernel",
-        {**{f"p_{name}": storage for name, storage in inputs.items()}, **between},
-        sizes={"steps": steps},
-        params={
-            **dict(_steps_of(inputs)),
-            "scale": float_attr(call.attrs, "scale"),
-            "eps": float_attr(call.attrs, "eps") if normalise else 0.0,
-        },
-        constants={
-            **constants,
-            "GROUP": sizes.heads // sizes.key_heads,
-            "DEPTH": sizes.depth,
-            "LEVELS": CHUNK.bit_length() - 1,
-            "BLOCK_V": min(VALUE_COLUMNS, sizes.columns),
-            "PER_CHANNEL": int(len(inputs["gate"].shape) == 4),
-            "NORMALISE": int(normalise),
-        },
-        grid=(places, 1, 1),
-        warps=WARPS[call.target.family],
-        options=OPTIONS[call.target.family],
+
+    def launch(
+        function: str,
+        given: Mapping[str, Storage],
+        between: Mapping[str, Storage],
+        numbers: Mapping[str, float],
+        constants: Mapping[str, int],
+        programs: Dim,
+    ) -> Launch:
+        return triton_launch(
+            MODULE,
+            function,
+            {**{f"p_{name}": storage for name, storage in given.items()}, **between},
+            sizes={"steps": steps},
+            params={**_strides(given), **numbers},
+            constants={**shared, **constants},
+            grid=(programs, 1, 1),
+            warps=WARPS[family],
+            options=OPTIONS[family],
+        )
+
+    columns = min(STATE_COLUMNS, sizes.columns)
+    return (
+        launch(
+            "delta_scores_kernel",
+            {"q": q, "k": k, "gate": gate, "beta": beta},
+            {**lower, **scores},
+            {"scale": float_attr(call.attrs, "scale"), "eps": eps},
+            keys,
+            places,
+        ),
+        launch(
+            "delta_inverse_kernel",
+            {"k": k, "v": v, "gate": gate, "beta": beta},
+            {**lower, **solved},
+            {"eps": eps},
+            {**keys, **values, "BLOCK_V": min(VALUE_COLUMNS, sizes.columns)},
+            places,
+        ),
+        launch(
+            "delta_state_kernel",
+            {"out": out},
+            {**solved, **scores},
+            {},
+            {**values, "BLOCK_V": columns},
+            batch * sizes.heads * (sizes.columns // columns),
+        ),
     )
-    block = min(STATE_COLUMNS[call.target.family], sizes.columns)
-    state = triton_launch(
-        MODULE,
-        "delta_state_kernel",
-        {**between, "p_out": out},
-        sizes={"steps": steps},
-        params=dict(_steps_of({"out": out})),
-        constants={**constants, "BLOCK_V": block},
-        grid=(batch * sizes.heads * (sizes.columns // block), 1, 1),
-        warps=WARPS[call.target.family],
-        options=OPTIONS[call.target.family],
-    )
-    return chunk, state
 
 
 TRITON = (
@@ -178,5 +204,6 @@ TRITON = (
         supports=_supports,
         launch=_launch,
         layouts=_layouts,
+        scalar_spills=SCALAR_SPILLS,
     ),
 )

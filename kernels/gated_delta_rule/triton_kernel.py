@@ -10,8 +10,9 @@ Networks", Yang et al. 2024, section 3.3; "Kimi Linear", 2025, section 3):
     o       = scale (exp(G) q S + A U),   A[t, i] like L with q[t] for beta[t] k[t], i <= t
     S'      = exp(G_last) S + (exp(G_last - G) k)^T U
 
-`delta_chunk_kernel` computes for each chunk what does not depend on S, `delta_state_kernel` walks
-over the chunks.  What is between them is padded: steps and channels that are not there are zeros.
+What does not depend on S is computed for all chunks at once: L and A by `delta_scores_kernel`, what
+T is multiplied with by `delta_inverse_kernel`.  `delta_state_kernel` walks over the chunks.  What
+is between them is padded: steps and channels that are not there are zeros.
 
 No exponent is above zero.  Where each channel has its gate, exp(G[t] - G[i]) is split in two: at
 the middle of the smallest block of 2, 4, 8, ... steps that holds both t and i.
@@ -86,58 +87,52 @@ def inverse_length(b_rows, eps):
 
 
 @triton.jit
-def rows_within(b_tile, row, SIZE: tl.constexpr):
-    """Each row of a tile [CHUNK, BLOCK] replaced by row `row` of its block of SIZE rows."""
-    CHUNK: tl.constexpr = b_tile.shape[0]
-    BLOCK: tl.constexpr = b_tile.shape[1]
-    b_blocks = tl.reshape(b_tile, [CHUNK // SIZE, SIZE, BLOCK])
-    m_row = (tl.arange(0, SIZE) == row)[None, :, None]
-    b_row = tl.sum(tl.where(m_row, b_blocks, 0.0), axis=1)
-    b_rows = tl.broadcast_to(b_row[:, None, :], [CHUNK // SIZE, SIZE, BLOCK])
-    return tl.reshape(b_rows, [CHUNK, BLOCK])
+def differences(CHUNK: tl.constexpr):
+    """[CHUNK, CHUNK]: the bits in which row and column differ, 0 where the row is not greater.
+
+    Shifted by `level` they are 1 where, of a block of 2 ** (level + 1) steps, the row is in the
+    second half and the column in the first.
+    """
+    o_row = tl.arange(0, CHUNK)[:, None]
+    o_column = tl.arange(0, CHUNK)[None, :]
+    return tl.where(o_row > o_column, o_row ^ o_column, 0)
 
 
 @triton.jit
-def is_between_halves(CHUNK: tl.constexpr, HALF: tl.constexpr):
-    """[CHUNK, CHUNK]: whether a row is in the second half of a block and a column in the first."""
-    o_row = tl.arange(0, CHUNK)[:, None] // HALF
-    o_column = tl.arange(0, CHUNK)[None, :] // HALF
-    return (o_row // 2 == o_column // 2) & (o_row > o_column)
+def decayed_products(b_x, b_k, b_sum, LEVELS: tl.constexpr, PARTS: tl.constexpr):
+    """x[t] k[i] exp(G[t] - G[i]) summed over channels, where i < t; else 0."""
+    CHUNK: tl.constexpr = b_sum.shape[0]
+    o_chunk = tl.arange(0, CHUNK)
+    b_differences = differences(CHUNK)
+    b_sums = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
+    for level in range(LEVELS):
+        o_middle = ((o_chunk >> level | 1) << level) - 1
+        b_middle = tl.gather(b_sum, tl.broadcast_to(o_middle[:, None], b_sum.shape), 0)
+        b_decay = tl.exp(-tl.abs(b_sum - b_middle))
+        b_part = product(b_x * b_decay, tl.trans(b_k * b_decay), PARTS)
+        b_sums += tl.where(b_differences >> level == 1, b_part, 0.0)
+    return b_sums
 
 
 @triton.jit
-def add_scores(b_kk, b_qk, b_q, b_k, b_sum, HALF: tl.constexpr, PARTS: tl.constexpr):
-    """Adds the decayed products of steps in second and first halves of blocks of 2 * HALF."""
-    CHUNK: tl.constexpr = b_k.shape[0]
-    m_between = is_between_halves(CHUNK, HALF)
-    b_exponent = b_sum - rows_within(b_sum, HALF - 1, 2 * HALF)
-    m_second = ((tl.arange(0, CHUNK) // HALF) % 2 == 1)[:, None]
-    b_decay = tl.exp(-tl.abs(b_exponent))
-    b_later_k = tl.where(m_second, b_k * b_decay, 0.0)
-    b_later_q = tl.where(m_second, b_q * b_decay, 0.0)
-    b_earlier = tl.trans(tl.where(m_second, 0.0, b_k * b_decay))
-    b_kk += tl.where(m_between, product(b_later_k, b_earlier, PARTS), 0.0)
-    b_qk += tl.where(m_between, product(b_later_q, b_earlier, PARTS), 0.0)
-    return b_kk, b_qk
+def chunk_at(steps, HEADS: tl.constexpr, CHUNK: tl.constexpr):
+    """Batch, head, steps and rows between the kernels of the program's chunk; which steps are."""
+    n_chunks = tl.cdiv(steps, CHUNK)
+    i_head = tl.program_id(0) % HEADS
+    i_chunk = tl.program_id(0) // HEADS % n_chunks
+    i_batch = (tl.program_id(0) // HEADS // n_chunks).to(tl.int64)
+    o_step = i_chunk * CHUNK + tl.arange(0, CHUNK)
+    o_row = ((i_batch * HEADS + i_head) * n_chunks + i_chunk) * CHUNK + tl.arange(0, CHUNK)
+    return i_batch, i_head, o_step.to(tl.int64), o_row, o_step < steps
 
 
 @triton.jit
-def merge_inverse(b_inverse, b_lower, HALF: tl.constexpr, PARTS: tl.constexpr):
-    """The inverse of 1 + lower in blocks of 2 * HALF from that in blocks of HALF."""
-    CHUNK: tl.constexpr = b_inverse.shape[0]
-    b_between = tl.where(is_between_halves(CHUNK, HALF), b_lower, 0.0)
-    return b_inverse - product(product(b_inverse, b_between, PARTS), b_inverse, PARTS)
-
-
-@triton.jit
-def delta_chunk_kernel(
+def delta_scores_kernel(
     p_q,
     p_k,
-    p_v,
     p_gate,
     p_beta,
-    p_w,
-    p_u,
+    p_lower,
     p_scores,
     p_query,
     p_key,
@@ -146,6 +141,89 @@ def delta_chunk_kernel(
     q_batch,
     q_step,
     q_head,
+    k_batch,
+    k_step,
+    k_head,
+    gate_batch,
+    gate_step,
+    gate_head,
+    beta_batch,
+    beta_step,
+    beta_head,
+    scale,
+    eps,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """L, scale A, scale exp(G) q, exp(G_last - G) k and exp(G_last) of one chunk of one head.
+
+    CHUNK is 2 ** LEVELS; BLOCK_K is DEPTH with padding.
+    """
+    i_batch, i_head, o_step, o_row, m_step = chunk_at(steps, HEADS, CHUNK)
+    o_chunk = tl.arange(0, CHUNK)
+    p_q += i_batch * q_batch + i_head // GROUP * q_head
+    p_k += i_batch * k_batch + i_head // GROUP * k_head
+    b_q = load_rows(p_q, o_step, m_step, q_step, 0, DEPTH, BLOCK_K)
+    b_k = load_rows(p_k, o_step, m_step, k_step, 0, DEPTH, BLOCK_K)
+    b_q_factor = tl.full([CHUNK], 1.0, tl.float32) * scale
+    b_k_factor = tl.full([CHUNK], 1.0, tl.float32)
+    if NORMALISE:
+        b_q_factor *= inverse_length(b_q, eps)
+        b_k_factor *= inverse_length(b_k, eps)
+    p_gate += i_batch * gate_batch + i_head * gate_head
+    if PER_CHANNEL:
+        b_q = b_q * b_q_factor[:, None]
+        b_k = b_k * b_k_factor[:, None]
+        b_gate = load_rows(p_gate, o_step, m_step, gate_step, 0, DEPTH, BLOCK_K).to(tl.float32)
+        b_sum = tl.cumsum(b_gate, axis=0)
+        b_total = tl.sum(b_gate, axis=0)
+        store_parts(p_query, o_row, b_q * tl.exp(b_sum), PARTS)
+        b_until = tl.exp(tl.minimum(b_total[None, :] - b_sum, 0.0))
+        store_parts(p_key, o_row, b_k * b_until, PARTS)
+        b_decay = tl.exp(b_total)
+        b_scores = decayed_products(b_q, b_k, b_sum, LEVELS, PARTS)
+        b_own = tl.sum(b_q * b_k, axis=1)
+        b_scores += tl.where(o_chunk[:, None] == o_chunk[None, :], b_own[:, None], 0.0)
+        b_lower = decayed_products(b_k, b_k, b_sum, LEVELS, PARTS)
+    else:
+        p_gate += o_step * gate_step
+        b_gate = tl.load(p_gate, mask=m_step, other=0.0).to(tl.float32)
+        b_sum = tl.cumsum(b_gate, axis=0)
+        b_total = tl.sum(b_gate, axis=0)
+        b_until = tl.exp(tl.minimum(b_total - b_sum, 0.0))
+        store_parts(p_query, o_row, b_q * (b_q_factor * tl.exp(b_sum))[:, None], PARTS)
+        store_parts(p_key, o_row, b_k * (b_k_factor * b_until)[:, None], PARTS)
+        b_decay = tl.zeros([BLOCK_K], dtype=tl.float32) + tl.exp(b_total)
+        b_between = tl.exp(tl.minimum(b_sum[:, None] - b_sum[None, :], 0.0)) * b_k_factor[None, :]
+        b_scores = product(b_q, tl.trans(b_k), PARTS) * b_between * b_q_factor[:, None]
+        b_scores = tl.where(o_chunk[:, None] >= o_chunk[None, :], b_scores, 0.0)
+        b_lower = product(b_k, tl.trans(b_k), PARTS) * b_between * b_k_factor[:, None]
+        b_lower = tl.where(o_chunk[:, None] > o_chunk[None, :], b_lower, 0.0)
+    store_parts(p_scores, o_row, b_scores, PARTS)
+    i_place = tl.min(o_row, axis=0) // CHUNK
+    tl.store(p_decay + i_place * BLOCK_K + tl.arange(0, BLOCK_K), b_decay)
+    p_beta += i_batch * beta_batch + i_head * beta_head + o_step * beta_step
+    b_lower *= tl.load(p_beta, mask=m_step, other=0.0).to(tl.float32)[:, None]
+    tl.store(p_lower + o_row[:, None] * CHUNK + o_chunk[None, :], b_lower)
+
+
+@triton.jit
+def delta_inverse_kernel(
+    p_k,
+    p_v,
+    p_gate,
+    p_beta,
+    p_lower,
+    p_w,
+    p_u,
+    steps,
     k_batch,
     k_step,
     k_head,
@@ -158,7 +236,6 @@ def delta_chunk_kernel(
     beta_batch,
     beta_step,
     beta_head,
-    scale,
     eps,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -173,93 +250,52 @@ def delta_chunk_kernel(
     NORMALISE: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """One chunk of one head: T (beta exp(G) k), T (beta v), scale A, and q, k and S' decays.
+    """T (beta exp(G) k) and T (beta v) of one chunk of one head.
 
-    CHUNK is 2 ** LEVELS; BLOCK_K and COLUMNS are DEPTH and WIDTH with padding.
+    CHUNK is 2 ** LEVELS; BLOCK_K and COLUMNS are DEPTH and WIDTH with padding.  T is found for
+    blocks of 2 steps, then of 4, 8, ...: below the inverses of two halves of a block is minus their
+    product around what couples the halves.
     """
-    n_chunks = tl.cdiv(steps, CHUNK)
-    i_head = tl.program_id(0) % HEADS
-    i_chunk = tl.program_id(0) // HEADS % n_chunks
-    i_batch = (tl.program_id(0) // HEADS // n_chunks).to(tl.int64)
+    i_batch, i_head, o_step, o_row, m_step = chunk_at(steps, HEADS, CHUNK)
     o_chunk = tl.arange(0, CHUNK)
-    m_step = i_chunk * CHUNK + o_chunk < steps
-    o_step = (i_chunk * CHUNK + o_chunk).to(tl.int64)
-
-    p_q += i_batch * q_batch + i_head // GROUP * q_head
-    p_k += i_batch * k_batch + i_head // GROUP * k_head
-    b_q = load_rows(p_q, o_step, m_step, q_step, 0, DEPTH, BLOCK_K)
-    b_k = load_rows(p_k, o_step, m_step, k_step, 0, DEPTH, BLOCK_K)
-    b_q_factor = tl.full([CHUNK], 1.0, tl.float32) * scale
-    b_k_factor = tl.full([CHUNK], 1.0, tl.float32)
-    if NORMALISE:
-        b_q_factor *= inverse_length(b_q, eps)
-        b_k_factor *= inverse_length(b_k, eps)
+    b_differences = differences(CHUNK)
+    b_lower = tl.load(p_lower + o_row[:, None] * CHUNK + o_chunk[None, :])
+    b_inverse = tl.where(o_chunk[:, None] == o_chunk[None, :], 1.0, 0.0)
+    b_inverse -= tl.where(b_differences == 1, b_lower, 0.0)
+    for level in range(1, LEVELS):
+        b_between = tl.where(b_differences >> level == 1, b_lower, 0.0)
+        b_inverse -= product(product(b_inverse, b_between, PARTS), b_inverse, PARTS)
     p_beta += i_batch * beta_batch + i_head * beta_head + o_step * beta_step
-    b_beta = tl.load(p_beta, mask=m_step, other=0.0).to(tl.float32)
+    b_inverse *= tl.load(p_beta, mask=m_step, other=0.0).to(tl.float32)[None, :]
 
-    i_place = (i_batch * HEADS + i_head) * n_chunks + i_chunk
-    o_row = i_place * CHUNK + o_chunk
-    p_gate += i_batch * gate_batch + i_head * gate_head
-    m_lower = o_chunk[:, None] > o_chunk[None, :]
-    m_diagonal = o_chunk[:, None] == o_chunk[None, :]
-    if PER_CHANNEL:
-        b_q = b_q * b_q_factor[:, None]
-        b_k = b_k * b_k_factor[:, None]
-        b_gate = load_rows(p_gate, o_step, m_step, gate_step, 0, DEPTH, BLOCK_K).to(tl.float32)
-        b_sum = tl.cumsum(b_gate, axis=0)
-        b_total = tl.sum(b_gate, axis=0)
-        store_parts(p_query, o_row, b_q * tl.exp(b_sum), PARTS)
-        b_until = tl.exp(tl.minimum(b_total[None, :] - b_sum, 0.0))
-        store_parts(p_key, o_row, b_k * b_until, PARTS)
-        b_decay = tl.exp(b_total)
-        b_kk = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
-        b_qk = tl.where(m_diagonal, tl.sum(b_q * b_k, axis=1)[:, None], 0.0)
-        for level in tl.static_range(LEVELS):
-            b_kk, b_qk = add_scores(b_kk, b_qk, b_q, b_k, b_sum, 1 << level, PARTS)
-        b_k *= tl.exp(b_sum)
-        b_k_weight = b_beta
-    else:
-        p_gate += o_step * gate_step
-        b_gate = tl.load(p_gate, mask=m_step, other=0.0).to(tl.float32)
-        b_sum = tl.cumsum(b_gate, axis=0)
-        b_total = tl.sum(b_gate, axis=0)
-        b_since = tl.exp(b_sum)
-        b_until = tl.exp(tl.minimum(b_total - b_sum, 0.0))
-        store_parts(p_query, o_row, b_q * (b_q_factor * b_since)[:, None], PARTS)
-        store_parts(p_key, o_row, b_k * (b_k_factor * b_until)[:, None], PARTS)
-        b_decay = tl.zeros([BLOCK_K], dtype=tl.float32) + tl.exp(b_total)
-        b_between = tl.exp(tl.minimum(b_sum[:, None] - b_sum[None, :], 0.0)) * b_k_factor[None, :]
-        b_columns = tl.trans(b_k)
-        b_kk = product(b_k, b_columns, PARTS) * b_between * b_k_factor[:, None]
-        b_kk = tl.where(m_lower, b_kk, 0.0)
-        b_qk = product(b_q, b_columns, PARTS) * b_between * b_q_factor[:, None]
-        b_qk = tl.where(m_lower | m_diagonal, b_qk, 0.0)
-        b_k_weight = b_beta * b_since * b_k_factor
-    store_parts(p_scores, o_row, b_qk, PARTS)
-    tl.store(p_decay + i_place * BLOCK_K + tl.arange(0, BLOCK_K), b_decay)
-
-    b_kk *= b_beta[:, None]
-    b_inverse = tl.where(m_diagonal, 1.0, 0.0) - tl.where(is_between_halves(CHUNK, 1), b_kk, 0.0)
-    for level in tl.static_range(1, LEVELS):
-        b_inverse = merge_inverse(b_inverse, b_kk, 1 << level, PARTS)
-    store_parts(p_w, o_row, product(b_inverse * b_k_weight[None, :], b_k, PARTS), PARTS)
-    b_inverse *= b_beta[None, :]
     p_v += i_batch * v_batch + i_head * v_head
     for begin in tl.static_range(0, COLUMNS, BLOCK_V):
         b_v = load_rows(p_v, o_step, m_step, v_step, begin, WIDTH, BLOCK_V)
         o_v = begin + tl.arange(0, BLOCK_V)
         tl.store(p_u + o_row[:, None] * COLUMNS + o_v[None, :], product(b_inverse, b_v, PARTS))
+    p_k += i_batch * k_batch + i_head // GROUP * k_head
+    b_k = load_rows(p_k, o_step, m_step, k_step, 0, DEPTH, BLOCK_K)
+    if NORMALISE:
+        b_inverse *= inverse_length(b_k, eps)[None, :]
+    p_gate += i_batch * gate_batch + i_head * gate_head
+    if PER_CHANNEL:
+        b_gate = load_rows(p_gate, o_step, m_step, gate_step, 0, DEPTH, BLOCK_K).to(tl.float32)
+        b_k = b_k * tl.exp(tl.cumsum(b_gate, axis=0))
+    else:
+        b_gate = tl.load(p_gate + o_step * gate_step, mask=m_step, other=0.0).to(tl.float32)
+        b_inverse *= tl.exp(tl.cumsum(b_gate, axis=0))[None, :]
+    store_parts(p_w, o_row, product(b_inverse, b_k, PARTS), PARTS)
 
 
 @triton.jit
 def delta_state_kernel(
+    p_out,
     p_w,
     p_u,
     p_scores,
     p_query,
     p_key,
     p_decay,
-    p_out,
     steps,
     out_batch,
     out_step,

@@ -300,8 +300,10 @@ DELTA_PROBLEMS = [
         delta_problem(5, 8, 8, key_heads=2, heads=4, per_channel=per_channel, dtype="f32"),
         delta_problem(64, 32, 16, gate=1e-4, beta=(1.0, 1.0), per_channel=per_channel),
         delta_problem(70, 16, 64, gate=20.0, per_channel=per_channel, normalise=False),
-        delta_problem(130, 32, 32, heads=3, gate=0.1, per_channel=per_channel, dtype="f16"),
-        delta_problem(130, 16, 16, gate=0.0, alike=True, per_channel=per_channel, dtype="f32"),
+        delta_problem(130, 32, 32, heads=1, gate=0.1, per_channel=per_channel, dtype="f16"),
+        delta_problem(
+            64, 16, 16, heads=1, gate=0.0, alike=True, per_channel=per_channel, dtype="f32"
+        ),
         delta_problem(70, 24, 40, gate=20.0, per_channel=per_channel, dtype="f32"),
         delta_problem(70, 64, 32, beta=(0.0, 0.0), per_channel=per_channel),
     )
