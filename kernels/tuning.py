@@ -16,6 +16,7 @@ wastes less.  No table has a row for an AMD GPU, for none was ever at hand.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -341,7 +342,7 @@ class _Reader:
             raise self.error(f"`tier` of {where} is not one of {', '.join(TIERS)}")
         if held["dtype"] not in DTYPES:
             raise self.error(f"`dtype` of {where} is no dtype: `{held['dtype']}`")
-        if held["n"] < 1 or held["k"] < 1 or not held["microseconds"] > 0:
+        if held["n"] < 1 or held["k"] < 1 or not 0 < held["microseconds"] < math.inf:
             raise self.error(f"`n`, `k` and `microseconds` of {where} are not all positive")
         key = Key(held["kernel"], held["dtype"], held["n"], held["k"], held["tier"])
         tile = self.tile(held["tile"], f"the tile of {where}")
