@@ -24,6 +24,9 @@ class CudaDriver(NativeDriver):
     kind: ClassVar[str] = "cuda"
     libraries: ClassVar[tuple[str, ...]] = ("libcuda.so.1", "libcuda.so")
     remedy: ClassVar[str] = "install the NVIDIA driver; `fusec doctor` shows what is there"
+    access: ClassVar[str] = (
+        "`nvidia-smi` must show the device, and `CUDA_VISIBLE_DEVICES` must not hide it"
+    )
     end: ClassVar[int] = 0
 
     _context: c_void_p

@@ -11,6 +11,7 @@ from fusec.runtime.driver import DeviceInfo
 from fusec.runtime.errors import CodeError, TargetError
 from fusec.runtime.hip import HipDriver
 from fusec.runtime.native import NativeDriver, has_library
+from fusec.target import GPU_TARGETS
 
 DRIVERS: dict[str, type[NativeDriver]] = {"hip": HipDriver, "cuda": CudaDriver}
 
@@ -73,11 +74,14 @@ def choose_target(sections: Sequence[TargetSpec], info: DeviceInfo, at: str) -> 
         if _fits(section.arch, info.arch):
             return section
     compiled = ", ".join(f"`{section.arch}`" for section in sections)
+    arch = info.arch.partition(":")[0]
     raise TargetError(
         f"the artifact was compiled for {compiled}, but this device is `{info.arch}`",
         at=at,
         detail=(f"the device is {info.name}",),
-        hint=f"compile it with `--target {info.arch.partition(':')[0]}`",
+        hint=f"compile it with `--target {arch}`"
+        if arch in GPU_TARGETS
+        else f"fusec compiles for {', '.join(f'`{name}`' for name in GPU_TARGETS)}",
     )
 
 

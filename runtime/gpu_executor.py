@@ -99,7 +99,9 @@ class GpuExecutor:
         self._packing = Packing.of(self._steps)
         self._stream = driver.stream()
         self._weights = Weights(driver, program, weights, self._stream)
-        self._is_weight = np.array([buffer.kind == "weight" for buffer in program.buffers])
+        self._is_weight = np.array(
+            [buffer.kind == "weight" for buffer in program.buffers], np.bool_
+        )
         self._workspace = Workspace(driver)
 
     def run(

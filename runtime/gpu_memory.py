@@ -93,7 +93,7 @@ class Workspace:
     Attributes:
         address: of the memory of the device.
         host: the pinned memory.
-        moves: how often either has moved, which makes every address before that stale.
+        moves: how often the memory of the device has moved, which makes its addresses stale.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -110,9 +110,11 @@ class Workspace:
             InputError: the device has not as much memory.
         """
         if host_size > self.host.nbytes:
-            self.moves += 1
             self.host = np.empty(0, np.uint8)
-            self.host = self._driver.host_array(bucket(host_size))
+            try:
+                self.host = self._driver.host_array(bucket(host_size))
+            except OutOfMemoryError as error:
+                raise out_of_memory(host_size, (str(error),)) from None
         if size > self._size:
             self.moves += 1
             self.free()

@@ -29,6 +29,10 @@ class HipDriver(NativeDriver):
         "/opt/rocm/lib/libamdhip64.so",
     )
     remedy: ClassVar[str] = "install ROCm's HIP runtime; `fusec doctor` shows what is there"
+    access: ClassVar[str] = (
+        "the kernel must have the driver `amdgpu`, this user needs the groups `render` and "
+        "`video`, and `HIP_VISIBLE_DEVICES` must not hide the device"
+    )
     end: ClassVar[int] = 3
 
     _set_device: Callable[..., int]

@@ -130,12 +130,14 @@ class NativeDriver:
         count: how many devices the driver has.
         libraries: names under which the loader may find the library, best first.
         remedy: what to do where there is none.
+        access: what to do where it finds no device.
         end: what closes the list of a launch's extra arguments.
     """
 
     kind: ClassVar[str]
     libraries: ClassVar[tuple[str, ...]]
     remedy: ClassVar[str]
+    access: ClassVar[str]
     end: ClassVar[int]
 
     def __init__(self, index: int = 0, library: str | None = None) -> None:
@@ -157,6 +159,7 @@ class NativeDriver:
         self._local = threading.local()
         self._chosen = False
         self._owned: dict[str, dict[int, None]] = {}
+        self._images: list[Bytes] = []
         self._pinned: dict[int, weakref.finalize[[int], Any]] = {}
         self.count = self._counted()
         self._device = c_int()
@@ -185,10 +188,13 @@ class NativeDriver:
         if size == 0:
             return np.empty(0, np.uint8)
         address = c_void_p()
-        self._check(
-            self._code("host_allocate", address, size, 0),
-            f"{size} bytes of memory of the host cannot be pinned",
-        )
+        code = self._code("host_allocate", address, size, 0)
+        if code == OUT_OF_MEMORY:
+            raise OutOfMemoryError(
+                f"`{self}` cannot pin {_gib(size)} of memory of the host",
+                hint="give smaller inputs, or raise the limit on locked memory",
+            )
+        self._check(code, f"{size} bytes of memory of the host cannot be pinned")
         place = address.value or 0
         held = (ctypes.c_uint8 * size).from_address(place)
         self._pinned[place] = weakref.finalize(held, self._unpin, place)
@@ -216,11 +222,12 @@ class NativeDriver:
             self._do("fill", address, byte, size, stream)
 
     def load_module(self, code: memoryview, entry: str) -> int:
-        """Load a code object; the drivers copy what they need of it."""
+        """Load a code object, which is held until the end: HIP goes on reading it."""
         module = c_void_p()
-        held = np.frombuffer(code, np.uint8)
-        status = self._code("load", module, held.ctypes.data)
+        image = np.frombuffer(code, np.uint8)
+        status = self._code("load", module, image.ctypes.data)
         self._check(status, "the driver refuses the code", entry)
+        self._images.append(image)
         return self._keep("unload", module)
 
     def function(self, module: int, symbol: str, shared_bytes: int) -> int:
@@ -410,7 +417,7 @@ class NativeDriver:
         raise DeviceError(
             f"there is no device `{self}`: the driver is installed, but finds "
             + (f"only {devices}" if found else "none"),
-            hint="`fusec doctor` shows the devices of this machine",
+            hint="`fusec doctor` shows the devices of this machine" if found else self.access,
         )
 
     def _described(self) -> DeviceInfo:

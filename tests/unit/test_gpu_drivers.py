@@ -434,6 +434,9 @@ def test_another_arch_is_refused_before_code_is_loaded(tmp_path: Path) -> None:
         "the artifact was compiled for `gfx950`, but this device is `gfx942:sramecc+:xnack-`"
     )
     assert caught.value.hint == "compile it with `--target gfx942`"
+    with pytest.raises(TargetError) as caught:
+        load(path, driver=FakeDriver({}, kind="hip", arch="gfx1100"))
+    assert caught.value.hint == "fusec compiles for `gfx950`, `gfx942`, `sm_90`"
     assert caught.value.exit_code == 5
     assert not fake.modules
     sections = open_artifact(path).manifest.targets

@@ -32,7 +32,7 @@ from fusec.runtime.errors import (
     TargetError,
     WeightsError,
 )
-from fusec.runtime.gpu_memory import ALIGNMENT, STAGING_BYTES, bucket
+from fusec.runtime.gpu_memory import ALIGNMENT, bucket
 from fusec.runtime.layout import KEPT_PLANS
 
 
@@ -245,8 +245,11 @@ def test_outputs_that_are_other_buffers(tmp_path: Path) -> None:
         }
 
 
-def test_weights_go_through_two_buffers_in_turns(tmp_path: Path) -> None:
-    sizes = [STAGING_BYTES + 12, 0, 4, 2 * STAGING_BYTES]
+def test_weights_go_through_two_buffers_in_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusec.runtime.gpu_memory.STAGING_BYTES", 1000)
+    sizes = [1012, 0, 4, 2000]
     random = np.random.default_rng(0)
     data = [random.integers(0, 256, size, np.uint8) for size in sizes]
     buffers: list[dict[str, object]] = [{"kind": "output", "bytes": 0}]
