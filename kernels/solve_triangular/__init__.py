@@ -1,5 +1,5 @@
 """Triangular systems."""
 
-from fusec.kernels.solve_triangular import cpu
+from fusec.kernels.solve_triangular import cpu, triton
 
-KERNELS = cpu.KERNELS
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

@@ -14,9 +14,9 @@ from mended_interpreter import mend
 from recurrent_problems import (
     CONV_PROBLEMS,
     DELTA_PROBLEMS,
+    SOLVE_PROBLEMS,
     Memory,
     Problem,
-    conv_problem,
     solve,
 )
 
@@ -56,10 +56,22 @@ def test_causal_conv1d(problem: Problem) -> None:
 
 @pytest.mark.parametrize("problem", DELTA_PROBLEMS, ids=str)
 def test_gated_delta_rule(problem: Problem) -> None:
-    print(solve(problem, interpret, GFX950))
+    solve(problem, interpret, GFX950)
 
 
-@pytest.mark.parametrize("problem", [conv_problem(70, 9, 4)], ids=str)
+@pytest.mark.parametrize("problem", DELTA_PROBLEMS[::5], ids=str)
+def test_gated_delta_rule_in_chunks_of_32(problem: Problem) -> None:
+    solve(problem, interpret, target_named("sm_90"))
+
+
+@pytest.mark.parametrize("problem", SOLVE_PROBLEMS, ids=str)
+def test_solve_triangular(problem: Problem) -> None:
+    solve(problem, interpret, GFX950)
+
+
+@pytest.mark.parametrize(
+    "problem", [CONV_PROBLEMS[1], DELTA_PROBLEMS[0], SOLVE_PROBLEMS[2]], ids=str
+)
 def test_a_doubled_answer_fails(problem: Problem) -> None:
     with pytest.raises(AssertionError, match="off by"):
         solve(problem, interpret, GFX950, answer=2.0)

@@ -27,10 +27,13 @@ Array: TypeAlias = NDArray[np.float64]
 Memory: TypeAlias = dict[int, torch.Tensor]
 Run: TypeAlias = Callable[[Launch, Memory, Mapping[str, int]], None]
 
-ROUNDING = {"f32": 2.0**-20, "bf16": 2.0**-7, "f16": 2.0**-10}
+KINDS = {**TORCH, "f64": torch.float64}
+"""PyTorch's dtypes."""
+
+ROUNDING = {"f64": 2.0**-48, "f32": 2.0**-20, "bf16": 2.0**-7, "f16": 2.0**-10}
 """What rounding a result may cost, relative to it; Triton's interpreter truncates to bf16."""
 
-SUMMING = {"f32": 2e-5, "bf16": 2e-4, "f16": 2e-4}
+SUMMING = {"f64": 1e-14, "f32": 2e-5, "bf16": 2e-4, "f16": 2e-4}
 """What sums may cost, relative to the largest result: products of 16-bit operands are of halves of
 f32 that keep 16 bits."""
 
@@ -64,7 +67,7 @@ class Operand:
         strides = self.strides or tuple(map(int, map(str, dense_strides(self.values.shape))))
         pairs = zip(self.values.shape, strides, strict=True)
         extent = self.offset + sum((size - 1) * stride for size, stride in pairs) + 1
-        memory = torch.full((extent,), float("nan"), dtype=TORCH[self.dtype])
+        memory = torch.full((extent,), float("nan"), dtype=KINDS[self.dtype])
         place = memory.as_strided(self.values.shape, strides, self.offset)
         place.copy_(torch.from_numpy(self.values))
         return memory, place
@@ -129,7 +132,7 @@ def solve(problem: Problem, run: Run, target: Target, answer: float = 1.0) -> fl
     def scratch(dtype: str, shape: tuple[Dim, ...]) -> Storage:
         elements = symbolic.evaluate(symbolic.product(shape), sizes)
         buffer = len(memory)
-        memory[buffer] = torch.full((elements,), float("nan"), dtype=TORCH[dtype])
+        memory[buffer] = torch.full((elements,), float("nan"), dtype=KINDS[dtype])
         return Storage(buffer, dtype, shape, dense_strides(shape))
 
     call = Call(graph, node, target, tuple(inputs), (result,), scratch)
@@ -160,14 +163,9 @@ def _result(
         strides[axis] = int(step)
     buffer = len(memory)
     size = int(np.prod(within)) + 2 * GUARD
-    memory[buffer] = torch.full((size,), float("nan"), dtype=TORCH[kind.dtype])
+    memory[buffer] = torch.full((size,), float("nan"), dtype=KINDS[kind.dtype])
     view = memory[buffer].as_strided(shape, strides, GUARD)
     return Storage(buffer, kind.dtype, kind.shape, tuple(strides), GUARD), view
-
-
-def rounded(values: Array, dtype: str) -> Array:
-    """The values that `dtype` has room for."""
-    return torch.from_numpy(values).to(TORCH[dtype]).double().numpy()
 
 
 # --- causal_conv1d --------------------------------------------------------------------------
@@ -307,4 +305,56 @@ DELTA_PROBLEMS = [
         delta_problem(70, 24, 40, gate=20.0, per_channel=per_channel, dtype="f32"),
         delta_problem(70, 64, 32, beta=(0.0, 0.0), per_channel=per_channel),
     )
+]
+
+
+# --- solve_triangular -----------------------------------------------------------------------
+
+
+def solve_problem(
+    rows: int,
+    columns: int,
+    batch: tuple[int, ...] = (),
+    *,
+    upper: bool = False,
+    unit: bool = False,
+    transposed: bool = False,
+    shared: bool = False,
+    dtype: str = "f32",
+) -> Problem:
+    """A system, with random values on the side of its triangle that is not read.
+
+    Args:
+        rows: of the system.
+        columns: of the right side.
+        batch: sizes of the outer axes.
+        upper: which triangle counts.
+        unit: whether the diagonal is taken to be ones.
+        transposed: whether columns of A are innermost in memory.
+        shared: whether all systems have the same A.
+        dtype: of everything.
+    """
+    rng = np.random.default_rng([rows, columns, *batch])
+    outer = () if shared else batch
+    a = rng.standard_normal((*outer, rows, rows)) / rows
+    a += (2 + rng.random((*outer, rows, 1))) * np.eye(rows)
+    strides = None
+    if transposed:
+        *steps, row, column = (int(str(step)) for step in dense_strides(a.shape))
+        strides = (*steps, column, row)
+    operands = (
+        Operand(a, dtype, strides, offset=3),
+        Operand(rng.standard_normal((*batch, rows, columns)), dtype, steps=len(batch) + 1),
+    )
+    attrs: dict[str, Attr] = {"upper": upper, "unit_diagonal": unit, "left": True}
+    name = f"solve-{'x'.join(map(str, batch))}-{rows}x{columns}-{'upper' if upper else 'lower'}"
+    return Problem(name, "solve_triangular", operands, attrs, gap=5)
+
+
+SOLVE_PROBLEMS = [
+    solve_problem(1, 1),
+    solve_problem(64, 70, (2,)),
+    solve_problem(33, 5, (2, 3), upper=True, transposed=True),
+    solve_problem(24, 24, (2, 1, 2), unit=True, shared=True),
+    solve_problem(7, 65, (3,), upper=True, unit=True, dtype="f64"),
 ]
