@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fusec import symbolic
 from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr, float_attr, int_attr
 from fusec.kernels.launch import Call, Launch
@@ -19,6 +20,7 @@ from fusec.kernels.rope.triton import (
     refused_rows,
     style_constants,
     token_sizes,
+    tokens_of,
     warps_of,
 )
 from fusec.kernels.triton_rows import FAMILIES, RowArguments, Tile, row_length, supports_rows
@@ -45,6 +47,10 @@ def _launch(call: Call) -> Launch:
     parts = parts_of(length, int_attr(call.attrs, "rotary_dim"))
     heads = [head_count(kind, axes) for kind in kinds[:2]]
     blocks = [heads_of(count, parts, call.target) for count in heads]
+    tokens = min(
+        tokens_of(count, block, parts, call.target)
+        for count, block in zip(heads, blocks, strict=True)
+    )
     arguments = RowArguments()
     arguments.pointer("q", q)
     arguments.pointer("k", k)
@@ -72,17 +78,18 @@ def _launch(call: Call) -> Launch:
         "K_HEADS": heads[1],
         "Q_BLOCK": blocks[0],
         "K_BLOCK": blocks[1],
+        "TOKENS": tokens,
         **style_constants(call, cos),
         "NORM": int(has_norm),
         "WEIGHT": int(bool(weights)),
         "WEIGHT_OFFSET": int_attr(call.attrs, "weight_offset"),
     }
-    most = max(blocks)
-    tile = Tile(parts.padded, most, warps_of(most, parts, call.target))
+    rows_held = max(blocks) * tokens
+    tile = Tile(parts.padded, rows_held, warps_of(rows_held, parts, call.target))
+    tiles = symbolic.ceil_divide(token_sizes(q, axes)[0], tokens)
     programs = sum(math.ceil(count / block) for count, block in zip(heads, blocks, strict=True))
-    tokens = token_sizes(q, axes)[0]
     module = "qk_norm_rope.triton_kernel"
-    return arguments.launch(module, "qk_norm_rope_kernel", tile, tokens, programs)
+    return arguments.launch(module, "qk_norm_rope_kernel", tile, tiles, programs)
 
 
 TRITON = (

@@ -1,7 +1,7 @@
-"""Queries and keys of one token rotated by one row of tables, normed before or not, on a GPU.
+"""Queries and keys rotated by the same tables, normed before or not, on a GPU.
 
-The first programs of a token have blocks of the heads of q, the others those of k.  Everything is
-in f32 until it is stored; the norm is not rounded before it is rotated.
+The first programs of a tile of tokens have blocks of the heads of q, the others those of k.
+Everything is in f32 until it is stored; what is normed is not rounded before it is rotated.
 """
 
 import triton
@@ -54,6 +54,7 @@ def qk_norm_rope_kernel(
     K_HEADS: tl.constexpr,
     Q_BLOCK: tl.constexpr,
     K_BLOCK: tl.constexpr,
+    TOKENS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     DEINTERLEAVE: tl.constexpr,
     TWICE: tl.constexpr,
@@ -61,14 +62,14 @@ def qk_norm_rope_kernel(
     WEIGHT: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
 ):
-    """One block of heads, of q or of k, of one token."""
+    """One block of heads, of q or of k, of one tile of tokens."""
     q_blocks: tl.constexpr = (Q_HEADS + Q_BLOCK - 1) // Q_BLOCK
     blocks: tl.constexpr = q_blocks + (K_HEADS + K_BLOCK - 1) // K_BLOCK
-    i_token = tl.program_id(0) // blocks
+    i_tile = tl.program_id(0) // blocks
     i_block = tl.program_id(0) % blocks
     if i_block < q_blocks:
         rotate_heads(
-            i_token,
+            i_tile,
             i_block,
             p_q,
             p_w_q,
@@ -99,7 +100,7 @@ def qk_norm_rope_kernel(
             REST_BLOCK,
             Q_HEADS,
             Q_BLOCK,
-            1,
+            TOKENS,
             INTERLEAVED,
             DEINTERLEAVE,
             TWICE,
@@ -109,7 +110,7 @@ def qk_norm_rope_kernel(
         )
     else:
         rotate_heads(
-            i_token,
+            i_tile,
             i_block - q_blocks,
             p_k,
             p_w_k,
@@ -140,7 +141,7 @@ def qk_norm_rope_kernel(
             REST_BLOCK,
             K_HEADS,
             K_BLOCK,
-            1,
+            TOKENS,
             INTERLEAVED,
             DEINTERLEAVE,
             TWICE,

@@ -94,15 +94,25 @@ def parts_of(length: int, rotary: int) -> Parts:
 
 
 def heads_of(heads: int, parts: Parts, target: Target) -> int:
-    """How many of `heads` heads a program has: a power of two that wastes few."""
+    """How many of `heads` heads a program has: the most, a power of two, that wastes few rows."""
     most = min(power_above(heads, 1), rows_at_once(parts, target))
     sizes = [size for size in (most, most // 2, most // 4) if size > 0]
-    return min(sizes, key=lambda size: -(-heads // size) * size)
+    wasted = {size: -(-heads // size) * size - heads for size in sizes}
+    few = [size for size in sizes if 3 * wasted[size] <= heads]
+    return few[0] if few else min(sizes, key=lambda size: wasted[size])
 
 
 def rows_at_once(parts: Parts, target: Target) -> int:
     """Rows that keep a work group busy: a power of two."""
     return power_below(SHARES[target.family].least // parts.padded)
+
+
+def tokens_of(heads: int, block: int, parts: Parts, target: Target) -> int:
+    """How many tokens a program has: several where blocks of `block` hold all heads and are small.
+
+    A power of two.
+    """
+    return max(1, rows_at_once(parts, target) // block) if block >= heads else 1
 
 
 def warps_of(rows: int, parts: Parts, target: Target) -> int:
@@ -219,7 +229,7 @@ def _launch(call: Call) -> Launch:
     parts = parts_of(length, int_attr(call.attrs, "rotary_dim"))
     all_heads = head_count(kind, axes)
     heads = heads_of(all_heads, parts, call.target)
-    tokens = max(1, rows_at_once(parts, call.target) // heads) if heads >= all_heads else 1
+    tokens = tokens_of(all_heads, heads, parts, call.target)
     arguments = RowArguments()
     storages = {"x": x, "cos": cos, "sin": sin, "y": call.outputs[0]}
     for name, storage in storages.items():

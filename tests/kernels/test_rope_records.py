@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,8 @@ from row_problems import triton_record
 from fusec.ir import Graph, TensorType
 from fusec.ir.types import Attr
 from fusec.kernels.launch import Storage, TritonSource
+from fusec.kernels.rope.triton import heads_of, parts_of, warps_of
+from fusec.kernels.triton_rows import is_power_of_two
 from fusec.link.gpu_checks import fitted
 from fusec.link.triton_build import build_triton
 from fusec.target import GPU_TARGETS, target_named
@@ -47,6 +50,20 @@ def test_code_objects(target_name: str, case: GpuCase) -> None:
     assert built.machine.widest_load == 16 and not built.machine.forbidden
     assert not built.resources["vgpr_spills"] and not built.resources["scratch_bytes"]
     assert built.resources["vgpr"] <= 96
+
+
+@pytest.mark.parametrize("length", [2, 24, 40, 80, 96, 128, 192, 256, 576, 16384])
+@pytest.mark.parametrize("target_name", GPU_TARGETS)
+def test_tiles_are_powers_of_two(target_name: str, length: int) -> None:
+    """Few rows are wasted, and each program has work."""
+    target = target_named(target_name)
+    for rotary, heads in itertools.product({2, length // 4 * 2 or 2, length}, (1, 3, 20, 40, 128)):
+        parts = parts_of(length, rotary)
+        block = heads_of(heads, parts, target)
+        warps = warps_of(block, parts, target)
+        assert is_power_of_two(block) and is_power_of_two(warps)
+        assert -(-heads // block) * block <= heads * 4 / 3 or block <= 4
+        assert block == 1 or block * parts.padded <= 2048
 
 
 REFUSED = [

@@ -44,6 +44,7 @@ FUSIONS: dict[str, dict[str, int]] = {
         "add_rms_norm_quant": 7,
         "add_rms_norm": 1,
         "gated_rms_norm_quant": 3,
+        "qk_norm_rope": 1,
         "silu_mul_quant": 4,
         "moe_fp8": 4,
     },
