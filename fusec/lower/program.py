@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from fusec.diagnostics import InternalError
 from fusec.ir import TensorType
 from fusec.kernels.external.call import ExternalCall
-from fusec.kernels.launch import Param, Storage
+from fusec.kernels.launch import Param, Storage, TritonSource
 from fusec.link.gpu_checks import GpuSource
 from fusec.link.gpu_kernel import GpuKernel
 from fusec.link.gpu_sources import source_json
@@ -37,11 +37,19 @@ class GpuCode:
     entry: Callable[[GpuKernel], str] = lambda kernel: kernel.sha256
 
     def sources(self) -> dict[str, Json]:
-        """What each code object was made of, by its entry."""
-        return {
-            self.entry(kernel): json.loads(source_json(source))
-            for source, kernel in self.kernels.items()
-        }
+        """What each code object was made of, by its entry.
+
+        Sources that differ only in what they say is divisible may give the same code, which then
+        relies on nothing but what all of them say.
+        """
+        found: dict[str, GpuSource] = {}
+        for source, kernel in self.kernels.items():
+            entry = self.entry(kernel)
+            other = found.setdefault(entry, source)
+            if isinstance(source, TritonSource) and isinstance(other, TritonSource):
+                both = tuple(name for name in other.divisible if name in source.divisible)
+                found[entry] = replace(other, divisible=both)
+        return {entry: json.loads(source_json(source)) for entry, source in found.items()}
 
 
 def program_document(
