@@ -27,7 +27,7 @@ MOST_DEPTH = 256
 
 CHUNKS: dict[Family, int] = {"amdgpu": 64, "nvidia": 32}
 """Steps of a chunk where keys have up to 128 channels; more take half as many.  An NVIDIA GPU has
-half the registers for a program."""
+half the registers for a program, and no matrix units for f32, which takes half as many again."""
 
 STATE_COLUMNS = 16
 """Columns of the state that a program walks with: few, so that every compute unit has a program."""
@@ -97,6 +97,16 @@ def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
     return (rows, rows, rows, gate, "strided", rows)
 
 
+def _chunk(sizes: _Sizes, dtype: str, family: Family) -> int:
+    """Steps of a chunk."""
+    chunk = CHUNKS[family]
+    if sizes.block > MOST_DEPTH // 2:
+        chunk //= 2
+    if family == "nvidia" and dtype == "f32":
+        chunk //= 2
+    return max(LEAST, chunk)
+
+
 def _strides(storages: Mapping[str, Storage]) -> dict[str, Dim]:
     """What the kernels are told of where rows lie."""
     axes = ("batch", "step", "head")
@@ -115,7 +125,7 @@ def _launch(call: Call) -> tuple[Launch, ...]:
     out = call.outputs[0]
     batch, steps = out.shape[:2]
     family = call.target.family
-    chunk = CHUNKS[family] if sizes.block <= MOST_DEPTH // 2 else CHUNKS[family] // 2
+    chunk = _chunk(sizes, v.dtype, family)
     places = batch * sizes.heads * symbolic.ceil_divide(steps, chunk)
     parts, dtype = (1, "f32") if v.dtype == "f32" else (2, "bf16")
     normalise = bool_attr(call.attrs, "qk_l2_norm")

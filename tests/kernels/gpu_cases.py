@@ -87,6 +87,7 @@ def gpu_cases(target: Target) -> tuple[GpuCase, ...]:
         _query_key_rotations,
         _row_norms,
         _indexing,
+        _recurrences,
     )
     return tuple(case for group in groups for case in group(target.fp8 or "f8e4m3fn"))
 
@@ -423,3 +424,21 @@ def _indexing(fp8: str) -> Iterator[GpuCase]:
     )
     bins: dict[str, Attr] = {"bins": 256, "low": 0.0, "high": 255.0}
     yield GpuCase("histogram", "8192 tokens of 8 experts", (TensorType("f32", (65536,)),), bins)
+
+
+def _recurrences(fp8: str) -> Iterator[GpuCase]:
+    filtered: dict[str, Attr] = {"activation": "silu", "has_bias": False}
+    x, weight = TensorType("bf16", (1, 8192, ROWS)), TensorType("bf16", (8192, 4))
+    yield GpuCase("causal_conv1d", "Qwen3-Next 8192 by 4", (x, weight), filtered)
+    attrs: dict[str, Attr] = {"scale": 128**-0.5, "eps": 1e-6, "qk_l2_norm": True}
+    for label, key_heads, gate in (
+        ("Qwen3-Next 32 of 16 heads of 128", 16, ()),
+        ("Kimi-Linear 32 heads of 128, gates by channel", 32, (128,)),
+    ):
+        keys = TensorType("bf16", (1, ROWS, key_heads, 128))
+        values = TensorType("bf16", (1, ROWS, 32, 128))
+        gates, beta = TensorType("f32", (1, ROWS, 32, *gate)), TensorType("bf16", (1, ROWS, 32))
+        yield GpuCase("gated_delta_rule", label, (keys, keys, values, gates, beta), attrs)
+    system, right = TensorType("f32", (ROWS, 64, 64)), TensorType("f32", (ROWS, 64, 128))
+    triangle: dict[str, Attr] = {"upper": False, "unit_diagonal": True, "left": True}
+    yield GpuCase("solve_triangular", "chunks of 64", (system, right), triangle)
