@@ -14,10 +14,9 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusec.diagnostics import FusecError
 from fusec.runtime.driver import Bytes, Driver
@@ -191,15 +190,11 @@ class GpuExecutor:
             if self._workspace.moves != before:
                 self._forget_graphs()
         if plan.moves != self._workspace.moves:
-            bases = self._bases(plan)
+            worked_in = plan.offsets + self._workspace.address
+            bases = np.where(self._is_weight, self._weights.bases, worked_in)
             resolve(plan, self.program, self._packing, self._functions, bases)
             plan.moves = self._workspace.moves
             plan.runs = 0
-
-    def _bases(self, plan: GpuPlan) -> NDArray[np.int64]:
-        """The address of every buffer."""
-        worked_in = plan.offsets + self._workspace.address
-        return np.where(self._is_weight, self._weights.bases, worked_in)
 
     def _forget_graphs(self) -> None:
         for plan in self._plans.values():
@@ -220,24 +215,22 @@ class GpuExecutor:
             self._busy = False
 
     def _send(self, plan: GpuPlan, inputs: Mapping[str, Storage]) -> None:
-        bases = self._bases(plan)
         for buffer, place in plan.errors.items():
             size = place.stop - place.start
-            self._driver.fill(int(bases[buffer]), 0, size, self._stream)
+            self._driver.fill(plan.bases[buffer], 0, size, self._stream)
         for binding, place in zip(self.program.inputs, plan.inputs, strict=True):
             value = inputs[binding.spec.name]
             check_input(self.program, plan.layout, binding.buffer, value)
             pinned = self._workspace.host[place]
             pinned[:] = value.reshape(-1).view(np.uint8)
-            self._driver.upload(int(bases[binding.buffer]), pinned, self._stream)
+            self._driver.upload(plan.bases[binding.buffer], pinned, self._stream)
 
     def _execute(self, plan: GpuPlan, times: list[StepTime] | None) -> None:
-        bases = self._bases(plan)
         for part in plan.parts:
             if isinstance(part, OnnxCall):
-                self._run_onnx(part, bases, times)
+                self._run_onnx(part, plan.bases, times)
             elif isinstance(part, ExternalCallPlace):
-                self._run_external(part, bases, times)
+                self._run_external(part, plan.bases, times)
             elif times is not None:
                 self._run_timed(part, times)
             elif self._graphs and plan.runs > 0:
@@ -280,16 +273,14 @@ class GpuExecutor:
             seconds = driver.elapsed_ms(begin, end) / 1e3
             times.append(StepTime(step.node, step.op, step.kernel, seconds))
 
-    def _run_onnx(
-        self, call: OnnxCall, bases: NDArray[np.int64], times: list[StepTime] | None
-    ) -> None:
+    def _run_onnx(self, call: OnnxCall, bases: Sequence[int], times: list[StepTime] | None) -> None:
         """Bring the operands to the host, run there, and take the results back."""
 
         def array(place: Place) -> Storage:
             return new_array(place.spec.dtype, place.shape)
 
         def address(place: Place) -> int:
-            return int(bases[place.buffer]) + place.offset
+            return bases[place.buffer] + place.offset
 
         begin = time.perf_counter()
         inputs = [(place, array(place)) for place in call.inputs]
@@ -310,10 +301,10 @@ class GpuExecutor:
             times.append(StepTime(call.step.node, call.step.op, "onnxruntime", seconds))
 
     def _run_external(
-        self, call: ExternalCallPlace, bases: NDArray[np.int64], times: list[StepTime] | None
+        self, call: ExternalCallPlace, bases: Sequence[int], times: list[StepTime] | None
     ) -> None:
         begin = time.perf_counter()
-        addresses = [int(bases[place.buffer]) + place.offset for place in call.operands]
+        addresses = [bases[place.buffer] + place.offset for place in call.operands]
         operands = list(zip(call.operands, addresses, strict=True))
         call_external(self._external[call.index], operands, self._driver, self._stream)
         if times is not None:
@@ -323,12 +314,11 @@ class GpuExecutor:
 
     def _receive(self, plan: GpuPlan) -> dict[str, Storage]:
         """The outputs, each in memory of its own."""
-        bases = self._bases(plan)
         host = self._workspace.host
         for buffer, place in plan.errors.items():
-            self._driver.download(host[place], int(bases[buffer]), self._stream)
+            self._driver.download(host[place], plan.bases[buffer], self._stream)
         for binding, place in zip(self.program.outputs, plan.outputs, strict=True):
-            self._driver.download(host[place], int(bases[binding.buffer]), self._stream)
+            self._driver.download(host[place], plan.bases[binding.buffer], self._stream)
         try:
             self._driver.synchronize(self._stream)
         except CodeError as error:

@@ -43,7 +43,7 @@ class Weights:
                 )
             offsets[buffer.name] = total
             total += aligned(weights[buffer.name].nbytes)
-        self._block = driver.allocate(max(total, 1), f"the {len(offsets)} weights")
+        self._block = driver.allocate(max(total, 1), "the weights")
         self.bytes = total
         self.bases: NDArray[np.int64] = np.array(
             [0 if b.name is None else self._block + offsets[b.name] for b in program.buffers],

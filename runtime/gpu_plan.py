@@ -74,6 +74,7 @@ class GpuPlan:
         outputs: where each output lies in pinned memory.
         errors: where each error word lies in pinned memory, by buffer.
         parts: what to do, in order.
+        bases: the address of each buffer, once the launches have been resolved.
         moves: of the workspace when the launches were resolved.
         runs: how often it has run.
     """
@@ -86,6 +87,7 @@ class GpuPlan:
     outputs: tuple[slice, ...]
     errors: dict[int, slice]
     parts: tuple[Part, ...]
+    bases: tuple[int, ...] = ()
     moves: int = NEVER
     runs: int = 0
 
@@ -217,8 +219,9 @@ def resolve(
     pointers = bases[program.pointer_buffers] + plan.layout.pointer_offsets
     data = packing.packed(pointers, plan.layout.params, program.at).tobytes()
     steps = [step for step in program.steps if isinstance(step, LaunchStep)]
+    plan.bases = tuple(bases.tolist())
     ends = bases + plan.layout.sizes
-    spans = list(zip(bases.tolist(), ends.tolist(), strict=True))
+    spans = list(zip(plan.bases, ends.tolist(), strict=True))
     buffers = program.pointer_buffers.tolist()
     grids = plan.layout.grids.tolist()
 

@@ -118,7 +118,6 @@ def test_every_launch_has_a_time(model: Model) -> None:
 
 
 def test_memory_is_given_back(path: Path) -> None:
-    torch.cuda.init()
     free: list[int] = []
     for _ in range(4):
         with load(path, "cuda:0") as model:

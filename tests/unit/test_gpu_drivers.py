@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 import struct
 import subprocess
@@ -384,6 +385,22 @@ def test_loading_opens_and_closes_the_driver(
     bad = gpu_samples.embedding(tmp_path, shim.target, code=code, name="bad")
     with pytest.raises(CodeError, match="is not for a device such as"):
         load(bad, f"{shim.kind}:0")
+
+
+def test_doctor_lists_devices(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(type(shim.driver()), "libraries", (shim.path,))
+    with pytest.raises(SystemExit):
+        main(("doctor", "--json"))
+    findings = {row["what"]: row for row in json.loads(capsys.readouterr().out)["findings"]}
+    arch = ARCH if shim.kind == "hip" else "sm_90"
+    for index in range(2):
+        assert findings[f"{shim.kind}:{index}"]["found"] == f"Shim gfx950 GPU, {arch}, 1 GiB"
+    shim.reset(devices=0)
+    with pytest.raises(SystemExit):
+        main(("doctor",))
+    assert f"there is no device `{shim.kind}:0`" in capsys.readouterr().out
 
 
 # --- architectures --------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_growing_makes_graphs_of_old_addresses_void(model: Model, driver: FakeDr
         check(model, 1, 4, seed)
         check(model, 8, 64, seed)
     assert len(driver.graphs) == 2
-    assert driver.purposes == ["the 1 weights", *["intermediate values"] * 2]
+    assert driver.purposes == ["the weights", *["intermediate values"] * 2]
     assert len(driver.held) == 2
 
 
@@ -471,7 +471,7 @@ def test_a_device_that_fails_later(model: Model, driver: FakeDriver) -> None:
 
 def test_weights_that_do_not_fit(path: Path) -> None:
     driver = FakeDriver(KERNELS, memory_bytes=100)
-    with pytest.raises(OutOfMemoryError, match="256 bytes are needed for the 1 weights, 100 are"):
+    with pytest.raises(OutOfMemoryError, match="256 bytes are needed for the weights, 100 are"):
         load(path, driver=driver)
 
 
