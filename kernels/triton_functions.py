@@ -353,12 +353,14 @@ def exp(x):
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
-        # 2^(x log2(e)); what the product loses by rounding, times ln(2), is the relative error.
-        exponent = x * 1.4426950408889634
-        lost = tl.math.fma(x, 1.4426950408889634, -exponent) + x * 1.9259629911266175e-08
-        power = tl.exp2(exponent)
-        corrected = power + power * (lost * 0.6931471805599453)
-        return tl.where((tl.abs(lost) < 1.0) & (power < float("inf")), corrected, power)
+        # e^(n ln(2) + r) with n whole and 2^n a number, so that it is made of its bits; ln(2) is in
+        # two parts, of which the first has products without rounding (Cody and Waite).
+        n = (x * 1.4426950408889634 + 12582912.0) - 12582912.0
+        n = tl.where(n < 127.0, n, 127.0)
+        n = tl.where(n > -126.0, n, -126.0)
+        r = (x - n * 0.693145751953125) - n * 1.428606765330187045e-06
+        scale = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+        return tl.exp2(r * 1.4426950408889634) * scale
 
 
 @triton.jit

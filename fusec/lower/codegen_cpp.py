@@ -18,7 +18,7 @@ from fusec.diagnostics import InternalError
 from fusec.dtypes import DTYPES
 from fusec.ir import Attr
 from fusec.lower.region import ARG_REDUCTIONS, REDUCTIONS, SCANS, Region, Store, Value, simplified
-from fusec.lower.region_plan import FOLDS, RegionPlan, axis_of, operand_of
+from fusec.lower.region_plan import FOLDS, RegionPlan, axis_of, cost_of, operand_of
 from fusec.symbolic import Dim, Expr
 
 STORAGE_TYPES = {
@@ -51,11 +51,6 @@ FOOTER = """\
 }  // namespace fusec
 """
 
-# Work of one element below which a loop over it is not worth a function call in each element.
-_COSTS = {"load": 2, "constant": 0, "cast": 2}
-_CHEAP = frozenset(
-    "neg abs add sub mul where clamp eq ne lt le gt ge and or xor not minimum maximum relu".split()
-)
 # Elements of an f32 sum that are added in f32 before the partial sum goes into an f64 one.
 _SUM_BLOCK = 2048
 # Bytes of a row that one task takes, where rows can be cut.
@@ -171,7 +166,7 @@ class _Printer:
     def _tasks(self) -> None:
         region = self.region
         rows = self._product(region.axes[: self.outer])
-        work = max(1, sum(self._cost(value) for value in region.values) // 4)
+        work = max(1, sum(cost_of(value) for value in region.values) // 4)
         if self._has_columns():
             self._column_tasks(work)
             return
@@ -212,11 +207,6 @@ class _Printer:
         known = math.prod(dim for dim in dims if isinstance(dim, int))
         texts = [self.dim(dim) for dim in dims if not isinstance(dim, int)]
         return " * ".join([*([str(known)] if known != 1 or not texts else []), *texts])
-
-    def _cost(self, value: Value) -> int:
-        if value.op in _COSTS:
-            return _COSTS[value.op]
-        return 1 if value.op in _CHEAP else 8
 
     def _row_start(self) -> None:
         """Coordinates of the row, and where it begins in each operand."""

@@ -22,7 +22,7 @@ from fusec.ir import Attr
 from fusec.kernels.launch import Launch, Storage, TritonSource, dense_strides
 from fusec.kernels.triton_rows import is_divisible, power_above
 from fusec.lower.region import ARG_REDUCTIONS, SCANS, Operand, Region, Store, Value, simplified
-from fusec.lower.region_plan import FOLDS, RegionPlan, axis_of, operand_of, permuted
+from fusec.lower.region_plan import FOLDS, RegionPlan, axis_of, cost_of, operand_of, permuted
 from fusec.symbolic import Dim, Expr, Range
 from fusec.target import Target
 
@@ -64,6 +64,12 @@ _LANE_ELEMENTS = 16
 
 _WARPS = 4
 """Waves or warps of a program without rows."""
+
+_LANE_COST = 256
+"""Additions of a lane: where elements cost more, it has less of them, and registers enough."""
+
+_DIVISIONS = frozenset("floordiv mod fmod pow".split())
+"""What costs several times as much as other functions, where integers and remainders divide."""
 
 _MOST_WARPS = 16
 
@@ -181,18 +187,29 @@ def _tile(region: Region, plan: RegionPlan, target: Target, ranges: Mapping[str,
         if isinstance(length, int) and length <= _REGISTERS:
             columns = power_above(length, 16)
         side = min(limit, max(1, _TILE // columns))
-    lanes = side * columns // _LANE_ELEMENTS
+    lanes = side * columns // _lane_elements(region, _LANE_ELEMENTS)
     warps = min(_MOST_WARPS, max(1, lanes // target.wave_size))
     return _Tile(side, columns, warps, isinstance(length, int) and length <= columns)
 
 
 def _flat_tile(region: Region, target: Target, ranges: Mapping[str, Range]) -> _Tile:
     sizes = [DTYPES[operand.dtype].itemsize for operand in region.operands if any(operand.strides)]
-    lane = _LANE_BYTES // max(1, min(sizes, default=4))
+    lane = _lane_elements(region, _LANE_BYTES // min(sizes, default=4))
     block = _WARPS * target.wave_size * lane
     _, most = symbolic.bounds(symbolic.product(region.axes), ranges)
     block = min(block, power_above(int(min(most, block)), target.wave_size))
     return _Tile(1, block, max(1, block // (lane * target.wave_size)))
+
+
+def _lane_elements(region: Region, most: int) -> int:
+    """Elements of a lane, a power of two."""
+    cost = sum(
+        4 * cost_of(value) if value.op in _DIVISIONS else cost_of(value)
+        for value in region.values
+        if value.op not in FOLDS
+    )
+    fitting = max(1, _LANE_COST // max(1, cost))
+    return min(most, 1 << (fitting.bit_length() - 1))
 
 
 def _has_columns(region: Region, plan: RegionPlan) -> bool:
@@ -303,13 +320,13 @@ class _Printer:
             return
         lowest, rest = min(needed), place
         for axis in range(axes.stop - 1, lowest - 1, -1):
+            if axis == axes.start:
+                self.places[axis] = rest
+                break
             size = self.dim(self.region.axes[axis])
             if axis in needed:
-                if axis == axes.start:
-                    self.places[axis] = rest
-                else:
-                    self._line(f"i{axis} = {rest} % {size}")
-                    self.places[axis] = f"i{axis}"
+                self._line(f"i{axis} = {rest} % {size}")
+                self.places[axis] = f"i{axis}"
             if axis > lowest:
                 self._line(f"rest{axis} = {rest} // {size}")
                 rest = f"rest{axis}"
@@ -699,7 +716,7 @@ def elementwise_text(value: Value, args: list[str], dtypes: list[str]) -> str:
     if op == "where":
         return f"tl.where({', '.join(args)})"
     if op == "not":
-        return f"~{x}"
+        return f"{x} ^ 255" if dtype == "u8" else f"~{x}"
     if op == "isnan":
         return f"{x} != {x}"
     if op == "clamp":

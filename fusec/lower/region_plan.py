@@ -15,6 +15,11 @@ from fusec.lower.region import ARG_REDUCTIONS, REDUCTIONS, SCANS, Region, Store,
 FOLDS = REDUCTIONS | ARG_REDUCTIONS
 """What gives its number at the end of a pass."""
 
+_COSTS = {"load": 2, "constant": 0, "cast": 2}
+_CHEAP = frozenset(
+    "neg abs add sub mul where clamp eq ne lt le gt ge and or xor not minimum maximum relu".split()
+)
+
 
 class RegionPlan:
     """The passes of a region.
@@ -117,6 +122,13 @@ def axis_of(value: Value) -> int:
     if not isinstance(axis, int):
         raise InternalError("an index names no axis")
     return axis
+
+
+def cost_of(value: Value) -> int:
+    """The work of one element, in additions."""
+    if value.op in _COSTS:
+        return _COSTS[value.op]
+    return 1 if value.op in _CHEAP else 8
 
 
 def permuted(region: Region, order: list[int]) -> Region:
