@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from fusec import symbolic
 from fusec.ir import Graph, Node
@@ -37,7 +38,7 @@ LEAST_ROWS = 16
 LONGEST_HEAD = 256
 """Elements of a head whose tiles fit in registers."""
 
-PROGRAMS = 4
+PROGRAMS = 2
 """Programs that a compute unit should have, where keys are divided."""
 
 MOST_PARTS = 64
@@ -81,24 +82,43 @@ class Tile:
     options: tuple[tuple[str, int], ...] = ()
 
 
-MANY: dict[str, tuple[tuple[int, Tile], ...]] = {
-    "gfx950": ((192, Tile(128, 64, 4, 2, MFMA_16)), (256, Tile(128, 32, 4, 2, MFMA_16))),
-    "gfx942": ((192, Tile(128, 32, 4, 2, MFMA_16)), (256, Tile(64, 32, 4, 2, MFMA_16))),
-    "sm_90": ((192, Tile(128, 64, 8, 2)), (256, Tile(128, 64, 8, 2))),
-}
-"""Tiles of many queries, by target and the longest head that each is for."""
+Tiles: TypeAlias = tuple[tuple[int, Tile], ...]
+"""Tiles by the longest head that each is for."""
 
-MANY_F32: dict[Family, tuple[tuple[int, Tile], ...]] = {
-    "amdgpu": ((192, Tile(64, 32, 4, 1, MFMA_16)), (256, Tile(64, 16, 4, 1, MFMA_16))),
-    "nvidia": ((192, Tile(32, 32, 4, 1)), (256, Tile(32, 16, 4, 1))),
+MANY: dict[str, Tiles] = {
+    "gfx950": ((128, Tile(128, 64, 4, 2, MFMA_16)), (256, Tile(128, 32, 4, 2, MFMA_16))),
+    "gfx942": (
+        (64, Tile(128, 64, 4, 2, MFMA_16)),
+        (192, Tile(128, 32, 4, 2, MFMA_16)),
+        (256, Tile(128, 32, 8, 2, MFMA_16)),
+    ),
+    "sm_90": ((256, Tile(128, 64, 8, 2)),),
 }
-"""The same in f32, by family."""
+"""Tiles of many queries, by target."""
 
-FEW: dict[Family, Tile] = {
-    "amdgpu": Tile(LEAST_ROWS, 64, 2, 2, MFMA_16),
-    "nvidia": Tile(LEAST_ROWS, 64, 4, 3),
+MASKED: dict[Family, Tiles] = {
+    "amdgpu": ((256, Tile(128, 32, 8, 1, MFMA_16)),),
+    "nvidia": ((128, Tile(128, 32, 8, 1)), (256, Tile(32, 32, 4, 2))),
 }
-"""Tiles of few queries; one with more heads to a key head has more rows."""
+"""The same with a mask, by family: elements of it are at addresses of their own in registers."""
+
+MANY_F32: dict[Family, Tiles] = {
+    "amdgpu": ((128, Tile(64, 32, 4, 1, MFMA_16)), (256, Tile(64, 16, 4, 1, MFMA_16))),
+    "nvidia": ((256, Tile(32, 16, 8, 1)),),
+}
+"""The same in f32, with a mask or without."""
+
+FEW: dict[Family, Tiles] = {
+    "amdgpu": ((128, Tile(LEAST_ROWS, 64, 4, 2, MFMA_16)), (256, Tile(16, 32, 4, 2, MFMA_16))),
+    "nvidia": ((128, Tile(LEAST_ROWS, 64, 4, 3)), (256, Tile(LEAST_ROWS, 32, 4, 3))),
+}
+"""Tiles of few queries, by family; where a key head has more query heads, they have more rows."""
+
+FEW_F32: dict[Family, Tiles] = {
+    "amdgpu": ((128, Tile(LEAST_ROWS, 32, 4, 1, MFMA_16)), (256, Tile(16, 16, 4, 1, MFMA_16))),
+    "nvidia": ((128, Tile(LEAST_ROWS, 32, 4, 1)), (256, Tile(LEAST_ROWS, 16, 4, 1))),
+}
+"""The same in f32."""
 
 
 def _supports(graph: Graph, node: Node, target: Target) -> str | None:
@@ -195,7 +215,7 @@ class _Attention:
     def _many(self, runs: Dim) -> Launch:
         """A program for each tile of the queries of a head."""
         batch, heads, queries, _ = self.call.outputs[0].shape
-        tile = _tile_of_many(self.call)
+        tile = _tile_of_many(self.call, is_masked="mask" in self.operands)
         programs = batch * heads * symbolic.ceil_divide(queries, tile.rows) * runs
         return self._launch(tile, {}, {"PACK": 1, "SPLIT": 0}, (programs, 1, 1))
 
@@ -289,17 +309,22 @@ class _Attention:
         )
 
 
-def _tile_of_many(call: Call) -> Tile:
+def _tile_of_many(call: Call, *, is_masked: bool) -> Tile:
     target = call.target
-    is_f32 = call.inputs[0].dtype == "f32"
-    tiles = MANY_F32[target.family] if is_f32 else MANY[target.name]
-    longest = max(known(call.inputs[0].shape[3]), known(call.inputs[2].shape[3]))
-    return next(tile for most, tile in tiles if longest <= most)
+    if call.inputs[0].dtype == "f32":
+        return _tile_for_heads(call, MANY_F32[target.family])
+    return _tile_for_heads(call, MASKED[target.family] if is_masked else MANY[target.name])
 
 
 def _tile_of_few(call: Call, group: int) -> Tile:
-    tile = FEW[call.target.family]
+    tiles = FEW_F32 if call.inputs[0].dtype == "f32" else FEW
+    tile = _tile_for_heads(call, tiles[call.target.family])
     return dataclasses.replace(tile, rows=min(MOST_ROWS_OF_FEW, power_above(group, tile.rows)))
+
+
+def _tile_for_heads(call: Call, tiles: Tiles) -> Tile:
+    longest = max(known(storage.shape[3]) for storage in call.inputs[:3])
+    return next(tile for most, tile in tiles if longest <= most)
 
 
 def _launch(call: Call) -> tuple[Launch, ...]:

@@ -2,7 +2,8 @@
 
 A program owns BLOCK_M rows: queries of PACK heads that share a key head, query by query.  It goes
 through the keys that one of its rows may see, BLOCK_N at a time: first the blocks that every row
-sees whole, then those at the edges, whose scores are compared with the rows' positions.  The
+sees whole, then those at the edges, whose scores are compared with the rows' positions; under a
+mask all are taken for such, because its registers would not be enough for both.  The
 running maximum, the sum and the result are in f32 (FlashAttention, arXiv:2205.14135).
 
 With few queries the keys are divided among the programs along axis 1 of the grid; what each found
@@ -303,6 +304,8 @@ def attention_kernel(
             return
     whole_begin = tl.maximum(tl.cdiv(whole_begin, BLOCK_N), begin)
     whole_end = tl.maximum(tl.minimum(tl.maximum(whole_end, 0) // BLOCK_N, end), whole_begin)
+    if MASK > 0:
+        whole_end = whole_begin
 
     i_batch_wide = i_batch.to(tl.int64)
     p_q_rows = p_q + (i_batch_wide * q_b + o_head * q_h + o_query * q_s)[:, None]
@@ -330,39 +333,40 @@ def attention_kernel(
             b_top = b_sink
     b_sum = tl.where(b_top == MINUS_INFINITY, 0.0, 1.0)
 
-    for i_block in range(whole_begin, whole_end):
-        b_out, b_top, b_sum = attend(
-            b_out,
-            b_top,
-            b_sum,
-            b_q0,
-            b_q1,
-            p_k,
-            p_v,
-            p_mask_rows,
-            p_padding,
-            o_position,
-            i_block * BLOCK_N,
-            T,
-            k_t,
-            v_t,
-            mask_t,
-            padding_t,
-            scale,
-            cap,
-            D,
-            D0,
-            D1,
-            DV,
-            BLOCK_DV,
-            BLOCK_N,
-            CAUSAL,
-            WINDOW,
-            SOFTCAP,
-            MASK,
-            PADDING,
-            False,
-        )
+    if MASK == 0:
+        for i_block in range(whole_begin, whole_end):
+            b_out, b_top, b_sum = attend(
+                b_out,
+                b_top,
+                b_sum,
+                b_q0,
+                b_q1,
+                p_k,
+                p_v,
+                p_mask_rows,
+                p_padding,
+                o_position,
+                i_block * BLOCK_N,
+                T,
+                k_t,
+                v_t,
+                mask_t,
+                padding_t,
+                scale,
+                cap,
+                D,
+                D0,
+                D1,
+                DV,
+                BLOCK_DV,
+                BLOCK_N,
+                CAUSAL,
+                WINDOW,
+                SOFTCAP,
+                MASK,
+                PADDING,
+                False,
+            )
     n_whole = whole_end - whole_begin
     for i_edge in range(begin, end - n_whole):
         i_block = tl.where(i_edge < whole_begin, i_edge, i_edge + n_whole)
