@@ -317,7 +317,8 @@ class NativeDriver:
                 pinned()
         if self._chosen:
             self._chosen = False
-            self._release()
+            with contextlib.suppress(FusecError):
+                self._release()
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.index}"
