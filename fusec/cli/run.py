@@ -12,6 +12,7 @@ from fusec.cli.console import data_json, progress_bar, say
 from fusec.diagnostics import ArtifactError, DeviceError, InputError, UsageError
 from fusec.runtime import Model, load
 from fusec.runtime.batches import BadRecord
+from fusec.runtime.driver import Driver
 from fusec.runtime.io import RunSummary, open_writer, read_batches, run_batches, tokenizer_of
 
 
@@ -49,7 +50,11 @@ def run(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="`cpu`, `hip:0` or `cuda:0`.")
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="`cpu`, `hip:0` or `cuda:0`; `emulator:TARGET` checks a GPU program on the CPU.",
+        ),
     ] = "cpu",
     threads: Annotated[
         int | None,
@@ -73,14 +78,16 @@ def run(
         raise UsageError(
             "`--json` needs `--output`", hint="without it the outputs go to standard output"
         )
+    emulated = _emulator(artifact, device)
     with progress_bar(quiet=json) as bar:
         task = bar.add_task("checking weights", total=None)
         model = load(
             artifact,
-            device,
+            "cpu" if emulated else device,
             threads,
             weights=weights,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            driver=emulated,
         )
     with model:
         summary, seconds = _run(model, input, output, batch_size, quiet=json)
@@ -105,6 +112,16 @@ def run(
             f"{summary.failed} of {total} records are at fault",
             hint="the outputs of the others are complete",
         )
+
+
+def _emulator(artifact: Path, device: str) -> Driver | None:
+    """The emulated device that `device` asks for, if it asks for one."""
+    kind, _, target = device.partition(":")
+    if kind != "emulator":
+        return None
+    from fusec.emulator import Emulator
+
+    return Emulator.for_artifact(artifact, target or None)
 
 
 def _run(

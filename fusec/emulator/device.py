@@ -8,6 +8,7 @@ multiple of 16 is one.  Then the source of the code object is run.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import struct
@@ -19,16 +20,17 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from fusec.diagnostics import FusecError, InternalError
+from fusec.diagnostics import FusecError, InputError, InternalError
 from fusec.emulator import host
 from fusec.emulator.memory import Memory
 from fusec.kernels.launch import HipSource, TritonSource
+from fusec.link.amdgpu_tools import GPU_HINT
 from fusec.link.code_object import CodeObject, KernelMetadata, read_code_object
 from fusec.link.gpu_checks import GpuSource
 from fusec.link.gpu_sources import source_from_json
 from fusec.runtime.artifact import open_artifact
 from fusec.runtime.driver import DeviceInfo, KernelLaunch, LaunchError
-from fusec.runtime.errors import CodeError
+from fusec.runtime.errors import CodeError, TargetError
 from fusec.target import Target, target_named
 
 Bytes = NDArray[np.uint8]
@@ -69,11 +71,16 @@ class Emulator:
     Args:
         target_name: the GPU target whose code it takes, such as `gfx950`.
         sources: of each code object, by the name of its entry in the artifact.
+
+    Raises:
+        InputError: Triton is not installed.
     """
 
     kind = "emulator"
 
     def __init__(self, target_name: str, sources: Mapping[str, GpuSource]) -> None:
+        if importlib.util.find_spec("triton") is None:
+            raise InputError("the emulator needs Triton", hint=GPU_HINT)
         self.target: Target = target_named(target_name)
         self._sources = {PurePosixPath(entry).stem: made for entry, made in sources.items()}
         self._memory = Memory()
@@ -83,13 +90,24 @@ class Emulator:
         self._events: list[float] = []
 
     @classmethod
-    def for_artifact(cls, path: str | Path, target_name: str) -> Emulator:
+    def for_artifact(cls, path: str | Path, target_name: str | None = None) -> Emulator:
         """A device for what the artifact at `path` holds for a target.
+
+        Args:
+            path: of the artifact.
+            target_name: by default the first GPU that the artifact holds code for.
 
         Raises:
             ArtifactError: it cannot be read, or holds no code for that target.
+            InputError: Triton is not installed.
         """
-        program = open_artifact(path).program(target_name)
+        artifact = open_artifact(path)
+        if target_name is None:
+            gpus = [spec.target for spec in artifact.manifest.targets if spec.family != "cpu"]
+            if not gpus:
+                raise TargetError("the artifact holds no code for a GPU", at=str(path))
+            target_name = gpus[0]
+        program = artifact.program(target_name)
         sources = {
             entry: source_from_json(json.dumps(dict(field.mapping())))
             for entry, field in program.get("sources").members()

@@ -1,0 +1,119 @@
+"""Whole models of transformers, compiled for GPUs and run on the emulated device, against PyTorch.
+
+What runs is the program that a GPU would run: the same launches with the same arguments on the same
+plan of memory, each of them checked against its code object.  Shapes are other than the traced one:
+a batch of one, sequences that are no multiple of any block, longer than a chunk and every window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import build
+from reference import Arrays, eager, images, largest_error, rms_error, tokens
+
+import fusec
+from fusec.emulator import Emulator
+from fusec.runtime import Model
+
+FLOAT32_TOLERANCE = 1e-4
+"""Of the largest result."""
+
+BFLOAT16_RATIO = 1.5
+"""How much further from the exact answer than eager bfloat16 a result may be."""
+
+ROUTED = ("qwen3_moe", "qwen3_next", "kimi_linear", "deepseek_v3", "gpt_oss", "mixtral")
+DENSE = ("llama", "qwen3", "gemma3", "phi3", "bert", "modernbert", "vit")
+ALWAYS = ("llama", "qwen3_next", "deepseek_v3", "vit")
+"""Those of the default set: between them they have every kind of kernel."""
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """A model folder, and what was compiled of it, on an emulated device."""
+
+    folder: Path
+    document: dict[str, object]
+    model: Model
+
+
+Compile = Callable[[str, str, str], CompiledModel]
+
+
+@pytest.fixture(scope="module")
+def compiled_model(tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """Build the sample called `name` in a dtype of torch and compile it for a target, once."""
+
+    @cache
+    def make(name: str, dtype: str, target: str) -> CompiledModel:
+        work = tmp_path_factory.mktemp(f"{name}-{dtype}-{target}")
+        folder = build(name, work / name, dtype)
+        compiled = fusec.compile(folder, work / "model.fusec", target=target)
+        driver = Emulator.for_artifact(compiled.path, target)
+        model = fusec.load(compiled.path, driver=driver)
+        return CompiledModel(folder, dict(compiled.document), model)
+
+    return make
+
+
+def inputs(name: str, seed: int = 0) -> list[Arrays]:
+    """Two shapes other than the traced one."""
+    if name == "vit":
+        return [images(1, seed=seed), images(3, seed=seed)]
+    return [tokens(1, 37, seed=seed), tokens(2, 67, seed=seed)]
+
+
+def unless(names: tuple[str, ...], chosen: tuple[str, ...]) -> list[object]:
+    """`names` as parameters, those that are not `chosen` only in the full set."""
+    slow = pytest.mark.slow
+    return [name if name in chosen else pytest.param(name, marks=slow) for name in names]
+
+
+def check_bfloat16(name: str, made: CompiledModel, seeds: range) -> None:
+    """No further from exact than eager, over all inputs: one router may go either way in one."""
+    squares: dict[str, list[tuple[float, float]]] = {}
+    for seed in seeds:
+        for given in inputs(name, seed):
+            exact = eager(made.folder, given, torch.float64)
+            rounded = eager(made.folder, given, torch.bfloat16)
+            got = made.model.run(dict(given))
+            assert set(got) == set(exact)
+            for output, values in exact.items():
+                assert got[output].shape == values.shape
+                pair = rms_error(got[output], values) ** 2, rms_error(rounded[output], values) ** 2
+                squares.setdefault(output, []).append(pair)
+    for pairs in squares.values():
+        ours, theirs = np.sqrt(np.mean(pairs, axis=0))
+        assert ours <= BFLOAT16_RATIO * theirs
+
+
+@pytest.mark.parametrize("name", unless((*DENSE, *ROUTED), ALWAYS))
+def test_bfloat16_is_no_further_from_exact_than_pytorch(name: str, compiled_model: Compile) -> None:
+    made = compiled_model(name, "bfloat16", "gfx950")
+    (target,) = made.document["targets"]  # type: ignore[misc]
+    assert target["residual"] == []
+    check_bfloat16(name, made, range(2 if name in ROUTED else 1))
+
+
+@pytest.mark.parametrize("name", unless((*DENSE, *ROUTED), ("gpt_oss",)))
+def test_float32_is_what_pytorch_computes(name: str, compiled_model: Compile) -> None:
+    made = compiled_model(name, "float32", "gfx950")
+    for given in inputs(name):
+        wanted = eager(made.folder, given, torch.float32)
+        got = made.model.run(dict(given))
+        for output, values in wanted.items():
+            assert got[output].shape == values.shape
+            assert largest_error(got[output], values) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["gfx942", "sm_90"])
+@pytest.mark.parametrize("name", ["llama", "qwen3_next"])
+def test_other_gpus(name: str, target: str, compiled_model: Compile) -> None:
+    check_bfloat16(name, compiled_model(name, "bfloat16", target), range(1))
