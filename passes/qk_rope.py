@@ -3,9 +3,9 @@
 Fuses   rope(q, cos, sin),   rope(k, cos, sin)
 into    qk_norm_rope(q, k, cos, sin) {style, rotary_dim, deinterleave}
 
-where attention reads the two as its queries and keys: as they are, expanded, or beside columns that
-are not rotated, as in multi-head latent attention.  Whether they were rotations at all is said by
-`rope`, whose rows stay.  On a CPU, where a launch costs nothing, nothing is asked.
+where attention reads the two as its queries and keys: as they are, expanded, normed, scaled, or
+beside columns that are not rotated, as in multi-head latent attention.  That they were rotations is
+said by `rope`, whose rows stay.  On a CPU, where a launch costs nothing, nothing is asked.
 
 Leaves it alone when
   tables  q and k are not rotated by the same tables
@@ -27,7 +27,17 @@ from fusec.target import Target
 ROTATION = ("style", "rotary_dim", "deinterleave")
 """Attributes of a rotation."""
 
-_CARRIERS = ("concat", "expand", "reshape", "transpose")
+_CARRIERS = (
+    "cast",
+    "concat",
+    "expand",
+    "l2_norm",
+    "layer_norm",
+    "mul",
+    "reshape",
+    "rms_norm",
+    "transpose",
+)
 _MOST_STEPS = 16
 
 
