@@ -98,7 +98,7 @@ MANY: dict[str, Tiles] = {
 
 MASKED: dict[Family, Tiles] = {
     "amdgpu": ((256, Tile(128, 32, 8, 1, MFMA_16)),),
-    "nvidia": ((128, Tile(128, 32, 8, 1)), (256, Tile(32, 32, 4, 2))),
+    "nvidia": ((128, Tile(128, 32, 8, 1)), (256, Tile(32, 32, 8, 2))),
 }
 """The same with a mask, by family: elements of it are at addresses of their own in registers."""
 
