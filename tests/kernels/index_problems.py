@@ -53,7 +53,6 @@ class Problem:
         operands: what it takes.
         attrs: its attributes.
         apart: whether the results lie apart, where the kernel can write them so.
-        most: the largest size of the first axis of the operands that a symbol stands for, if any.
     """
 
     op: str
@@ -144,6 +143,36 @@ def wide(values: Array, dtype: str) -> Array:
     if dtype == "bf16":
         return bf16_to_f32(values)
     return decode(values, dtype) if dtype.startswith("f8") else values
+
+
+def check_answer(problem: Problem, given: Answer) -> None:
+    """The result is exactly that of the reference, and no index is out of range."""
+    assert given.error == 0
+    (got,), (want,) = given.results, wanted(problem)
+    np.testing.assert_array_equal(wide(got, problem.operands[0].dtype), want)
+
+
+def random(shape: tuple[int, ...], dtype: str, seed: int = 0) -> Array:
+    """Small whole numbers with many ties, as they are stored."""
+    rng = np.random.default_rng(seed + len(shape))
+    if dtype in ("bf16", "f8e4m3fn"):
+        bits = np.asarray([0x3F80, 0xBF80, 0x4040, 0x0000, 0x8000, 0x4200])
+        codes = bits if dtype == "bf16" else bits & 0x7F
+        return rng.choice(codes, shape).astype(DTYPES[dtype].numpy)
+    low, high = (0, 2) if dtype == "bool" else (0, 9) if dtype == "u8" else (-9, 9)
+    return rng.integers(low, high, shape).astype(DTYPES[dtype].numpy)
+
+
+def indices(shape: tuple[int, ...], bound: int, dtype: str = "i64", apart: bool = False) -> Given:
+    """Indices from either end."""
+    rng = np.random.default_rng(bound)
+    return Given(rng.integers(-bound, bound, shape).astype(DTYPES[dtype].numpy), dtype, apart)
+
+
+def order_of(x: Array, descending: bool, axis: int) -> Array:
+    """Where elements go, NaN above every number, and equal ones in the order they had."""
+    ranks = np.searchsorted(np.unique(x), x)
+    return np.argsort(-ranks if descending else ranks, axis, kind="stable")
 
 
 def _placed(

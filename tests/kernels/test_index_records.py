@@ -106,9 +106,10 @@ def test_code_objects(name: str, target_name: str) -> None:
         function = getattr(importlib.import_module(source.module), source.function)
         given = [each for each in function.arg_names if each not in dict(source.constants)]
         assert given == [each for each, _ in source.signature]
-        built = fitted(build_triton(source, target), source, target)
+        compiled = build_triton(source, target)
+        built = fitted(compiled, source, target)
         assert built.code.startswith(b"\x7fELF")
-        assert not [*unfit(built, source, launch, target, triton_record(op))]
+        assert not [*unfit(compiled, source, launch, target, triton_record(op))]
         if target.family == "amdgpu":
             assert built.resources["vgpr"] <= 128
             widest = max(widest, built.machine.widest_load)
