@@ -20,6 +20,7 @@ from fusec.kernels.external.provider import parse_provider, records
 from fusec.kernels.registry import Choice
 from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
 from fusec.link.build import build_target, merge_weights
+from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.lower.layers import unfused_by_layer
 from fusec.lower.memory_plan import UNBOUNDED
 from fusec.options import (
@@ -286,7 +287,8 @@ def decide(
 def _read(source: object, report: Reporter, **asked: Any) -> Source:
     """The stage that takes the source in; `asked` are arguments of `load_source`."""
     with report.stage("export") as said:
-        read = load_source(source, report=report.status, **asked)
+        store = ObjectCache(default_cache_directory())
+        read = load_source(source, report=report.status, store=store, **asked)
         said += _said_of_source(read)
     return read
 

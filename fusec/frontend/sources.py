@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fusec.diagnostics import InputError, InternalError, UsageError
+from fusec.frontend import graph_cache
 from fusec.frontend.aten import AtenProgram
 from fusec.frontend.dims import DimRequest, DimSpec, dim_specs
+from fusec.frontend.graph_cache import Store
 from fusec.frontend.sniff import HOW_TO_EXPORT, UNPICKLED_UNDER_TRUST, Kind, refusal, sniff
 from fusec.frontend.symbols import Promise, name_symbols, promise
 from fusec.frontend.translate import build_graph, unknown_ops
@@ -24,6 +26,7 @@ from fusec.ir.text import print_graph
 from fusec.rewrite.decisions import Decision
 
 if TYPE_CHECKING:
+    from fusec.frontend.huggingface import Prepared
     from fusec.frontend.live import Call, Exported
 
 _UNSOUND = (KeyError, TypeError, AttributeError, IndexError, ValueError)
@@ -77,6 +80,7 @@ class Options:
     example_inputs: ExampleInputs = None
     dynamic_shapes: Any = None
     report: Report = lambda _: None
+    store: Store | None = None
 
 
 def load_source(
@@ -91,6 +95,7 @@ def load_source(
     example_inputs: ExampleInputs = None,
     dynamic_shapes: Any = None,
     report: Report | None = None,
+    store: Store | None = None,
 ) -> Source:
     """Make a graph of a model.
 
@@ -111,6 +116,7 @@ def load_source(
         dynamic_shapes: as for `torch.export.export`, with names (or `Dim`s) for the axes:
             `{"x": {0: "batch"}}`.
         report: is told what is being done.
+        store: where graphs of model folders are kept and found again.
 
     A factory gives a module, an `ExportedProgram`, `(module, example_inputs)`, or
     `(module, example_inputs, dynamic_shapes)`.
@@ -132,6 +138,7 @@ def load_source(
         example_inputs,
         dynamic_shapes,
         report or (lambda _: None),
+        store,
     )
     if isinstance(source, str | Path):
         text = str(source)
@@ -207,7 +214,7 @@ def _from_adapter(folder: Path, options: Options) -> Source:
 
 
 def _from_folder(folder: Path, options: Options) -> Source:
-    from fusec.frontend.huggingface import computed_buffers, prepare_folder
+    from fusec.frontend.huggingface import prepare_folder
 
     if options.example_inputs is not None:
         raise UsageError("a model folder takes no example inputs")
@@ -219,7 +226,49 @@ def _from_folder(folder: Path, options: Options) -> Source:
         trust_remote_code=options.trust_remote_code,
         adapter=options.adapter,
     )
+    digest = _folder_hash(folder, options.adapter)
+    made = _exported_folder(folder, prepared, digest, options)
+    tokenizer = folder / "tokenizer.json"
+    return Source(
+        "huggingface",
+        folder.resolve().name,
+        digest,
+        made.graph,
+        made.decisions,
+        tokenizer if tokenizer.is_file() else None,
+        (*prepared.notes, *made.notes),
+    )
+
+
+def _exported_folder(
+    folder: Path, prepared: Prepared, folder_digest: str, options: Options
+) -> graph_cache.Exported:
+    """The graph of a folder, kept for the next time unless code in the folder shapes it."""
+    store = None if options.trust_remote_code else options.store
+    digest = graph_cache.graph_digest(
+        folder_digest,
+        {
+            "name": folder.name,
+            "dims": prepared.call.specs,
+            "dtype": options.dtype,
+            "attention_mask": options.attention_mask,
+            "adapter": options.adapter is not None,
+        },
+    )
+    found = None if store is None else graph_cache.find(store, digest, prepared.checkpoint)
+    if found is not None:
+        return found
+    made = _export_folder(folder, prepared, options)
+    if store is None:
+        return made
+    graph_cache.keep(store, digest, made, prepared.checkpoint)
+    # What is found later has been printed and parsed: so is this, and both compile to one artifact.
+    return graph_cache.find(store, digest, prepared.checkpoint) or made
+
+
+def _export_folder(folder: Path, prepared: Prepared, options: Options) -> graph_cache.Exported:
     from fusec.frontend.exported import weight_of
+    from fusec.frontend.huggingface import computed_buffers
 
     options.report("exporting")
     program, exported, decisions = _export(prepared.model, prepared.call)
@@ -242,17 +291,7 @@ def _from_folder(folder: Path, options: Options) -> Source:
     graph, notes = _promised_graph(
         replace(program, inputs=inputs), exported, prepared.call, folder.name
     )
-    decisions = (*_fired(graph), *decisions)
-    tokenizer = folder / "tokenizer.json"
-    return Source(
-        "huggingface",
-        folder.resolve().name,
-        _folder_hash(folder, options.adapter),
-        graph,
-        decisions,
-        tokenizer if tokenizer.is_file() else None,
-        (*prepared.notes, *notes),
-    )
+    return graph_cache.Exported(graph, (*_fired(graph), *decisions), notes)
 
 
 def _from_factory(text: str, options: Options) -> Source:

@@ -19,6 +19,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from fusec.diagnostics import FusecError, ParseError
 from fusec.ir.graph import Graph, Node, Origin
@@ -89,13 +90,26 @@ def attr_text(attr: Attr) -> str:
     return repr(attr)
 
 
-def parse_graph(text: str) -> Graph:
+WeightOf: TypeAlias = Callable[[str, str, TensorType], Weight]
+"""The weight of a parameter, by the parameter, the name of the weight, and its type."""
+
+
+def named_weight(parameter: str, name: str, type: TensorType) -> Weight:
+    """A weight without values, known by its name."""
+    return Weight(name, type, None, digest("named", name, str(type)))
+
+
+def parse_graph(text: str, weight_of: WeightOf = named_weight) -> Graph:
     """Read a graph and verify it.
+
+    Args:
+        text: of `print_graph`.
+        weight_of: gives the weights.
 
     Raises:
         ParseError: the text is not a graph; the message names the line.
     """
-    return _Parser(text).graph()
+    return _Parser(text, weight_of).graph()
 
 
 _TOKEN = re.compile(
@@ -114,7 +128,8 @@ _WORDS: dict[str, Attr] = {"none": None, "true": True, "false": False}
 class _Parser:
     """One line at a time, left to right."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, weight_of: WeightOf) -> None:
+        self.weight_of = weight_of
         numbered = enumerate(text.splitlines(), start=1)
         kept = ((number, line.strip()) for number, line in numbered)
         self.lines = [(n, line) for n, line in kept if line and not line.startswith("//")]
@@ -182,7 +197,7 @@ class _Parser:
             value, type = self._declaration()
             self._expect("=")
             name = self._string()
-            graph.add_parameter(value, Weight(name, type, None, digest("named", name, str(type))))
+            graph.add_parameter(value, self.weight_of(value, name, type))
             self._end()
             return
         declared = [self._declaration()]
