@@ -524,7 +524,6 @@ def _check_readable(path: Path) -> None:
     try:
         artifact = open_artifact(path)
         for section in artifact.manifest.targets:
-            if section.family == "cpu":
-                read_program(artifact.program(section.target), artifact.manifest)
+            read_program(artifact.program(section.target), artifact.manifest)
     except ArtifactError as error:
         raise InternalError(f"the artifact would be unreadable: {error}") from error
