@@ -190,6 +190,19 @@ def splits_of(length: int, programs: int, tile: Tile, target: Target) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Epilogue:
+    """What follows a product of `linear/triton_kernel.py` before it is rounded.
+
+    Attributes:
+        activation: its number, 0 for none.
+        residual: what is added then.
+    """
+
+    activation: int = 0
+    residual: Storage | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Product:
     """A launch of a kernel that multiplies, but for what depends on its tile.
 
@@ -204,6 +217,7 @@ class Product:
         strides: further arguments: elements between neighbours.  One that is 0 or 1 for every size
             is known to the compiler, which then loads neighbours together.
         constants: compile-time arguments, but those of the tile.
+        epilogue: what follows, if the kernel can do that.
     """
 
     call: Call
@@ -215,6 +229,7 @@ class Product:
     operands: Mapping[str, Storage]
     strides: Mapping[str, Dim]
     constants: Mapping[str, int]
+    epilogue: Epilogue | None = None
 
     def launches(self, few: Tile, some: Tile, many: Tile) -> tuple[Launch, ...]:
         """What runs, with tiles for few rows, for some and for many."""
@@ -255,12 +270,15 @@ class Product:
         self, tile: Tile, operands: Mapping[str, Storage], y_stride: Dim, splits: int, runs: Dim
     ) -> Launch:
         target = self.call.target
-        strides = {**self.strides, "y_stride": y_stride}
+        residual, steps, finish = self._finish(splits == 1)
+        operands = {**operands, **residual}
+        strides = {**self.strides, "y_stride": y_stride, **steps}
         fixed = {name: each for name, each in strides.items() if each in (0, 1)}
         tiles = symbolic.ceil_divide(self.rows, tile.rows) * -(-self.columns // tile.columns)
         constants = {
             **self.constants,
             **dict(tile.constants),
+            **finish,
             **{name: known(each) for name, each in fixed.items()},
             "N": self.columns,
             "K": self.length,
@@ -286,20 +304,35 @@ class Product:
             options=(("num_stages", tile.stages), *tile.options),
         )
 
+    def _finish(
+        self, is_last: bool
+    ) -> tuple[Mapping[str, Storage], Mapping[str, Dim], Mapping[str, int]]:
+        """What a launch is passed for the epilogue: an operand, its stride, and constants."""
+        if self.epilogue is None:
+            return {}, {}, {}
+        done = self.epilogue if is_last else Epilogue()
+        constants = {"ACTIVATION": done.activation, "RESIDUAL": int(done.residual is not None)}
+        if done.residual is None:
+            return {}, {}, {**constants, "p_residual": 0, "residual_stride": 0}
+        steps = {"residual_stride": row_stride(done.residual)}
+        return {"residual": done.residual}, steps, constants
+
     def _sum(self, parts: Storage, splits: int, runs: Dim) -> Launch:
         result = self.call.outputs[0]
+        own = self.epilogue is not None
         operands = {"parts": parts, "y": result}
         if "bias" in self.operands:
             operands["bias"] = self.operands["bias"]
-        constants = {"N": self.columns, "SPLITS": splits, "BIAS": int("bias" in operands)}
+        residual, steps, finish = self._finish(True)
+        constants = {"N": self.columns, "SPLITS": splits, "BIAS": int("bias" in operands), **finish}
         if "bias" not in operands:
             constants["p_bias"] = 0
         return triton_launch(
-            "fusec.kernels.fp8_linear.triton_kernel",
-            "split_sum_kernel",
-            {f"p_{name}": each for name, each in operands.items()},
+            f"fusec.kernels.{self.module if own else 'fp8_linear'}.triton_kernel",
+            "linear_sum_kernel" if own else "split_sum_kernel",
+            {f"p_{name}": each for name, each in {**operands, **residual}.items()},
             sizes={"M": self.rows},
-            params={"y_stride": row_stride(result)},
+            params={"y_stride": row_stride(result), **steps},
             constants={**constants, "BLOCK": SUM_BLOCK},
             grid=(self.rows * runs, -(-self.columns // SUM_BLOCK), 1),
             warps=4,

@@ -109,6 +109,9 @@ CANDIDATES: dict[Family, dict[Tier, tuple[Tile, ...]]] = {
 family, and their code objects have no spills; the first is taken where the model sees no
 difference."""
 
+MOST_SUMS = {"linear_epilogue.triton": 64}
+"""Sums of a lane, at most, for kernels that need registers for more than the product."""
+
 PRODUCTS_PER_CLOCK = {"gfx950": 2048, "gfx942": 1024, "sm_90": 2048}
 """Multiplications of bf16 by a compute unit: peak rates without sparsity of the MI355X (2.5 PFLOP/s
 at 2.4 GHz), MI300X (1307 TFLOP/s at 2.1 GHz) and H100 SXM (989 TFLOP/s at 1.83 GHz) data sheets."""
@@ -188,7 +191,12 @@ def estimated_tile(target: Target, key: Key) -> Tile:
 def candidates(target: Target, key: Key) -> tuple[Tile, ...]:
     """The tiles that are worth measuring for `key`."""
     tiers = WIDE_CANDIDATES if key.dtype == "f32" else CANDIDATES
-    return tiers[target.family][key.tier]
+    found = tiers[target.family][key.tier]
+    most = MOST_SUMS.get(key.kernel)
+    if most is None:
+        return found
+    lanes = target.wave_size
+    return tuple(tile for tile in found if tile.rows * tile.columns <= most * tile.warps * lanes)
 
 
 def cost(target: Target, key: Key, tile: Tile) -> float:

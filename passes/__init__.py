@@ -22,6 +22,7 @@ from fusec.passes.grouped_weight import GroupedWeight
 from fusec.passes.l2_norm import L2Norm
 from fusec.passes.layer_norm import LayerNorm
 from fusec.passes.linear import Linear
+from fusec.passes.linear_epilogue import LinearEpilogue
 from fusec.passes.loop_experts import LoopExperts
 from fusec.passes.merge_gate_up import MergeGateUp
 from fusec.passes.merge_qkv import MergeQkv
@@ -89,6 +90,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     SiluMulQuant,
     GeluMulQuant,
     SwigluOaiQuant,
+    LinearEpilogue,
 )
 """Every pass.  `after` of each one is checked against this order by a test."""
 
@@ -106,6 +108,7 @@ FUSIONS = (
     "gelu_mul_quant",
     "swiglu_oai",
     "swiglu_oai_quant",
+    "linear_epilogue",
     "qk_norm_rope",
     "qk_rope",
     "rope",

@@ -82,6 +82,11 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "output-not-quantised": _NOT_QUANTISED,
         "shape": "quantise rows of the size that is computed",
     },
+    "linear_epilogue": {
+        "dtype": "compile in `--dtype bf16`, `f16` or `f32`",
+        "shape": "give the residual the shape of the product",
+        "weight": "keep the weight as a parameter, or give its sizes with `--dim`",
+    },
     "merge_gate_up": {
         "bias": "give both projections a bias, of zeros if need be, or neither",
         "input": "project gate and up from one value",

@@ -2,5 +2,5 @@
 
 from fusec.kernels.linear import cpu, triton
 
-KERNELS = (triton.TRITON, *cpu.KERNELS)
-"""linear by Triton on GPUs, and on the CPU with the weight packed when the artifact is written."""
+KERNELS = (triton.LINEAR, triton.LINEAR_EPILOGUE, *cpu.KERNELS)
+"""linear and what follows it by Triton on GPUs, linear on the CPU with the weight packed."""

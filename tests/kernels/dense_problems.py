@@ -98,7 +98,8 @@ def make(problem: Dense, seed: int = 0) -> Made:
     values = [operand.values for operand in operands]
     (wanted,) = OPS[problem.op].reference(values, problem.attrs, (kind,))
     magnitudes = [np.abs(each) for each in values]
-    (magnitude,) = OPS[problem.op].reference(magnitudes, problem.attrs, (kind,))
+    plain = {**problem.attrs, **({"activation": "none"} if "activation" in problem.attrs else {})}
+    (magnitude,) = OPS[problem.op].reference(magnitudes, plain, (kind,))
     dims: tuple[Dim, ...] = wanted.shape
     outer = [step * (wanted.shape[-1] + problem.gap) for step in dense_strides(dims[:-1])]
     result = Storage(len(operands), kind.dtype, kind.shape, (*outer, 1), GUARD)
@@ -230,6 +231,44 @@ def linear_problems(target: str) -> list[Dense]:
         linear(target, "f16", (514,), 72, 64, wide=True, bias=True),
         linear(target, "f32", (514,), 40, 33, gap=1),
         linear(target, "bf16", (514,), 41, 72, bias=True),
+    ]
+
+
+def epilogue(
+    target: str,
+    dtype: str,
+    rows: tuple[int | str, ...],
+    n: int,
+    k: int,
+    activation: str,
+    *,
+    bias: bool = False,
+    residual: bool = False,
+    wide: bool = False,
+    **rest: Any,
+) -> Dense:
+    """A linear and what follows it; the residual has rows that are apart."""
+    operands = [Held((*rows, k)), Held((n, k))]
+    if bias:
+        operands.append(Held((n,)))
+    if residual:
+        operands.append(Held((*rows, n), dtype="f32" if wide else "", gap=3))
+    attrs: dict[str, Attr] = {"dtype": "f32"} if wide else {}
+    attrs |= {"activation": activation, "has_bias": bias, "has_residual": residual}
+    note = rest.pop("note", activation)
+    return Dense("linear_epilogue", target, dtype, tuple(operands), attrs, note=note, **rest)
+
+
+def epilogue_problems(target: str) -> list[Dense]:
+    """Each activation and the residual, with sums that are split and that are not."""
+    return [
+        epilogue(target, "bf16", (3,), 40, 1056, "silu", bias=True, residual=True),
+        epilogue(target, "f16", (130,), 33, 64, "gelu", residual=True, gap=5),
+        epilogue(target, "f32", (17,), 48, 1040, "gelu_tanh", bias=True),
+        epilogue(target, "f32", (514,), 24, 48, "quick_gelu"),
+        epilogue(target, "bf16", (514,), 41, 32, "relu", bias=True, residual=True),
+        epilogue(target, "bf16", (2, 9), 64, 96, "none", residual=True, wide=True),
+        epilogue(target, "bf16", ("t",), 64, 96, "none", residual=True, sizes={"t": 70}),
     ]
 
 

@@ -5,12 +5,14 @@ Run by `test_triton.py` in a process of its own, as `interpreted_row_cases.py` i
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from dense_problems import (
     Dense,
     Held,
     check,
     conv_problems,
+    epilogue_problems,
     grouped,
     grouped_problems,
     late_linear,
@@ -51,6 +53,12 @@ def test_rows_known_at_run_time_only(rows: int) -> None:
     ]
     assert sum(0 not in grid for grid in grids) == (1 if rows > 512 else 2)
     check(made, interpreted.run())
+
+
+@pytest.mark.parametrize("problem", epilogue_problems("gfx950"), ids=str)
+def test_what_follows_a_linear(problem: Dense) -> None:
+    with np.errstate(over="ignore"):  # the interpreter warns where exp is infinite
+        run(problem)
 
 
 @pytest.mark.parametrize("problem", matmul_problems("gfx950"), ids=str)

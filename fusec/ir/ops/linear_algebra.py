@@ -26,7 +26,7 @@ def _infer_matmul(types: Types, attrs: Attrs) -> Types:
     return (TensorType(same_dtype(types), (*batch, a.shape[-2], b.shape[-1])),)
 
 
-def _infer_linear(types: Types, attrs: Attrs) -> Types:
+def infer_linear(types: Types, attrs: Attrs) -> Types:
     """x [..., K], weight [N, K], bias [N]; with `dtype` f32 the sums are given unrounded."""
     arity(types, 2, 3)
     x, weight = types[:2]
@@ -83,7 +83,8 @@ def _matmul(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array,
     return (result_array(np.matmul(*arrays), types[0]),)
 
 
-def _linear(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
+def multiply_linear(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
+    """The reference of `linear`."""
     product = arrays[0] @ arrays[1].T
     return (product if len(arrays) == 2 else product + arrays[2],)
 
@@ -146,7 +147,7 @@ def _solve(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, 
 
 
 define("matmul", _infer_matmul, _matmul)
-define("linear", _infer_linear, _linear)
+define("linear", infer_linear, multiply_linear)
 define("grouped_mm", _infer_grouped_mm, _grouped_mm)
 define("conv", _infer_conv, _conv)
 define("solve_triangular", _infer_solve, _solve)

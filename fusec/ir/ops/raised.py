@@ -21,7 +21,7 @@ from fusec.ir.ops.base import (
     same_dtype,
 )
 from fusec.ir.ops.elementwise import gelu, sigmoid
-from fusec.ir.ops.linear_algebra import convolve
+from fusec.ir.ops.linear_algebra import convolve, infer_linear, multiply_linear
 from fusec.ir.types import (
     Attrs,
     TensorType,
@@ -403,6 +403,33 @@ def expert_activation(hidden: Array, attrs: Attrs) -> Array:
     return np.asarray(ACTIVATIONS[activation](gate) * up)
 
 
+# --- products -------------------------------------------------------------------------------
+
+
+def _infer_linear_epilogue(types: Types, attrs: Attrs) -> Types:
+    """activation(linear(x, weight [, bias])) [+ residual]; `activation` may be "none".
+
+    The residual has the type of the result; nothing is rounded in between.
+    """
+    has_bias, has_residual = (bool_attr(attrs, name) for name in ("has_bias", "has_residual"))
+    arity(types, 2 + has_bias + has_residual)
+    (result,) = infer_linear(types[: 2 + has_bias], attrs)
+    if has_residual and types[-1] != result:
+        raise VerifyError(f"residual `{types[-1]}` is not of the type of the result, `{result}`")
+    activation = str_attr(attrs, "activation")
+    if activation != "none" and activation not in ACTIVATIONS:
+        raise VerifyError(f"there is no activation `{activation}`")
+    return (result,)
+
+
+def _linear_epilogue(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
+    has_residual, activation = bool_attr(attrs, "has_residual"), str_attr(attrs, "activation")
+    (result,) = multiply_linear(arrays[: 2 + bool_attr(attrs, "has_bias")], attrs, types)
+    if activation != "none":
+        result = ACTIVATIONS[activation](result)
+    return (result + arrays[-1] if has_residual else result,)
+
+
 # --- linear attention -----------------------------------------------------------------------
 
 
@@ -477,6 +504,7 @@ define("swiglu_oai", _infer_gate, _swiglu_oai)
 define("rope", _infer_rope, _rope)
 define("qk_norm_rope", _infer_qk_norm_rope, _qk_norm_rope)
 define("attention", _infer_attention, _attention)
+define("linear_epilogue", _infer_linear_epilogue, _linear_epilogue)
 define("moe", _infer_moe, _moe)
 define("causal_conv1d", _infer_causal_conv1d, _causal_conv1d)
 define("gated_delta_rule", _infer_gated_delta_rule, _gated_delta_rule)

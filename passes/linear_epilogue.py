@@ -1,0 +1,105 @@
+"""What follows a product with a weight, on a GPU: an activation, or the join of a residual stream.
+
+Fuses   silu, gelu, quick_gelu or relu of linear(x, w [, b])   and   linear(x, w [, b]) + residual
+into    linear_epilogue(x, w [, b] [, residual]) {activation}
+
+The kernel has the sums in registers: it applies the activation or adds the residual in f32, rounds
+once, and nothing is written in between.  A join that a norm reads is better fused with that norm,
+so this pass takes what the passes for norms leave.
+
+Leaves it alone when
+  dtype   the operands are of a dtype that the matrix units do not take
+  shape   the residual is widened, or widens the product
+  weight  the size of the weight is not known at compile time
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from fusec.ir import Attr, Graph, Node
+from fusec.ir.types import str_attr
+from fusec.rewrite import DecisionLog, FusionPass, Guard, Match, Op, Rejection, Var
+from fusec.rewrite.driver import Builder
+from fusec.target import Target
+
+ACTIVATIONS = ("silu", "gelu", "quick_gelu", "relu")
+DTYPES = ("bf16", "f16", "f32")
+
+_PRODUCTS = (
+    Op("linear", (Var("x"), Var("w"), Var("b")), name="linear"),
+    Op("linear", (Var("x"), Var("w")), name="linear"),
+)
+
+
+def _dtype(match: Match, target: Target) -> Rejection | None:
+    x = match.graph.type(match.values["x"])
+    if x.dtype in DTYPES:
+        return None
+    return Rejection("dtype", f"the product is of {x.dtype}", match.nodes["linear"].name)
+
+
+def _shape(match: Match, target: Target) -> Rejection | None:
+    if "residual" not in match.values:
+        return None
+    product = match.graph.type(match.nodes["linear"].output)
+    residual = match.graph.type(match.values["residual"])
+    if residual.shape == product.shape:
+        return None
+    reason = f"`{product}` is added to `{residual}`"
+    return Rejection("shape", reason, match.root.name)
+
+
+def _weight(match: Match, target: Target) -> Rejection | None:
+    weight = match.graph.type(match.values["w"])
+    if all(isinstance(size, int) for size in weight.shape):
+        return None
+    return Rejection("weight", f"the weight is `{weight}`", match.values["w"])
+
+
+class LinearEpilogue(FusionPass):
+    """One node for a product and what follows it."""
+
+    name: ClassVar[str] = "linear_epilogue"
+    fusion: ClassVar[str | None] = "linear_epilogue"
+    after: ClassVar[tuple[str, ...]] = (
+        "activations",
+        "wide_linear",
+        "quantise",
+        "silu_mul",
+        "gelu_mul",
+        "add_rms_norm",
+        "add_rms_norm_quant",
+    )
+    patterns: ClassVar[tuple[Op, ...]] = (
+        *(Op(ACTIVATIONS, (product,)) for product in _PRODUCTS),
+        *(Op("add", (product, Var("residual"))) for product in _PRODUCTS),
+    )
+    guards: ClassVar[tuple[Guard, ...]] = (_dtype, _shape, _weight)
+
+    def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
+        """On a CPU there is nothing to gain: its kernels are bound by other things."""
+        return super().run(graph, target, log) if target.is_gpu else 0
+
+    def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
+        """Build the node."""
+        linear = match.nodes["linear"]
+        attrs: dict[str, Attr] = {
+            **linear.attrs,
+            "activation": _activation(match.root),
+            "has_bias": "b" in match.values,
+            "has_residual": "residual" in match.values,
+        }
+        residual = [match.values["residual"]] if "residual" in match.values else []
+        value = build.value("linear_epilogue", [*linear.inputs, *residual], attrs)
+        return {match.root.output: value}
+
+
+def _activation(root: Node) -> str:
+    """The activation of the fused node, by the name that experts have it under as well."""
+    if root.op == "add":
+        return "none"
+    if root.op == "gelu" and str_attr(root.attrs, "approximate") == "tanh":
+        return "gelu_tanh"
+    return root.op
