@@ -14,7 +14,8 @@ from fusec.symbolic import Dim
 from fusec.target import Target
 
 ELEMENTS = 32
-"""Elements of a tile that a lane computes: it reads 16 bytes of bf16 four times a tap."""
+"""Elements of a tile that a lane computes: it reads 16 bytes of bf16 four times a tap.
+Where rows are not whole vectors it has fewer, each with a mask of its own."""
 
 VECTOR = 8
 """Channels that a lane reads at once: 16 bytes of bf16."""
@@ -66,7 +67,8 @@ def _launch(call: Call) -> Launch:
     units = {name: 1 for name, stride in strides.items() if stride == 1}
     lanes = call.target.wave_size
     block = min(VECTOR * lanes, power_above(channels))
-    rows = ELEMENTS * lanes * WARPS // block
+    elements = ELEMENTS if channels % VECTOR == 0 else VECTOR
+    rows = elements * lanes * WARPS // block
     columns = symbolic.ceil_divide(channels, block)
     return triton_launch(
         "fusec.kernels.causal_conv1d.triton_kernel",

@@ -22,12 +22,15 @@ MODULE = "fusec.kernels.gated_delta_rule.triton_kernel"
 LEAST = 16
 """What the matrix units take at least along each axis."""
 
-MOST_DEPTH = 256
-"""Channels of keys at most: a program holds all of a chunk's."""
+MOST_DEPTH: dict[Family, int] = {"amdgpu": 256, "nvidia": 128}
+"""Channels of keys at most: a program holds all of a chunk's, and an NVIDIA GPU has half the
+registers for it."""
+
+LONG_DEPTH = 128
+"""Channels of keys beyond which chunks have half the steps and programs twice the warps."""
 
 CHUNKS: dict[Family, int] = {"amdgpu": 64, "nvidia": 32}
-"""Steps of a chunk where keys have up to 128 channels; more take half as many.  An NVIDIA GPU has
-half the registers for a program, and no matrix units for f32, which takes half as many again."""
+"""Steps of a chunk, at most."""
 
 STATE_COLUMNS = 16
 """Columns of the state that a program walks with: few, so that every compute unit has a program."""
@@ -86,8 +89,9 @@ def _supports(graph: Graph, node: Node, target: Target) -> str | None:
         return "shape: heads and their sizes are not known at compile time"
     if sizes.heads % sizes.key_heads != 0:
         return f"heads: {sizes.heads} heads do not share {sizes.key_heads} evenly"
-    if sizes.depth > MOST_DEPTH:
-        return f"head-dim: keys have {sizes.depth} channels; a program holds {MOST_DEPTH}"
+    most = MOST_DEPTH[target.family]
+    if sizes.depth > most:
+        return f"head-dim: keys have {sizes.depth} channels; a program holds {most}"
     return None
 
 
@@ -97,14 +101,16 @@ def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
     return (rows, rows, rows, gate, "strided", rows)
 
 
-def _chunk(sizes: _Sizes, dtype: str, family: Family) -> int:
-    """Steps of a chunk."""
-    chunk = CHUNKS[family]
-    if sizes.block > MOST_DEPTH // 2:
-        chunk //= 2
-    if family == "nvidia" and dtype == "f32":
-        chunk //= 2
-    return max(LEAST, chunk)
+def _chunk(sizes: _Sizes, v: Storage, gate: Storage, family: Family) -> int:
+    """Steps of a chunk: half as many where more registers are needed for each.
+
+    That is so where keys are long; on NVIDIA GPUs also for f32, which their matrix units do not
+    multiply, and for gates of channels.
+    """
+    fewer = sizes.block > LONG_DEPTH
+    if family == "nvidia":
+        fewer = fewer or v.dtype == "f32" or len(gate.shape) == 4
+    return CHUNKS[family] // 2 if fewer else CHUNKS[family]
 
 
 def _strides(storages: Mapping[str, Storage]) -> dict[str, Dim]:
@@ -125,7 +131,7 @@ def _launch(call: Call) -> tuple[Launch, ...]:
     out = call.outputs[0]
     batch, steps = out.shape[:2]
     family = call.target.family
-    chunk = _chunk(sizes, v.dtype, family)
+    chunk = _chunk(sizes, v, gate, family)
     places = batch * sizes.heads * symbolic.ceil_divide(steps, chunk)
     parts, dtype = (1, "f32") if v.dtype == "f32" else (2, "bf16")
     normalise = bool_attr(call.attrs, "qk_l2_norm")
@@ -171,7 +177,7 @@ def _launch(call: Call) -> tuple[Launch, ...]:
             params={**_strides(given), **numbers},
             constants={**shared, **constants},
             grid=(programs, 1, 1),
-            warps=WARPS[family],
+            warps=WARPS[family] if sizes.block <= LONG_DEPTH else 2 * WARPS[family],
             options=OPTIONS[family],
         )
 

@@ -32,7 +32,7 @@ LARGE = [
     delta_problem(1000, 128, 128, key_heads=2, heads=4),
     delta_problem(1000, 128, 128, heads=2, per_channel=True),
     delta_problem(1000, 128, 128, heads=2, gate=20.0, per_channel=True, dtype="f16"),
-    delta_problem(257, 256, 256, heads=2),
+    delta_problem(257, 96, 192, heads=2),
     delta_problem(130, 128, 128, heads=2, dtype="f32"),
     solve_problem(64, 128, (40,), unit=True),
     solve_problem(1000, 70, (2,), upper=True),
