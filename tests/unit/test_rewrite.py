@@ -182,3 +182,11 @@ def test_a_larger_fusion_takes_in_the_smaller_record() -> None:
     log.absorb(["r"])
     log.add(Decision("qk_norm_rope", "attn", "fired", node="q"))
     assert log.fired() == {"qk_norm_rope": 1}
+
+
+def test_sites_that_one_node_computes_have_a_record_each() -> None:
+    log = DecisionLog(Decision("rope", site, "fired", node="r") for site in ("q_proj", "k_proj"))
+    log.add(Decision("rope", "q_proj", "fired", node="r"))
+    assert log.fired() == {"rope": 2}
+    assert [decision.site for decision in log.absorb(["r"])] == ["q_proj", "k_proj"]
+    assert not log.fired()
