@@ -11,17 +11,22 @@ wastes less.  No table has a row for an AMD GPU, for none was ever at hand.
        "tile": {"rows": 64, "columns": 128, "depth": 64, "warps": 4, "stages": 4, "group": 8,
                 "options": {}, "constants": {}},
        "device": "NVIDIA H100 80GB HBM3", "microseconds": 21.5}]}
+
+A table may also have a member `made`, texts by name: when and with what it was measured.  A table
+that a person gives comes before the one that ships with fusec: `choosing`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from fusec.diagnostics import InputError
 from fusec.dtypes import DTYPES
@@ -172,13 +177,40 @@ class Row:
     microseconds: float
 
 
+Chooser: TypeAlias = Callable[[Target, Key], Tile | None]
+"""Says which tile to take, or `None` to leave that to the tables that ship with fusec."""
+
+
+def _no_choice(target: Target, key: Key) -> Tile | None:
+    return None
+
+
+_CHOOSER: ContextVar[Chooser] = ContextVar("chooser", default=_no_choice)
+
+
+@contextmanager
+def choosing(chooser: Chooser) -> Iterator[None]:
+    """Ask `chooser` first for every tile, as long as this is entered."""
+    token = _CHOOSER.set(chooser)
+    try:
+        yield
+    finally:
+        _CHOOSER.reset(token)
+
+
 def tile_for(target: Target, key: Key) -> Tile:
     """The tile that was measured to be the fastest, else the one that the model prefers."""
     return tuned_tile(target, key) or estimated_tile(target, key)
 
 
 def tuned_tile(target: Target, key: Key) -> Tile | None:
-    """The tile of `key` in the table that ships with fusec, or `None` where it has no row."""
+    """What was chosen for `key`: by who is asked first, then by the table that ships with fusec.
+
+    `None` where neither says anything.
+    """
+    chosen = _CHOOSER.get()(target, key)
+    if chosen is not None:
+        return chosen
     row = shipped(target.name).get(key)
     return None if row is None else row.tile
 
@@ -245,6 +277,21 @@ def read_table(path: Path, arch: str) -> dict[Key, Row]:
     Raises:
         InputError: there is no such file, or it is no table for `arch`; the message says where.
     """
+    found, rows = read_any_table(path)
+    if found != arch:
+        raise _Reader(path).error(f"it is for `{found}`, not `{arch}`")
+    return rows
+
+
+def read_any_table(path: Path) -> tuple[str, dict[Key, Row]]:
+    """What a table is for, and its rows.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        InputError: there is no such file, or it is no table; the message says where.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -252,32 +299,37 @@ def read_table(path: Path, arch: str) -> dict[Key, Row]:
     except ValueError as error:
         raise InputError(f"a tuning table is not JSON: {error}", at=str(path)) from error
     reader = _Reader(path)
-    reader.members(document, {"schema": str, "arch": str, "rows": list}, "the table")
+    made = {"made": dict} if isinstance(document, dict) and "made" in document else {}
+    reader.members(document, {"schema": str, "arch": str, **made, "rows": list}, "the table")
     if document["schema"] != SCHEMA:
         raise reader.error(f"its schema is `{document['schema']}`, not `{SCHEMA}`")
-    if document["arch"] != arch:
-        raise reader.error(f"it is for `{document['arch']}`, not `{arch}`")
+    if made:
+        reader.members(document["made"], dict.fromkeys(document["made"], str), "`made`")
     table: dict[Key, Row] = {}
     for index, row in enumerate(document["rows"]):
         read = reader.row(row, f"row {index}")
         if read.key in table:
             raise reader.error(f"row {index} is a second one for {read.key}")
         table[read.key] = read
-    return table
+    return document["arch"], table
 
 
-def write_table(path: Path, arch: str, rows: Iterable[Row]) -> None:
+def write_table(
+    path: Path, arch: str, rows: Iterable[Row], made: Mapping[str, str] | None = None
+) -> None:
     """Write a table, sorted, one row to a line.
 
     Args:
         path: of the file; its folder is there.
         arch: that it is for.
         rows: each for another product.
+        made: when and with what they were measured.
     """
     ordered = sorted(rows, key=lambda row: _order(row.key))
     lines = ",\n".join(f"  {json.dumps(_row_json(row))}" for row in ordered)
     body = f"[\n{lines}\n]" if lines else "[]"
-    head = f'{{"schema": {json.dumps(SCHEMA)}, "arch": {json.dumps(arch)}, "rows": '
+    about = "" if made is None else f', "made": {json.dumps(dict(made))}'
+    head = f'{{"schema": {json.dumps(SCHEMA)}, "arch": {json.dumps(arch)}{about}, "rows": '
     path.write_text(f"{head}{body}}}\n", encoding="utf-8")
 
 
