@@ -81,6 +81,8 @@ def gpu_cases(target: Target) -> tuple[GpuCase, ...]:
         _activations,
         _quantisation,
         _products,
+        _dense_products,
+        _convolutions,
         _routers,
         _experts,
         _rotations,
@@ -215,6 +217,50 @@ def _products(fp8: str) -> Iterator[GpuCase]:
         x = (_rows(length // width, dtype), _rows(length // MX_GROUP, "e8m0"))
         attrs = {**result, **mx_scaling(dtype).attrs(), "has_x_scale": True}
         yield GpuCase("mxfp4_linear", f"{label}, {words}", (*x, *weight), attrs)
+
+
+def _dense_products(fp8: str) -> Iterator[GpuCase]:
+    def weight(*shape: Dim) -> TensorType:
+        return TensorType("bf16", shape)
+
+    for words, columns, length in (("Llama-3", 6144, 4096), ("DeepSeek-V3 head", 129280, 7168)):
+        operands = (_rows(length), weight(columns, length))
+        yield GpuCase("linear", f"{words} {columns}x{length}", operands, {})
+    biased = (_rows(2880), weight(5120, 2880), weight(5120))
+    yield GpuCase("linear", "gpt-oss 5120x2880", biased, {})
+    yield GpuCase("linear", "rows by rows of 128", (_rows(128), weight(ROWS, 128)), {})
+    up: dict[str, Attr] = {"activation": "gelu_tanh", "has_bias": True, "has_residual": False}
+    operands = (_rows(1024), weight(4096, 1024), weight(4096))
+    yield GpuCase("linear_epilogue", "ViT 4096x1024, gelu", operands, up)
+    down: dict[str, Attr] = {"activation": "none", "has_bias": True, "has_residual": True}
+    operands = (_rows(4096), weight(1024, 4096), weight(1024), _rows(1024))
+    yield GpuCase("linear_epilogue", "ViT 1024x4096, residual", operands, down)
+    absorbed = (weight(128, ROWS, 128), weight(128, 128, 512))
+    yield GpuCase("matmul", "DeepSeek-V3 128 heads of 128x512", absorbed, {})
+    experts = (_rows(2048), weight(128, 2048, 1536), TensorType("i32", (128,)))
+    yield GpuCase("grouped_mm", "Qwen3 128 of 2048x1536", experts, {})
+
+
+def _convolutions(fp8: str) -> Iterator[GpuCase]:
+    def case(
+        words: str,
+        x: tuple[Dim, ...],
+        weight: tuple[int, ...],
+        stride: tuple[int, ...],
+        groups: int = 1,
+    ) -> GpuCase:
+        padding = tuple(
+            size // 2 if step < size else 0 for size, step in zip(weight[2:], stride, strict=True)
+        )
+        ones = (1,) * len(stride)
+        attrs: dict[str, Attr] = {"stride": stride, "padding": padding, "dilation": ones}
+        operands = (TensorType("bf16", x), TensorType("bf16", weight), _vector(weight[0]))
+        return GpuCase("conv", words, operands, {**attrs, "groups": groups})
+
+    yield case("Qwen2-VL patches", (ROWS, 3, 2, 14, 14), (1280, 3, 2, 14, 14), (2, 14, 14))
+    yield case("CLIP patches", (ROWS, 3, 224, 224), (768, 3, 16, 16), (16, 16))
+    yield case("Whisper", (ROWS, 1280, 3000), (1280, 1280, 3), (2,))
+    yield case("depthwise 7x7", (ROWS, 512, 56, 56), (512, 1, 7, 7), (1, 1), 512)
 
 
 def _routers(fp8: str) -> Iterator[GpuCase]:

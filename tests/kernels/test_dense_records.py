@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
-from gpu_cases import ROWS, GpuCase
+from gpu_cases import ROWS, GpuCase, gpu_cases
 
 from fusec.ir import TensorType
 from fusec.ir.types import Attr
@@ -28,6 +28,16 @@ def linear_case(n: int, k: int, dtype: str = "bf16", bias: bool = False) -> GpuC
     if bias:
         operands.append(TensorType(dtype, (n,)))
     return GpuCase("linear", f"linear {n}x{k} {dtype}", tuple(operands), {})
+
+
+def epilogue_case(activation: str, *, has_residual: bool) -> GpuCase:
+    shapes: list[tuple[Dim, ...]] = [(ROWS, 3072), (12288, 3072), (12288,)]
+    if has_residual:
+        shapes.append((ROWS, 12288))
+    attrs: dict[str, Attr] = {"activation": activation, "has_bias": True}
+    operands = tuple(TensorType("bf16", shape) for shape in shapes)
+    label = f"{activation}, residual {has_residual}"
+    return GpuCase("linear_epilogue", label, operands, {**attrs, "has_residual": has_residual})
 
 
 def conv_case(
@@ -136,6 +146,27 @@ def test_ragged_sizes_fit_too(target_name: str) -> None:
     check_code(linear_case(1001, 4095), target_named(target_name), 2)
 
 
+@pytest.mark.parametrize("target_name", GPU_TARGETS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in gpu_cases(target_named("gfx950"))
+        if case.op == "linear_epilogue" and "gelu" in case.label
+    ]
+    + [
+        pytest.param(epilogue_case("gelu", has_residual=False), marks=pytest.mark.slow),
+        pytest.param(epilogue_case("silu", has_residual=False), marks=pytest.mark.slow),
+        pytest.param(epilogue_case("relu", has_residual=False), marks=pytest.mark.slow),
+        pytest.param(epilogue_case("none", has_residual=True), marks=pytest.mark.slow),
+    ],
+    ids=lambda case: case.label,
+)
+def test_what_follows_a_linear_leaves_registers(target_name: str, case: GpuCase) -> None:
+    found = check_code(case, target_named(target_name))
+    assert any(name.startswith(MFMA[target_name]) for name in found), found
+
+
 MATRICES = [
     ("MLA absorbed", (ROWS, 128, ROWS, 128), (1, 128, 128, 512), {0: (0, 2, 1, 3)}),
     ("queries by keys", (ROWS, 32, ROWS, 128), (ROWS, 32, 128, ROWS), {1: (0, 3, 1, 2)}),
@@ -210,6 +241,16 @@ REFUSED = [
     (
         GpuCase("linear", "", (TensorType("bf16", (4, 8)), TensorType("bf16", (ROWS, 8))), {}),
         "linear.triton: shape: the weight is `bf16[rows, 8]`",
+    ),
+    (
+        GpuCase(
+            "linear_epilogue",
+            "",
+            (TensorType("bf16", (4, 8)), TensorType("bf16", (8, 8))),
+            {"activation": "relu2", "has_bias": False, "has_residual": False},
+        ),
+        "linear_epilogue.triton: activation: it computes none, silu, gelu, gelu_tanh, "
+        "quick_gelu, relu, not relu2",
     ),
     (
         GpuCase("matmul", "", (TensorType("i8", (4, 8)), TensorType("i8", (8, 4))), {}),
