@@ -210,7 +210,9 @@ class _Attention:
         if most <= FEW_QUERIES:
             return self._few(1)
         above = symbolic.minimum(1, symbolic.floor_divide(queries - 1, FEW_QUERIES))
-        return (*self._few(1 - above), self._many(above))
+        some = symbolic.simplify(symbolic.maximum(queries, 1), self.call.graph.symbols)
+        not_above = symbolic.minimum(1, symbolic.floor_divide(FEW_QUERIES, some))
+        return (*self._few(not_above), self._many(above))
 
     def _many(self, runs: Dim) -> Launch:
         """A program for each tile of the queries of a head."""
@@ -226,14 +228,15 @@ class _Attention:
         group = self.constants["HEADS"] // kv_heads
         tile = _tile_of_few(self.call, group)
         rows = symbolic.minimum(queries, FEW_QUERIES) * group
-        programs = batch * kv_heads * symbolic.ceil_divide(rows, tile.rows) * runs
+        programs = batch * kv_heads * symbolic.ceil_divide(rows, tile.rows)
         most = self._most_parts(tile)
         constants = {"PACK": group, "SPLIT": int(most > 1)}
         if most == 1:
-            return (self._launch(tile, {}, constants, (programs, 1, 1)),)
-        wanted = PROGRAMS * UNITS[self.call.target.name]
-        shared = symbolic.floor_divide(wanted, symbolic.maximum(programs, 1))
+            return (self._launch(tile, {}, constants, (programs * runs, 1, 1)),)
+        some = symbolic.simplify(symbolic.maximum(programs, 1), self.call.graph.symbols)
+        shared = symbolic.floor_divide(PROGRAMS * UNITS[self.call.target.name], some)
         parts = symbolic.maximum(symbolic.minimum(shared, most), 1)
+        programs *= runs
         shape = (parts, programs, tile.rows)
         scratch = {
             "parts": self.call.scratch("f32", (*shape, length)),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_problems import FILL, Made, Problem, make
+from attention_problems import FILL, Made, Problem, make, strided
 from mended_interpreter import mend
 from row_problems import TORCH
 
@@ -130,6 +130,20 @@ HEADS = [
     Problem(depth=16, heads=40, queries=2, keys=33, causal=True),
 ]
 
+DIVIDED = [
+    Problem(named=True, queries=1, keys=700, causal=True, heads=6, kv_heads=2),
+    Problem(named=True, queries=3, keys=5, causal=True, heads=3, batch=2, sinks="f32"),
+    Problem(named=True, queries=5, keys=300, heads=4, padding=True, batch=2, layout="dense"),
+    Problem(named=True, queries=16, keys=300, causal=True, window=140, sinks="f32", heads=3),
+    Problem(named=True, queries=2, keys=300, mask="f32", least=True),
+    Problem(named=True, queries=4, keys=300, mask="f32", sinks="f32", depth=24, value_depth=40),
+    Problem(named=True, queries=1, keys=300, causal=True, depth=192, value_depth=128, dtype="bf16"),
+    Problem(named=True, queries=9, keys=3, causal=True),
+    Problem(named=True, queries=17, keys=130, causal=True),
+    Problem(named=True, causal=True, target="sm_90"),
+    Problem(queries=4, keys=0, sinks="f32"),
+]
+
 NARROW = [
     Problem(dtype=dtype, target=target, causal=True, mask=mask, sinks=dtype, depth=80, keys=70)
     for dtype in ("bf16", "f16")
@@ -137,6 +151,34 @@ NARROW = [
 ]
 
 
-@pytest.mark.parametrize("problem", [*SIZES, *OPTIONS, *HEADS, *NARROW], ids=str)
+@pytest.mark.parametrize("problem", [*SIZES, *OPTIONS, *HEADS, *NARROW, *DIVIDED], ids=str)
 def test_attention(problem: Problem) -> None:
     check(problem)
+
+
+def test_keys_are_divided_where_queries_are_few() -> None:
+    for queries, runs in ((1, [1, 1, 0]), (16, [1, 1, 0]), (17, [0, 0, 1])):
+        made = make(Problem(named=True, queries=queries, keys=300, depth=16, causal=True))
+        assert [int(0 not in grid) for grid in Interpreted(made).grids()] == runs
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice", "ignore:invalid value")
+@pytest.mark.parametrize("queries", [3, 33])
+def test_large_scores_and_numbers_that_are_none(queries: int) -> None:
+    made = make(Problem(named=True, queries=queries, keys=300, heads=1))
+    q, k, v = (strided(made.memory[each.buffer], each, made.problem.sizes) for each in made.inputs)
+    q.fill_(60.0)
+    q[0, 0, 1, 3] = float("nan")
+    k.zero_()
+    k[0, 0, 133] = 60.0  # a score of thousands
+    v[0, 0, 133] = 7.0
+    written = strided(Interpreted(made).run(), made.result, made.problem.sizes)
+    assert (written[0, 0, [0, 2]] == 7.0).all()
+    assert written[0, 0, 1].isnan().all()
+
+
+def test_a_doubled_answer_fails() -> None:
+    for problem in (Problem(causal=True), Problem(named=True, queries=1, keys=300, dtype="bf16")):
+        check(problem)
+        with pytest.raises(AssertionError, match="off by"):
+            check(problem, answer=2.0)
