@@ -77,6 +77,7 @@ class LinearEpilogue(FusionPass):
         *(Op("add", (product, Var("residual"))) for product in _PRODUCTS),
     )
     guards: ClassVar[tuple[Guard, ...]] = (_dtype, _shape, _weight)
+    beside: ClassVar[tuple[str, ...]] = ("quantise", "merge_qkv", "merge_gate_up")
 
     def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
         """On a CPU there is nothing to gain: its kernels are bound by other things."""

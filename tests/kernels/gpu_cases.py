@@ -230,11 +230,11 @@ def _dense_products(fp8: str) -> Iterator[GpuCase]:
     yield GpuCase("linear", "gpt-oss 5120x2880", biased, {})
     yield GpuCase("linear", "rows by rows of 128", (_rows(128), weight(ROWS, 128)), {})
     up: dict[str, Attr] = {"activation": "gelu_tanh", "has_bias": True, "has_residual": False}
-    operands = (_rows(1024), weight(4096, 1024), weight(4096))
-    yield GpuCase("linear_epilogue", "ViT 4096x1024, gelu", operands, up)
+    first = (_rows(1024), weight(4096, 1024), weight(4096))
+    yield GpuCase("linear_epilogue", "ViT 4096x1024, gelu", first, up)
     down: dict[str, Attr] = {"activation": "none", "has_bias": True, "has_residual": True}
-    operands = (_rows(4096), weight(1024, 4096), weight(1024), _rows(1024))
-    yield GpuCase("linear_epilogue", "ViT 1024x4096, residual", operands, down)
+    second = (_rows(4096), weight(1024, 4096), weight(1024), _rows(1024))
+    yield GpuCase("linear_epilogue", "ViT 1024x4096, residual", second, down)
     absorbed = (weight(128, ROWS, 128), weight(128, 128, 512))
     yield GpuCase("matmul", "DeepSeek-V3 128 heads of 128x512", absorbed, {})
     experts = (_rows(2048), weight(128, 2048, 1536), TensorType("i32", (128,)))
