@@ -65,6 +65,9 @@ _LANE_ELEMENTS = 16
 _WARPS = 4
 """Waves or warps of a program without rows."""
 
+_LANE_WORDS = 64
+"""Words of 32 bits of what is reduced and scanned that a lane holds."""
+
 _LANE_COST = 256
 """Additions of a lane: where elements cost more, it has less of them, and registers enough."""
 
@@ -78,6 +81,9 @@ _REGISTERS = 8192
 
 _CHUNK = 4096
 """Elements of a longer row that it holds at a time."""
+
+_SCANNED = 1024
+"""The same where it scans them: each register of a lane takes a scan of its own."""
 
 _TILE = 2048
 """Elements of the rows that a program holds together, at least."""
@@ -179,16 +185,19 @@ def _tile(region: Region, plan: RegionPlan, target: Target, ranges: Mapping[str,
     _, most = symbolic.bounds(length, ranges)
     _, most_rows = symbolic.bounds(rows, ranges)
     limit = power_above(int(min(most_rows, _TILE)), 1)
+    lane = _row_lane(region)
     if _has_columns(region, plan):
         side = min(_SIDE, limit)
         columns = min(power_above(int(min(most, _TILE)), 1), max(16, _TILE // side))
     else:
-        columns = power_above(int(min(most, _CHUNK)), 16)
-        if isinstance(length, int) and length <= _REGISTERS:
+        scans = any(value.op in SCANS for value in region.values)
+        longest = _SCANNED if scans else _CHUNK
+        chunk = min(longest, lane * target.wave_size * _MOST_WARPS)
+        columns = power_above(int(min(most, chunk)), 16)
+        if isinstance(length, int) and length <= (longest if scans else _REGISTERS):
             columns = power_above(length, 16)
         side = min(limit, max(1, _TILE // columns))
-    lanes = side * columns // _lane_elements(region, _LANE_ELEMENTS)
-    warps = min(_MOST_WARPS, max(1, lanes // target.wave_size))
+    warps = min(_MOST_WARPS, max(1, side * columns // (lane * target.wave_size)))
     return _Tile(side, columns, warps, isinstance(length, int) and length <= columns)
 
 
@@ -201,6 +210,23 @@ def _flat_tile(region: Region, target: Target, ranges: Mapping[str, Range]) -> _
     return _Tile(1, block, max(1, block // (lane * target.wave_size)))
 
 
+def _row_lane(region: Region) -> int:
+    """Elements of rows that a lane holds, with what it reduces and scans them to."""
+    words = 0
+    for value in region.values:
+        if value.op in FOLDS:
+            fold = _fold_of(value.op, region.values[value.args[0]].dtype)
+            words += fold.bits // 32 + (value.op in ARG_REDUCTIONS)
+        elif value.op in SCANS:
+            words += 4 if _wide_kind(value.dtype).endswith("64") else 2
+    return _lane_elements(region, _power_below(min(_LANE_ELEMENTS, _LANE_WORDS // max(1, words))))
+
+
+def _power_below(count: int) -> int:
+    """The largest power of two that is not above `count`, and at least 1."""
+    return 1 << (max(1, count).bit_length() - 1)
+
+
 def _lane_elements(region: Region, most: int) -> int:
     """Elements of a lane, a power of two."""
     cost = sum(
@@ -208,8 +234,7 @@ def _lane_elements(region: Region, most: int) -> int:
         for value in region.values
         if value.op not in FOLDS
     )
-    fitting = max(1, _LANE_COST // max(1, cost))
-    return min(most, 1 << (fitting.bit_length() - 1))
+    return min(most, _power_below(_LANE_COST // max(1, cost)))
 
 
 def _has_columns(region: Region, plan: RegionPlan) -> bool:
@@ -448,7 +473,7 @@ class _Printer:
             value = self.region.values[position]
             if value.op in SCANS:
                 start = 0 if value.op == "cumsum" else 1
-                kind = self._wide_kind(value.dtype)
+                kind = _wide_kind(value.dtype)
                 self._line(f"s{position} = tl.full([{self.tile.rows}, 1], {start}, {kind})")
         length = self.dim(symbolic.product(self.region.axes[self.outer :]))
         self._line(f"for begin in range(0, {length}, {self.tile.columns}):")
@@ -541,7 +566,7 @@ class _Printer:
 
     def _scan(self, position: int, value: Value) -> None:
         start, sign = ("0", "+") if value.op == "cumsum" else ("1", "*")
-        wide, (argument,) = self._wide_kind(value.dtype), value.args
+        wide, (argument,) = _wide_kind(value.dtype), value.args
         x = f"v{argument}.to({wide})"
         shape = f"[{self.tile.rows}, {self.tile.columns}]"
         if self.mask:
@@ -555,10 +580,6 @@ class _Printer:
         picked = f"tl.where(column == begin + {last}, {total}, 0)"
         self._line(f"s{position} = tl.sum({picked}, 1, keep_dims=True)")
         self._line(f"v{position} = {total}.to({compute_type(value.dtype)})")
-
-    @staticmethod
-    def _wide_kind(dtype: str) -> str:
-        return compute_type(dtype) if DTYPES[dtype].is_float else "tl.int64"
 
     def _expression(self, position: int, value: Value) -> str:
         kind = compute_type(value.dtype)
@@ -618,6 +639,11 @@ class _Fold:
     reduced: str
     result: str
 
+    @property
+    def bits(self) -> int:
+        """Of what is reduced."""
+        return 64 if self.kind.endswith("64") else 32
+
 
 _SUM = "tl.sum({a}, 1, keep_dims=True)"
 _PRODUCT = "tl.reduce({a}, 1, f.product, keep_dims=True)"
@@ -632,7 +658,7 @@ def _fold_of(op: str, dtype: str) -> _Fold:
             return _Fold("tl.int32", "0", taken, "tl.maximum({a}, {x})", _MAX, "({a} != 0)")
         return _Fold("tl.int32", "1", taken, "tl.minimum({a}, {x})", _MIN, "({a} != 0)")
     is_float = DTYPES[dtype].is_float
-    kind = compute_type(dtype) if is_float else "tl.int64"
+    kind = _wide_kind(dtype)
     if op in ("reduce_sum", "reduce_mean"):
         return _Fold(kind, "0", f"{{x}}.to({kind})", "{a} + {x}", _SUM, "{a}.to({kind})")
     if op == "reduce_prod":
@@ -650,6 +676,11 @@ def _fold_of(op: str, dtype: str) -> _Fold:
     start = edge if op in ARG_REDUCTIONS else (-1 - infinity if up else infinity)
     taken = f"f.key({{x}}, {nan})"
     return _Fold(kind, str(start), taken, combined, reduced, "f.number({a}, {kind})")
+
+
+def _wide_kind(dtype: str) -> str:
+    """The type of a sum of many elements."""
+    return compute_type(dtype) if DTYPES[dtype].is_float else "tl.int64"
 
 
 def _limit(dtype: str, largest: bool) -> int:
