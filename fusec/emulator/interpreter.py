@@ -151,6 +151,11 @@ def run(
         else:
             given[name] = _number(value, kind)
     function = _interpreted(triton_function(source).fn)
+    if set(given) != set(inspect.signature(function).parameters):
+        raise LaunchError(
+            f"`{source.function}` is not the function that the code was made of",
+            hint="compile the artifact again with this version of fusec",
+        )
     _BUILDER.spans = spans
     _BUILDER.set_grid_dim(*grid)
     with interpreting(_SEMANTIC, _call), np.errstate(all="ignore"), warnings.catch_warnings():

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from small_block import WIDTH, Block, export_block
 
+import fusec
+from fusec.cli import main
 from fusec.diagnostics import InternalError
 from fusec.emulator import Emulator
 from fusec.emulator.memory import Memory
@@ -21,7 +24,7 @@ from fusec.link.gpu_kernel import GpuKernel
 from fusec.link.hip_build import build_hip
 from fusec.link.triton_build import build_triton
 from fusec.runtime.driver import KernelLaunch, LaunchError
-from fusec.runtime.errors import CodeError
+from fusec.runtime.errors import CodeError, TargetError
 from fusec.target import target_named
 
 ADD = '''
@@ -295,3 +298,61 @@ def test_events_are_in_order() -> None:
     device.record(end, 0)
     assert device.elapsed_ms(begin, end) >= 0
     assert device.end_capture(device.stream()) is None
+
+
+# --- whole programs -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of a small model, for two GPUs."""
+    folder = tmp_path_factory.mktemp("block")
+    source = export_block(folder / "block.pt2")
+    made = fusec.compile(source, folder / "block.fusec", target=["gfx950", "sm_90"])
+    return made.path
+
+
+def rows(count: int) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(count)
+    names = ("x", "residual")
+    return {name: rng.standard_normal((count, WIDTH)).astype(np.float32) for name in names}
+
+
+def eager(given: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    import torch
+
+    with torch.no_grad():
+        outputs = Block().eval()(*map(torch.from_numpy, given.values()))
+    return np.asarray(outputs["y"].numpy())
+
+
+@pytest.mark.parametrize("target", ["gfx950", "sm_90"])
+def test_a_model_is_run(block: Path, target: str) -> None:
+    model = fusec.load(block, driver=Emulator.for_artifact(block, target))
+    for count in (1, 37, 3):
+        given = rows(count)
+        np.testing.assert_allclose(model.run(dict(given))["y"], eager(given), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["emulator", "emulator:sm_90"])
+def test_the_command_line_runs_it(block: Path, device: str, tmp_path: Path) -> None:
+    given = rows(5)
+    np.savez(tmp_path / "in.npz", **given)
+    places = ["--input", str(tmp_path / "in.npz"), "--output", str(tmp_path / "out.npz")]
+    with pytest.raises(SystemExit) as done:
+        main(("run", str(block), *places, "--device", device))
+    assert done.value.code == 0
+    got = np.load(tmp_path / "out.npz")["y"]
+    np.testing.assert_allclose(got, eager(given), rtol=1e-4, atol=1e-4)
+
+
+def test_a_target_that_is_not_there_is_refused(block: Path) -> None:
+    with pytest.raises(TargetError, match="gfx942"):
+        Emulator.for_artifact(block, "gfx942")
+
+
+def test_source_that_has_changed_is_not_run() -> None:
+    changed = ADD.replace("count, factor,", "count, factor, other,")
+    setting = adding()
+    setting.device._functions[0] = replace(setting.device._functions[0], source=add_source(changed))
+    refused(setting, setting.launch([100, 1.0], 2), "compile the artifact again")
