@@ -30,7 +30,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from fusec.ir import Graph, Node
+from fusec.ir import Graph, Node, TensorType
 from fusec.ir.types import Attr, dims_attr, int_attr
 from fusec.passes.attention_operands import AttentionOperands, as_type, swapped
 from fusec.passes.attention_walk import FILLED, AttentionWalk
@@ -251,7 +251,7 @@ def _joined(match: Match, build: Builder) -> str | None:
     allowed = _reduced(build, "and", flags)
     if not numbers:
         return allowed
-    total = _reduced(build, "add", numbers)
+    total = _reduced(build, "add", _of_one_dtype(build, numbers))
     if allowed is None or total is None:
         return total
     lowest = _number(build, -math.inf, graph.type(total).dtype)
@@ -260,6 +260,15 @@ def _joined(match: Match, build: Builder) -> str | None:
 
 def _number(build: Builder, number: float, dtype: str) -> str:
     return build.value("constant", [], {"value": number, "dtype": dtype, "shape": ()})
+
+
+def _of_one_dtype(build: Builder, values: list[str]) -> list[str]:
+    """`values`, in f32 if their dtypes differ."""
+    kinds = [build.graph.type(value) for value in values]
+    if len({kind.dtype for kind in kinds}) < 2:
+        return values
+    pairs = zip(values, kinds, strict=True)
+    return [as_type(build, value, TensorType("f32", kind.shape)) for value, kind in pairs]
 
 
 def _reduced(build: Builder, op: str, values: Iterable[str]) -> str | None:
