@@ -8,6 +8,7 @@ from dense_problems import (
     Held,
     check,
     conv_problems,
+    epilogue_problems,
     grouped,
     grouped_problems,
     late_linear,
@@ -96,6 +97,11 @@ def test_matmul_of_other_dtypes(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_linear_with_a_weight_of_late_size(dtype: str) -> None:
     check_on_gpu(late_linear("sm_90", dtype))
+
+
+@pytest.mark.parametrize("problem", epilogue_problems("sm_90"), ids=str)
+def test_what_follows_a_linear(problem: Dense) -> None:
+    check_on_gpu(problem)
 
 
 @pytest.mark.parametrize("problem", grouped_problems("sm_90"), ids=str)

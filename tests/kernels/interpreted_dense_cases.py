@@ -13,6 +13,7 @@ from dense_problems import (
     check,
     conv_problems,
     epilogue_problems,
+    extreme,
     grouped,
     grouped_problems,
     late_linear,
@@ -100,6 +101,23 @@ def test_stretches_that_are_none(ends: tuple[int, ...], wrong: int) -> None:
 @pytest.mark.parametrize("problem", conv_problems("gfx950"), ids=str)
 def test_conv(problem: Dense) -> None:
     run(problem)
+
+
+EXTREME = [
+    linear("gfx950", "bf16", (17,), 33, 95, x_gap=3, bias=True),
+    linear("gfx950", "f32", (3,), 40, 1056),
+    matmul("gfx950", "bf16", Held((2, 9, 40), order=(0, 2, 1), gap=2), Held((40, 33))),
+    grouped("gfx950", "f32", 12, 24, 33, (5, 12)),
+]
+
+
+@pytest.mark.parametrize("problem", EXTREME, ids=str)
+def test_extreme_values_stay_in_their_rows(problem: Dense) -> None:
+    made = extreme(problem)
+    special = ~np.isfinite(made.wanted)
+    assert special.any() and not special.all()
+    with np.errstate(invalid="ignore", over="ignore"):  # of the interpreter
+        check(made, Interpreted(made).run())
 
 
 def test_a_doubled_answer_fails() -> None:
