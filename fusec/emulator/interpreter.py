@@ -12,14 +12,14 @@ import inspect
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
-from triton.runtime.interpreter import ASTTransformer, TensorHandle
+from triton.runtime.interpreter import ASTTransformer, InterpreterOptions, TensorHandle
 
 from fusec.diagnostics import FusecError
 from fusec.emulator.arithmetic import GpuBuilder
@@ -66,7 +66,7 @@ class CheckedBuilder(GpuBuilder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.options = replace(self.options, sanitize_overflow=False)
+        self.options: Any = InterpreterOptions(sanitize_overflow=False)
         self.spans: list[tuple[int, int, str]] = []
 
     def create_load(self, ptr: Any, *rest: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ class CompiledModel:
     """A model folder, and what was compiled of it, on an emulated device."""
 
     folder: Path
-    document: dict[str, object]
+    document: dict[str, Any]
     model: Model
 
 
@@ -96,9 +97,9 @@ def check_bfloat16(name: str, made: CompiledModel, seeds: range) -> None:
 @pytest.mark.parametrize("name", unless((*DENSE, *ROUTED), ALWAYS))
 def test_bfloat16_is_no_further_from_exact_than_pytorch(name: str, compiled_model: Compile) -> None:
     made = compiled_model(name, "bfloat16", "gfx950")
-    (target,) = made.document["targets"]  # type: ignore[misc]
+    (target,) = made.document["targets"]
     assert target["residual"] == []
-    check_bfloat16(name, made, range(2 if name in ROUTED else 1))
+    check_bfloat16(name, made, range(2 if name in (*ROUTED, "vit") else 1))
 
 
 @pytest.mark.parametrize("name", unless((*DENSE, *ROUTED), ("gpt_oss",)))
