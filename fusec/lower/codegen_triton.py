@@ -788,6 +788,8 @@ def _clamp_text(value: Value, text: str, dtype: str) -> str:
     for name, function in (("min", "maximum"), ("max", "minimum")):
         bound = value.attr(name)
         if isinstance(bound, int | float):
+            if DTYPES[dtype].is_integer:
+                bound = min(max(bound, _limit(dtype, largest=False)), _limit(dtype, largest=True))
             text = f"f.{function}({text}, {literal(bound, dtype)})"
     return text
 
@@ -834,4 +836,5 @@ def literal(value: bool | int | float, dtype: str) -> str:
         text = repr(number) if math.isfinite(number) else f'float("{number}")'
         return f"tl.full((), {text}, {kind})"
     whole = int(value) if not isinstance(value, float) or math.isfinite(value) else 0
-    return f"tl.full((), {whole}, {kind})"
+    least = _limit(dtype, largest=False)
+    return f"tl.full((), {(whole - least) % (1 << DTYPES[dtype].bits) + least}, {kind})"

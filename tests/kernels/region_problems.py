@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,9 +15,12 @@ from fusec.formats import decode, encode
 from fusec.ir import Graph
 from fusec.ir.interpret import bind_symbols
 from fusec.kernels.launch import Launch, Storage, TritonSource
+from fusec.link.triton_build import triton_function
+from fusec.lower import Lowered
 from fusec.lower.codegen_triton import POINTER_TYPES, region_launch
 from fusec.lower.fusion import Group, group_nodes
 from fusec.lower.regions import BuiltRegion, Memory, group_region
+from fusec.lower.steps import KernelStep
 from fusec.lower.storage import VIEWS, dense, viewed
 from fusec.symbolic import evaluate, product
 from fusec.target import Target
@@ -98,27 +100,36 @@ class Buffers:
             assert (memory[-FENCE:] == CANARY).all(), "written behind a buffer"
 
 
-def module_of(launch: Launch) -> Any:
-    """The function that a launch's text defines, under Triton's interpreter."""
-    source = launch.code
-    assert isinstance(source, TritonSource)
-    import linecache
-
-    name = f"{source.function}.py"
-    linecache.cache[name] = (len(source.text), None, source.text.splitlines(True), name)
-    module = types.ModuleType(source.function)
-    module.__file__ = name
-    exec(compile(source.text, name, "exec"), module.__dict__)
-    return getattr(module, source.function)
-
-
 def interpret_launch(launch: Launch, pointers: list[Any], symbols: Mapping[str, int]) -> None:
     """Run each program of a launch, one after the other."""
     grid = tuple(evaluate(size, symbols) for size in launch.grid)
     if 0 in grid:
         return
     numbers = [evaluate(param, symbols) for param in launch.params if not isinstance(param, float)]
-    module_of(launch)[grid](*pointers, *numbers)
+    assert isinstance(launch.code, TritonSource)
+    triton_function(launch.code)[grid](*pointers, *numbers)
+
+
+def run_lowered(lowered: Lowered, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs of a graph that was lowered to generated kernels alone; no buffers are shared."""
+    graph = lowered.graph
+    symbols = bind_symbols(graph, {name: inputs[name].shape for name in graph.inputs})
+    buffers = Buffers()
+    for buffer in lowered.buffers:
+        buffers.add(evaluate(buffer.bytes, symbols))
+    numbers = {buffer.name: number for number, buffer in enumerate(lowered.buffers)}
+    filled = {numbers[weight.name]: weight.load() for weight in lowered.weights}
+    filled |= {number: inputs[name] for name, number in lowered.inputs.items()}
+    for number, array in filled.items():
+        held = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+        buffers.all[number][FENCE : FENCE + held.size] = held
+    for step in lowered.steps:
+        assert isinstance(step, KernelStep)
+        pointers = [buffers.pointer(each, symbols) for each in step.launch.operands]
+        interpret_launch(step.launch, pointers, symbols)
+    buffers.check_fences()
+    pairs = zip(graph.output_names, lowered.outputs, strict=True)
+    return {name: buffers.view(storage, symbols).copy() for name, storage in pairs}
 
 
 def run_graph(

@@ -238,3 +238,15 @@ class GraphMaker:
 
     def _add(self, op: str, inputs: list[str], attrs: Mapping[str, object]) -> str:
         return self.graph.add(op, inputs, attrs).output  # type: ignore[arg-type]
+
+
+def discontinuous(graph: Graph) -> bool:
+    """Whether rounding in the middle can make a large difference at the end."""
+    steps = {"eq", "ne", "lt", "le", "gt", "ge", "floor", "ceil", "round", "trunc", "sign"}
+    narrow = {"bf16", "f16"}
+    used = {graph.type(value).dtype for node in graph.nodes() for value in node.outputs}
+    to_integers = any(
+        node.op == "cast" and not graph.type(node.output).element.is_float for node in graph.nodes()
+    )
+    jumps = to_integers or any(node.op in steps for node in graph.nodes())
+    return jumps and bool(used & narrow)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fusec.dtypes import DTYPES, bf16_to_f32, f32_to_bf16
 from fusec.ir import Graph
-from fusec.ir.interpret import bind_symbols
+from fusec.ir.interpret import bind_symbols, interpret
 from fusec.link.cache import ObjectCache
 from fusec.link.linker import Linked, link
 from fusec.link.toolchain import find_toolchain
@@ -28,6 +28,8 @@ from fusec.target import Target, best_cpu_arch
 
 Array = NDArray[Any]
 FENCE = 256
+# Relative, by the narrowest float that takes part: rounding in the middle of a graph counts too.
+TOLERANCE = {"f64": 1e-9, "f32": 2e-4, "f16": 2e-2, "bf16": 0.1}
 _numbers = itertools.count()
 CANARY = 0xA5
 
@@ -140,6 +142,39 @@ def random_array(
         return stored(rng.standard_normal(shape) * scale, dtype)
     low = 0 if DTYPES[dtype].kind == "uint" else -9
     return rng.integers(low, 10, shape).astype(DTYPES[dtype].numpy)
+
+
+def inputs_of(graph: Graph, seed: int, **symbols: int) -> dict[str, Array]:
+    """Random elements for every input."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: random_array(
+            rng,
+            tuple(evaluate(dim, symbols) for dim in graph.type(name).shape),
+            graph.type(name).dtype,
+        )
+        for name in graph.inputs
+    }
+
+
+def assert_close(graph: Graph, results: Mapping[str, Array], inputs: Mapping[str, Array]) -> None:
+    """Compare outputs in storage types with what the interpreter of graphs computes."""
+    expected = interpret(graph, inputs)
+    dtypes = {graph.type(v).dtype for node in graph.nodes() for v in (*node.inputs, *node.outputs)}
+    tolerance = max((TOLERANCE.get(dtype, 0.0) for dtype in dtypes), default=0.0)
+    for name, value in zip(graph.output_names, graph.outputs, strict=True):
+        kind = graph.type(value)
+        result, right = decoded(results[name], kind.dtype), expected[name]
+        if kind.element.is_float:
+            # What overflows a narrow float is huge in float64.
+            with np.errstate(over="ignore"):
+                right = decoded(stored(right, kind.dtype), kind.dtype)
+            huge = (np.abs(right) > 1e4) | ~np.isfinite(right)
+            also_huge = (np.abs(result) > 5e3) | ~np.isfinite(result)
+            close = np.isclose(result, right, rtol=tolerance, atol=tolerance, equal_nan=True)
+            assert (close | (huge & also_huge)).all(), (name, kind)
+        else:
+            np.testing.assert_array_equal(result, right, err_msg=name)
 
 
 def _fenced(size: int) -> Array:

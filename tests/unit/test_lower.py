@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lowered_graphs import BATCH, SEQ, GraphMaker
-from lowered_runner import Array, Compiled, decoded, host_target, random_array, stored
+from lowered_graphs import BATCH, SEQ, GraphMaker, discontinuous
+from lowered_runner import (
+    Array,
+    Compiled,
+    assert_close,
+    decoded,
+    host_target,
+    inputs_of,
+    stored,
+)
 
 import fusec.lower.lowering
-from fusec import symbolic
 from fusec.diagnostics import UnsupportedError
 from fusec.ir import Graph, TensorType, Weight, parse_graph
 from fusec.ir.interpret import interpret
@@ -23,9 +30,6 @@ from fusec.ir.weights import from_array
 from fusec.kernels.registry import Choice
 from fusec.lower import lower
 from fusec.lower.steps import KernelStep, step_buffers
-
-# Relative, by the narrowest float that takes part: rounding in the middle of a graph counts too.
-TOLERANCE = {"f64": 1e-9, "f32": 2e-4, "f16": 2e-2, "bf16": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -39,48 +43,8 @@ def only_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusec.lower.lowering, "choose", lambda *about: Choice(None))
 
 
-def inputs_of(graph: Graph, seed: int, **symbols: int) -> dict[str, Array]:
-    rng = np.random.default_rng(seed)
-    return {
-        name: random_array(
-            rng,
-            tuple(symbolic.evaluate(dim, symbols) for dim in graph.type(name).shape),
-            graph.type(name).dtype,
-        )
-        for name in graph.inputs
-    }
-
-
 def assert_agrees(compiled: Compiled, inputs: dict[str, Array]) -> None:
-    graph = compiled.graph
-    results, expected = compiled(inputs), interpret(graph, inputs)
-    dtypes = {graph.type(v).dtype for node in graph.nodes() for v in (*node.inputs, *node.outputs)}
-    tolerance = max((TOLERANCE.get(dtype, 0.0) for dtype in dtypes), default=0.0)
-    for name, value in zip(graph.output_names, graph.outputs, strict=True):
-        kind = graph.type(value)
-        result, right = decoded(results[name], kind.dtype), expected[name]
-        if kind.element.is_float:
-            # What overflows a narrow float is huge in float64.
-            with np.errstate(over="ignore"):
-                right = decoded(stored(right, kind.dtype), kind.dtype)
-            huge = (np.abs(right) > 1e4) | ~np.isfinite(right)
-            also_huge = (np.abs(result) > 5e3) | ~np.isfinite(result)
-            close = np.isclose(result, right, rtol=tolerance, atol=tolerance, equal_nan=True)
-            assert (close | (huge & also_huge)).all(), (name, kind)
-        else:
-            np.testing.assert_array_equal(result, right, err_msg=name)
-
-
-def discontinuous(graph: Graph) -> bool:
-    """Whether rounding in the middle can make a large difference at the end."""
-    steps = {"eq", "ne", "lt", "le", "gt", "ge", "floor", "ceil", "round", "trunc", "sign"}
-    narrow = {"bf16", "f16"}
-    used = {graph.type(value).dtype for node in graph.nodes() for value in node.outputs}
-    to_integers = any(
-        node.op == "cast" and not graph.type(node.output).element.is_float for node in graph.nodes()
-    )
-    jumps = to_integers or any(node.op in steps for node in graph.nodes())
-    return jumps and bool(used & narrow)
+    assert_close(compiled.graph, compiled(inputs), inputs)
 
 
 @pytest.mark.usefixtures("only_generated")
