@@ -50,14 +50,21 @@ MOST_ROWS_OF_FEW = 64
 SUM_WARPS = 4
 """Of a program that brings parts together."""
 
-SCALAR_SPILLS = 32
-"""Scalar registers that may be kept in lanes of vector registers: strides take two each."""
+SCALAR_SPILLS = 64
+"""Scalar registers that may be kept in lanes of vector registers: rows of sizes that are not whole
+vectors are read element by element, with a mask for each.  At the sizes of models there are none."""
 
 MASK_BOOL, MASK_FLOAT = 1, 2
 """`MASK` of the kernel."""
 
 LEAST_BLOCKS = 2
 """Blocks of keys of a part, where there are as many keys as there may be."""
+
+FARTHEST_HEAD = 1 << 20
+"""Elements between heads, at most, where products with their number are to have 32 bits."""
+
+OUT_STRIDES = ("out_b", "out_h", "out_s")
+"""Those of the result."""
 
 OPERANDS = ("q", "k", "v", "mask", "sinks", "padding", "out", "parts", "tops", "sums")
 """Pointers of `attention_kernel`, in its order."""
@@ -184,7 +191,7 @@ class _Attention:
     Attributes:
         call: what is computed.
         operands: pointers `p_NAME`, those of scratch left out.
-        strides: of `attention_kernel`; one that is 0 or 1 is known to the compiler.
+        strides: of `attention_kernel`, but those that are constants.
         numbers: its parameters in f32.
         constants: its compile-time arguments, but those of the tile.
     """
@@ -265,19 +272,16 @@ class _Attention:
         grid: tuple[Dim, Dim, Dim],
     ) -> Launch:
         operands = {**self.operands, "out": self.call.outputs[0], **scratch}
-        fixed = {name: known(each) for name, each in self.strides.items() if each in (0, 1)}
-        strides = {name: each for name, each in self.strides.items() if name not in fixed}
         return triton_launch(
             MODULE,
             "attention_kernel",
             {f"p_{name}": operands[name] for name in OPERANDS if name in operands},
             sizes=self.sizes,
-            params={**strides, **self.numbers},
+            params={**self.strides, **self.numbers},
             constants={
                 **{f"p_{name}": 0 for name in OPERANDS if name not in operands},
                 **self.constants,
                 **constants,
-                **fixed,
                 "BLOCK_M": tile.rows,
                 "BLOCK_N": tile.keys,
             },
@@ -294,16 +298,16 @@ class _Attention:
         constants: Mapping[str, int],
         grid: tuple[Dim, Dim, Dim],
     ) -> Launch:
-        names = ("HEADS", "KV_HEADS", "DV", "BLOCK_DV", "CAUSAL", "MASK")
+        names = {"HEADS", "KV_HEADS", "DV", "BLOCK_DV", "CAUSAL", "MASK", *OUT_STRIDES}
         operands = {**scratch, "out": self.call.outputs[0]}
         return triton_launch(
             MODULE,
             "attention_parts_kernel",
             {f"p_{name}": each for name, each in operands.items()},
             sizes={"S": self.sizes["S"], "n_parts": parts},
-            params={name: each for name, each in self.strides.items() if name.startswith("out_")},
+            params={name: self.strides[name] for name in OUT_STRIDES if name in self.strides},
             constants={
-                **{name: self.constants[name] for name in names},
+                **{name: each for name, each in self.constants.items() if name in names},
                 **constants,
                 "BLOCK_M": tile.rows,
             },
@@ -353,12 +357,15 @@ def _launch(call: Call) -> tuple[Launch, ...]:
         strides |= _named(name, axes, storage.strides)
     strides |= _named("mask", "bhst", (0,) * 4 if mask is None else broadcast_strides(mask))
     strides |= _named("padding", "bt", (0, 0) if padding is None else padding.strides)
+    constant_strides = {
+        name: known(each) for name, each in strides.items() if _is_constant(name, each)
+    }
     window = attrs.get("window")
     first, second = parts_of_head(known(q.shape[3]))
     attention = _Attention(
         call,
         operands=operands,
-        strides=strides,
+        strides={name: each for name, each in strides.items() if name not in constant_strides},
         numbers=_numbers(attrs, mask_kind),
         constants={
             "HEADS": known(q.shape[1]),
@@ -374,6 +381,7 @@ def _launch(call: Call) -> tuple[Launch, ...]:
             "MASK": mask_kind,
             "SINKS": int("sinks" in operands),
             "PADDING": int("padding" in operands),
+            **constant_strides,
         },
     )
     return attention.launches()
@@ -381,6 +389,15 @@ def _launch(call: Call) -> tuple[Launch, ...]:
 
 def _named(name: str, axes: str, strides: tuple[Dim, ...]) -> dict[str, Dim]:
     return {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=False)}
+
+
+def _is_constant(name: str, stride: Dim) -> bool:
+    """Whether the compiler is told a stride: it then loads neighbours together.
+
+    One between heads may be a multiple of 8 elements and not of `ALIGNMENT`.
+    """
+    is_between_heads = name.endswith("_h") and isinstance(stride, int) and stride < FARTHEST_HEAD
+    return stride in (0, 1) or is_between_heads
 
 
 def _numbers(attrs: Attrs, mask_kind: int) -> dict[str, float]:
