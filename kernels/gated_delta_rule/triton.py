@@ -35,6 +35,9 @@ CHUNKS: dict[Family, int] = {"amdgpu": 64, "nvidia": 32}
 STATE_COLUMNS = 16
 """Columns of the state that a program walks with: few, so that every compute unit has a program."""
 
+GATED_CHANNELS = 64
+"""Channels of keys that a program decays at a time, where each has its gate."""
+
 VALUE_COLUMNS = 64
 """Columns of values that a program multiplies at a time."""
 
@@ -43,6 +46,9 @@ SCALAR_SPILLS = 64
 are many, and vector registers are left."""
 
 WARPS: dict[Family, int] = {"amdgpu": 4, "nvidia": 8}
+
+CHANNEL_WARPS = 8
+"""Warps at least where decays of channels are computed: each exponential takes a mask."""
 
 OPTIONS: dict[Family, tuple[tuple[str, int], ...]] = {
     "amdgpu": (*MFMA_16, ("num_stages", 1)),
@@ -161,6 +167,8 @@ def _launch(call: Call) -> tuple[Launch, ...]:
         "NORMALISE": int(normalise),
     }
 
+    warps = WARPS[family] if sizes.block <= LONG_DEPTH else 2 * WARPS[family]
+
     def launch(
         function: str,
         given: Mapping[str, Storage],
@@ -168,6 +176,7 @@ def _launch(call: Call) -> tuple[Launch, ...]:
         numbers: Mapping[str, float],
         constants: Mapping[str, int],
         programs: Dim,
+        warps: int,
     ) -> Launch:
         return triton_launch(
             MODULE,
@@ -177,7 +186,7 @@ def _launch(call: Call) -> tuple[Launch, ...]:
             params={**_strides(given), **numbers},
             constants={**shared, **constants},
             grid=(programs, 1, 1),
-            warps=WARPS[family] if sizes.block <= LONG_DEPTH else 2 * WARPS[family],
+            warps=warps,
             options=OPTIONS[family],
         )
 
@@ -188,8 +197,9 @@ def _launch(call: Call) -> tuple[Launch, ...]:
             {"q": q, "k": k, "gate": gate, "beta": beta},
             {**lower, **scores},
             {"scale": float_attr(call.attrs, "scale"), "eps": eps},
-            keys,
+            {**keys, "CHANNELS": min(GATED_CHANNELS, sizes.block)},
             places,
+            max(warps, CHANNEL_WARPS) if keys["PER_CHANNEL"] else warps,
         ),
         launch(
             "delta_inverse_kernel",
@@ -198,6 +208,7 @@ def _launch(call: Call) -> tuple[Launch, ...]:
             {"eps": eps},
             {**keys, **values, "BLOCK_V": min(VALUE_COLUMNS, sizes.columns)},
             places,
+            warps,
         ),
         launch(
             "delta_state_kernel",
@@ -206,6 +217,7 @@ def _launch(call: Call) -> tuple[Launch, ...]:
             {},
             {**values, "BLOCK_V": columns},
             batch * sizes.heads * (sizes.columns // columns),
+            warps,
         ),
     )
 

@@ -42,14 +42,14 @@ def product(b_x, b_y, PARTS: tl.constexpr):
 
 
 @triton.jit
-def store_parts(p_parts, o_row, b_tile, PARTS: tl.constexpr):
-    """Store rows whose parts lie behind one another."""
-    BLOCK: tl.constexpr = b_tile.shape[1]
-    p_tile = p_parts + o_row[:, None] * (PARTS * BLOCK) + tl.arange(0, BLOCK)[None, :]
+def store_parts(p_parts, o_row, b_tile, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """Store rows, or some columns of them, whose parts of WIDTH lie behind one another."""
+    o_column = tl.arange(0, b_tile.shape[1])
+    p_tile = p_parts + o_row[:, None] * (PARTS * WIDTH) + o_column[None, :]
     b_high = b_tile.to(p_parts.dtype.element_ty)
     tl.store(p_tile, b_high)
     if PARTS == 2:
-        tl.store(p_tile + BLOCK, (b_tile - b_high).to(tl.bfloat16))
+        tl.store(p_tile + WIDTH, (b_tile - b_high).to(tl.bfloat16))
 
 
 @triton.jit
@@ -158,13 +158,15 @@ def delta_scores_kernel(
     CHUNK: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    CHANNELS: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
     NORMALISE: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     """L, scale A, scale exp(G) q, exp(G_last - G) k and exp(G_last) of one chunk of one head.
 
-    CHUNK is 2 ** LEVELS; BLOCK_K is DEPTH with padding.
+    CHUNK is 2 ** LEVELS; BLOCK_K is DEPTH with padding; channels that have gates of their own are
+    taken CHANNELS at a time.
     """
     i_batch, i_head, o_step, o_row, m_step = chunk_at(steps, HEADS, CHUNK)
     o_chunk = tl.arange(0, CHUNK)
@@ -178,39 +180,48 @@ def delta_scores_kernel(
         b_q_factor *= inverse_length(b_q, eps)
         b_k_factor *= inverse_length(b_k, eps)
     p_gate += i_batch * gate_batch + i_head * gate_head
+    p_decay += tl.min(o_row, axis=0) // CHUNK * BLOCK_K
     if PER_CHANNEL:
-        b_q = b_q * b_q_factor[:, None]
-        b_k = b_k * b_k_factor[:, None]
-        b_gate = load_rows(p_gate, o_step, m_step, gate_step, 0, DEPTH, BLOCK_K).to(tl.float32)
-        b_sum = tl.cumsum(b_gate, axis=0)
-        b_total = tl.sum(b_gate, axis=0)
-        store_parts(p_query, o_row, b_q * tl.exp(b_sum), PARTS)
-        b_until = tl.exp(tl.minimum(b_total[None, :] - b_sum, 0.0))
-        store_parts(p_key, o_row, b_k * b_until, PARTS)
-        b_decay = tl.exp(b_total)
-        b_scores = decayed_products(b_q, b_k, b_sum, LEVELS, PARTS)
-        b_own = tl.sum(b_q * b_k, axis=1)
+        b_scores = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
+        b_lower = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
+        b_own = tl.zeros([CHUNK], dtype=tl.float32)
+        for begin in range(0, BLOCK_K, CHANNELS):
+            b_some_q = load_rows(p_q, o_step, m_step, q_step, begin, DEPTH, CHANNELS)
+            b_some_k = load_rows(p_k, o_step, m_step, k_step, begin, DEPTH, CHANNELS)
+            b_gate = load_rows(p_gate, o_step, m_step, gate_step, begin, DEPTH, CHANNELS)
+            b_sum = tl.cumsum(b_gate.to(tl.float32), axis=0)
+            b_total = tl.sum(b_gate.to(tl.float32), axis=0)
+            b_query = b_some_q * (tl.exp(b_sum) * b_q_factor[:, None])
+            store_parts(p_query + begin, o_row, b_query, BLOCK_K, PARTS)
+            b_until = tl.exp(tl.minimum(b_total[None, :] - b_sum, 0.0))
+            b_key = b_some_k * (b_until * b_k_factor[:, None])
+            store_parts(p_key + begin, o_row, b_key, BLOCK_K, PARTS)
+            tl.store(p_decay + begin + tl.arange(0, CHANNELS), tl.exp(b_total))
+            b_own += tl.sum(b_some_q.to(tl.float32) * b_some_k, axis=1)
+            b_scores += decayed_products(b_some_q, b_some_k, b_sum, LEVELS, PARTS)
+            b_lower += decayed_products(b_some_k, b_some_k, b_sum, LEVELS, PARTS)
         b_scores += tl.where(o_chunk[:, None] == o_chunk[None, :], b_own[:, None], 0.0)
-        b_lower = decayed_products(b_k, b_k, b_sum, LEVELS, PARTS)
     else:
         p_gate += o_step * gate_step
         b_gate = tl.load(p_gate, mask=m_step, other=0.0).to(tl.float32)
         b_sum = tl.cumsum(b_gate, axis=0)
         b_total = tl.sum(b_gate, axis=0)
         b_until = tl.exp(tl.minimum(b_total - b_sum, 0.0))
-        store_parts(p_query, o_row, b_q * (b_q_factor * tl.exp(b_sum))[:, None], PARTS)
-        store_parts(p_key, o_row, b_k * (b_k_factor * b_until)[:, None], PARTS)
+        b_query = b_q * (b_q_factor * tl.exp(b_sum))[:, None]
+        store_parts(p_query, o_row, b_query, BLOCK_K, PARTS)
+        store_parts(p_key, o_row, b_k * (b_k_factor * b_until)[:, None], BLOCK_K, PARTS)
         b_decay = tl.zeros([BLOCK_K], dtype=tl.float32) + tl.exp(b_total)
-        b_between = tl.exp(tl.minimum(b_sum[:, None] - b_sum[None, :], 0.0)) * b_k_factor[None, :]
-        b_scores = product(b_q, tl.trans(b_k), PARTS) * b_between * b_q_factor[:, None]
+        tl.store(p_decay + tl.arange(0, BLOCK_K), b_decay)
+        b_between = tl.exp(tl.minimum(b_sum[:, None] - b_sum[None, :], 0.0))
+        b_scores = product(b_q, tl.trans(b_k), PARTS) * b_between
         b_scores = tl.where(o_chunk[:, None] >= o_chunk[None, :], b_scores, 0.0)
-        b_lower = product(b_k, tl.trans(b_k), PARTS) * b_between * b_k_factor[:, None]
+        b_lower = product(b_k, tl.trans(b_k), PARTS) * b_between
         b_lower = tl.where(o_chunk[:, None] > o_chunk[None, :], b_lower, 0.0)
-    store_parts(p_scores, o_row, b_scores, PARTS)
-    i_place = tl.min(o_row, axis=0) // CHUNK
-    tl.store(p_decay + i_place * BLOCK_K + tl.arange(0, BLOCK_K), b_decay)
+    b_scores *= b_q_factor[:, None] * b_k_factor[None, :]
+    store_parts(p_scores, o_row, b_scores, CHUNK, PARTS)
     p_beta += i_batch * beta_batch + i_head * beta_head + o_step * beta_step
-    b_lower *= tl.load(p_beta, mask=m_step, other=0.0).to(tl.float32)[:, None]
+    b_beta = tl.load(p_beta, mask=m_step, other=0.0).to(tl.float32)
+    b_lower *= (b_k_factor * b_beta)[:, None] * b_k_factor[None, :]
     tl.store(p_lower + o_row[:, None] * CHUNK + o_chunk[None, :], b_lower)
 
 
@@ -284,7 +295,7 @@ def delta_inverse_kernel(
     else:
         b_gate = tl.load(p_gate + o_step * gate_step, mask=m_step, other=0.0).to(tl.float32)
         b_inverse *= tl.exp(tl.cumsum(b_gate, axis=0))[None, :]
-    store_parts(p_w, o_row, product(b_inverse, b_k, PARTS), PARTS)
+    store_parts(p_w, o_row, product(b_inverse, b_k, PARTS), BLOCK_K, PARTS)
 
 
 @triton.jit

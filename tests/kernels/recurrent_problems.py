@@ -304,6 +304,7 @@ DELTA_PROBLEMS = [
         ),
         delta_problem(70, 24, 40, gate=20.0, per_channel=per_channel, dtype="f32"),
         delta_problem(70, 64, 32, beta=(0.0, 0.0), per_channel=per_channel),
+        delta_problem(20, 96, 16, heads=1, gate=20.0, per_channel=per_channel),
     )
 ]
 
