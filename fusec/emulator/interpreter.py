@@ -24,6 +24,7 @@ from triton.runtime.interpreter import ASTTransformer, InterpreterOptions, Tenso
 from fusec.diagnostics import FusecError
 from fusec.emulator.arithmetic import GpuBuilder
 from fusec.emulator.language import FastSemantic, interpreting
+from fusec.emulator.races import Races
 from fusec.kernels.launch import TritonSource
 from fusec.link.triton_build import triton_function
 from fusec.runtime.driver import LaunchError
@@ -68,43 +69,48 @@ class CheckedBuilder(GpuBuilder):
         super().__init__()
         self.options: Any = InterpreterOptions(sanitize_overflow=False)
         self.spans: list[tuple[int, int, str]] = []
+        self.races = Races((), 1)
 
     def create_load(self, ptr: Any, *rest: Any) -> Any:
         """Load every lane."""
         mask = TensorHandle(np.ones_like(ptr.data, dtype=bool), tl.int1)
-        return super().create_masked_load(self._checked(ptr, None, "reads"), mask, None, *rest)
+        return super().create_masked_load(self._checked(ptr, None, writes=False), mask, None, *rest)
 
     def create_masked_load(self, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
         """Load the lanes of `mask`."""
-        real = self._checked(ptrs, mask, "reads")
+        real = self._checked(ptrs, mask, writes=False)
         return super().create_masked_load(real, mask, other, *rest)
 
     def create_store(self, ptr: Any, val: Any, *rest: Any) -> Any:
         """Store every lane."""
         mask = TensorHandle(np.ones_like(ptr.data, dtype=bool), tl.int1)
-        real = self._checked(ptr, None, "writes")
+        real = self._checked(ptr, None, writes=True)
         return super().create_masked_store(real, val, mask, *rest)
 
     def create_masked_store(self, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
         """Store the lanes of `mask`."""
-        real = self._checked(ptrs, mask, "writes")
+        real = self._checked(ptrs, mask, writes=True)
         return super().create_masked_store(real, value, mask, *rest)
 
-    def create_atomic_cas(self, ptr: Any, *rest: Any) -> Any:
-        """Compare and swap."""
-        return super().create_atomic_cas(self._checked(ptr, None, "writes"), *rest)
+    def create_atomic_cas(self, *operands: Any) -> Any:
+        """Compare and swap.
 
-    def create_atomic_rmw(self, rmwOp: Any, ptr: Any, val: Any, mask: Any, *rest: Any) -> Any:
-        """Read, change and write the lanes of `mask`."""
-        real = self._checked(ptr, mask, "writes")
-        return super().create_atomic_rmw(rmwOp, real, val, mask, *rest)
+        Raises:
+            LaunchError: always: no kernel needs it, and programs that wait for each other would
+                need more than an order.
+        """
+        raise LaunchError("it uses an atomic operation, which the emulator does not run")
 
-    def _checked(self, pointers: Any, mask: Any, does: str) -> Any:
+    create_atomic_rmw = create_atomic_cas
+
+    def _checked(self, pointers: Any, mask: Any, *, writes: bool) -> Any:
         """`pointers` without the numbers of operands.
 
         Raises:
-            AccessError: a lane of `mask` is outside of the buffer of its operand.
+            AccessError: a lane of `mask` is outside of the buffer of its operand, or another
+                program of the launch accesses what it does.
         """
+        does = "writes" if writes else "reads"
         places = pointers.data
         used = places if mask is None else places[np.broadcast_to(mask.data, places.shape)]
         if not used.size:
@@ -121,6 +127,9 @@ class CheckedBuilder(GpuBuilder):
                 f"it {does} bytes {first - tag - begin} to {last - tag - begin + size} of the "
                 f"buffer of `{name}`, which has {end - begin}"
             )
+        wrong = self.races.check(used - np.uint64(tag), size, writes)
+        if wrong is not None:
+            raise AccessError(f"it {does} in the buffer of `{name}` {wrong}")
         return TensorHandle(places - np.uint64(tag), pointers.dtype)
 
 
@@ -157,16 +166,24 @@ def run(
             hint="compile the artifact again with this version of fusec",
         )
     _BUILDER.spans = spans
+    _BUILDER.races = Races([span[:2] for span in spans], _smallest(source))
     _BUILDER.set_grid_dim(*grid)
     with interpreting(_SEMANTIC, _call), np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         for number in np.random.default_rng(0).permutation(grid[0] * grid[1] * grid[2]):
             x, y, z = (int(index) for index in np.unravel_index(number, grid))
             _BUILDER.set_grid_idx(x, y, z)
+            _BUILDER.races.program = int(number)
             try:
                 function(**given)
             except Exception as error:
                 raise _located(error, source, (x, y, z)) from error
+
+
+def _smallest(source: TritonSource) -> int:
+    """Bytes of the smallest element that an operand has."""
+    kinds = [tl.str_to_ty(kind, None) for _, kind in source.signature if kind.startswith("*")]
+    return min((max(1, kind.element_ty.primitive_bitwidth // 8) for kind in kinds), default=1)
 
 
 def _located(error: Exception, source: TritonSource, program: tuple[int, ...]) -> FusecError:

@@ -210,6 +210,35 @@ def test_wild_accesses_are_refused(text: str, said: str) -> None:
     refused(setting, setting.launch([100, 1.0], 2), said, "in program")
 
 
+READS_OTHERS = ADD.replace("p_x + i, mask", "p_out + 99 - i, mask")
+WRITES_OTHERS = ADD.replace("tl.store(p_out + i,", "tl.store(p_out + i % 64,")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(READS_OTHERS, "what another program"), (WRITES_OTHERS, "what another program also writes")],
+)
+def test_programs_must_not_depend_on_each_other(text: str, said: str) -> None:
+    setting = adding(text=text)
+    refused(setting, setting.launch([100, 1.0], 2), said, "in program")
+
+
+def test_operands_may_share_memory_where_programs_do_not() -> None:
+    """In place is fine; shifted by one it is a race."""
+    setting = adding()
+    setting.addresses[2] = setting.addresses[0]
+    launch = setting.launch([100, 1.0], 2)
+    setting.device.launch(launch, 0)
+    raw = setting.device.allocate(512, "a test") + 256
+    block = bytearray(launch.kernargs)
+    for index, address in ((0, raw), (2, raw - 32)):
+        offset = launch.arguments[index][0]
+        block[offset : offset + 8] = struct.pack("<q", address)
+    spans = ((raw, raw + 200), launch.spans[1], (raw - 32, raw + 168))
+    moved = replace(launch, kernargs=bytes(block), spans=spans)
+    refused(setting, moved, "what another program")
+
+
 def test_an_address_must_lie_in_its_buffer() -> None:
     setting = adding()
     launch = setting.launch([100, 1.0], 2)
