@@ -45,7 +45,7 @@ def test_linear_of_nvidia(problem: Dense) -> None:
 
 @pytest.mark.parametrize("rows", [1, 65, 513])
 def test_rows_known_at_run_time_only(rows: int) -> None:
-    problem = linear("gfx950", "bf16", ("rows",), 72, 1056, bias=True, sizes={"rows": rows})
+    problem = linear("gfx950", "bf16", ("rows",), 24, 1056, bias=True, sizes={"rows": rows})
     made = make(problem)
     interpreted = Interpreted(made)
     grids = [

@@ -19,6 +19,7 @@ from fusec.kernels.tuning import (
     candidates,
     cost,
     estimated_tile,
+    preferring,
     read_table,
     shipped,
     tile_for,
@@ -67,6 +68,25 @@ def test_a_row_comes_before_the_model(tmp_path: Path, monkeypatch: pytest.Monkey
         assert tuned_tile(target_named("gfx950"), KEY) is None
     finally:
         shipped.cache_clear()
+
+
+def test_candidates_are_preferred_while_they_are_measured() -> None:
+    target = target_named("gfx950")
+    other = dataclasses.replace(KEY, tier="many")
+    usual = tile_for(target, KEY), tile_for(target, other)
+    with preferring({KEY: ODD}):
+        assert (tile_for(target, KEY), tile_for(target, other)) == (ODD, usual[1])
+        with preferring({other: ODD}):
+            assert (tile_for(target, KEY), tile_for(target, other)) == (ODD, ODD)
+    assert (tile_for(target, KEY), tile_for(target, other)) == usual
+
+
+def test_kernels_that_do_more_than_the_product_have_smaller_tiles() -> None:
+    for target in GPU_TARGETS.values():
+        key = dataclasses.replace(KEY, kernel="linear_epilogue.triton", tier="many")
+        tiles = candidates(target, key)
+        assert tiles
+        assert all(tile.rows * tile.columns <= 64 * tile.warps * target.wave_size for tile in tiles)
 
 
 def broken(change: dict[str, Any], tile: dict[str, Any] | None = None) -> dict[str, Any]:
