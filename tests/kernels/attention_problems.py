@@ -198,7 +198,7 @@ def make(problem: Problem, seed: int = 0) -> Made:
     """Random operands for `problem`."""
     print(f"{problem}, seed {seed}")
     rng = np.random.default_rng([seed, problem.queries, problem.keys, problem.depth])
-    graph = Graph("case", {"queries": (1, 4096), "keys": (1, 1 << 20)})
+    graph = Graph("case", {"queries": (1, 4096), "keys": (1, 1024)})
     kinds = problem.types
     names = [graph.add_input(f"x{i}", kind) for i, kind in enumerate(kinds)]
     node = graph.add("attention", names, problem.attrs)

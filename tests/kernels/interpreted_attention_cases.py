@@ -131,10 +131,10 @@ HEADS = [
 ]
 
 DIVIDED = [
-    Problem(named=True, queries=1, keys=700, causal=True, heads=6, kv_heads=2),
+    Problem(named=True, queries=1, keys=400, causal=True, heads=4, kv_heads=2),
     Problem(named=True, queries=3, keys=5, causal=True, heads=3, batch=2, sinks="f32"),
-    Problem(named=True, queries=5, keys=300, heads=4, padding=True, batch=2, layout="dense"),
-    Problem(named=True, queries=16, keys=300, causal=True, window=140, sinks="f32", heads=3),
+    Problem(named=True, queries=2, keys=300, padding=True, batch=2, layout="dense"),
+    Problem(named=True, queries=16, keys=300, causal=True, window=140, sinks="f32", heads=1),
     Problem(named=True, queries=2, keys=300, mask="f32", least=True),
     Problem(named=True, queries=4, keys=300, mask="f32", sinks="f32", depth=24, value_depth=40),
     Problem(named=True, queries=1, keys=300, causal=True, depth=192, value_depth=128, dtype="bf16"),
