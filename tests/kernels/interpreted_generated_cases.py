@@ -97,6 +97,14 @@ def numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Arr
     return rng.integers(low, 10, shape).astype(DTYPES[dtype].numpy)
 
 
+def limits(dtype: str) -> tuple[int, int]:
+    """The smallest and the largest number of an integer type."""
+    bits = DTYPES[dtype].bits
+    if DTYPES[dtype].kind == "uint":
+        return 0, (1 << bits) - 1
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+
 def graph_of(kinds: Sequence[TensorType], build: Callable[..., list[str]]) -> Graph:
     graph = Graph("case", {"size": (0, 1 << 20)})
     names = [graph.add_input(f"x{index}", kind) for index, kind in enumerate(kinds)]
@@ -279,11 +287,11 @@ def test_functions_of_two_integers(dtype: str) -> None:
     ops = "add sub mul minimum maximum mod fmod floordiv and or xor eq ne lt le gt ge".split()
     kind = TensorType(dtype, (SIZE,))
     graph = graph_of([kind, kind], lambda g, *x: [g.add(op, [*x]).output for op in ops])
-    rng, limits = fresh(), np.iinfo(DTYPES[dtype].numpy)
-    x = rng.integers(limits.min, limits.max, 400, DTYPES[dtype].numpy, endpoint=True)
+    rng, (least, most) = fresh(), limits(dtype)
+    x = rng.integers(least, most, 400, np.int64, endpoint=True).astype(DTYPES[dtype].numpy)
     y = numbers(rng, (400,), dtype)
     y[y == 0] = 7
-    x[:3], y[:3] = [limits.min, limits.min, limits.max], [3, 1, 2]
+    x[:3], y[:3] = [least, least, most], [3, 1, 2]
     inputs = {"x0": x, "x1": y}
     results = run_graph(graph, inputs, TARGET)
     functions: list[Callable[..., Any]] = [
@@ -314,7 +322,7 @@ def test_integers_that_have_no_quotient(dtype: str) -> None:
     kind = TensorType(dtype, (SIZE,))
     ops = ("floordiv", "mod", "fmod")
     graph = graph_of([kind, kind], lambda g, *x: [g.add(op, [*x]).output for op in ops])
-    least = np.iinfo(DTYPES[dtype].numpy).min
+    least, _ = limits(dtype)
     x = np.array([5, least], DTYPES[dtype].numpy)
     y = np.array([0, 0 if least == 0 else -1], DTYPES[dtype].numpy)
     results = run_graph(graph, {"x0": x, "x1": y}, TARGET)
@@ -383,15 +391,9 @@ def test_floats_become_integers_that_fit(source: str) -> None:
         if dtype == "bool":
             np.testing.assert_array_equal(results[f"y{number}"], wide != 0)
             continue
-        limits = np.iinfo(DTYPES[dtype].numpy)
+        least, most = limits(dtype)
         right = [
-            0
-            if math.isnan(v)
-            else limits.max
-            if v >= limits.max
-            else limits.min
-            if v <= limits.min
-            else int(v)
+            0 if math.isnan(v) else most if v >= most else least if v <= least else int(v)
             for v in wide
         ]
         np.testing.assert_array_equal(results[f"y{number}"], right, err_msg=dtype)

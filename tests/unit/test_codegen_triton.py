@@ -17,12 +17,14 @@ from fusec.ir import Graph, TensorType
 from fusec.ir.types import Attr
 from fusec.kernels.launch import Launch, Storage, TritonSource
 from fusec.kernels.registry import Kernel
+from fusec.link import gpu_sources
 from fusec.link.cache import ObjectCache
 from fusec.link.gpu_checks import fitted, unfit
 from fusec.link.gpu_compile import compile_sources
 from fusec.link.gpu_kernel import GpuKernel
 from fusec.link.gpu_sources import source_digest, source_from_json, source_json
 from fusec.link.triton_build import build_triton
+from fusec.lower.codegen_cpp import can_compute
 from fusec.lower.codegen_triton import region_launch
 from fusec.lower.region import Operand, Region, Store, Value
 from fusec.lower.storage import dense
@@ -108,8 +110,6 @@ def test_json_keeps_the_text_and_the_digest_knows_it(monkeypatch: pytest.MonkeyP
     digest = source_digest(source, GFX950)
     changed = replace(source, text=source.text.replace("% 96", "% 97"))
     assert source_digest(changed, GFX950) != digest
-    from fusec.link import gpu_sources
-
     monkeypatch.setattr(gpu_sources, "triton_text", lambda module: f"{module} changed")
     assert source_digest(source, GFX950) != digest, "functions of numbers belong to it"
 
@@ -210,7 +210,7 @@ def functions(ops: Sequence[str]) -> Build:
 
 
 def conversions(g: Graph, x: str, y: str) -> list[str]:
-    narrow = [g.add("cast", [x], {"dtype": dtype}).output for dtype in DTYPES if _stored(dtype)]
+    narrow = [g.add("cast", [x], {"dtype": dtype}).output for dtype in DTYPES if can_compute(dtype)]
     return [g.add("cast", [value], {"dtype": "f32"}).output for value in narrow]
 
 
@@ -230,15 +230,9 @@ def scans(g: Graph, x: str, y: str) -> list[str]:
     return [g.add(op, [x], {"axis": 1}).output for op in ("cumsum", "cumprod")]
 
 
-def _stored(dtype: str) -> bool:
-    from fusec.lower.codegen_cpp import can_compute
-
-    return can_compute(dtype)
-
-
 def _everything() -> list[Any]:
     cases: list[Any] = []
-    for dtype in filter(_stored, DTYPES):
+    for dtype in filter(can_compute, DTYPES):
         builds: list[tuple[str, Build]] = [("folds", folds), ("conversions", conversions)]
         if dtype != "bool":
             builds.append(("scans", scans))
