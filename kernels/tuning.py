@@ -26,7 +26,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 from fusec.diagnostics import InputError
@@ -199,23 +198,9 @@ def choosing(chooser: Chooser) -> Iterator[None]:
         _CHOOSER.reset(token)
 
 
-_PREFERRED: ContextVar[Mapping[Key, Tile]] = ContextVar("preferred", default=MappingProxyType({}))
-
-
-@contextmanager
-def preferring(tiles: Mapping[Key, Tile]) -> Iterator[None]:
-    """Within it, `tile_for` gives these first: to measure candidates, or to use another table."""
-    token = _PREFERRED.set(MappingProxyType({**_PREFERRED.get(), **tiles}))
-    try:
-        yield
-    finally:
-        _PREFERRED.reset(token)
-
-
 def tile_for(target: Target, key: Key) -> Tile:
     """The tile that was measured to be the fastest, else the one that the model prefers."""
-    preferred = _PREFERRED.get().get(key)
-    return preferred or tuned_tile(target, key) or estimated_tile(target, key)
+    return tuned_tile(target, key) or estimated_tile(target, key)
 
 
 def tuned_tile(target: Target, key: Key) -> Tile | None:

@@ -17,9 +17,9 @@ from fusec.kernels.tuning import (
     Key,
     Row,
     candidates,
+    choosing,
     cost,
     estimated_tile,
-    preferring,
     read_table,
     shipped,
     tile_for,
@@ -70,14 +70,12 @@ def test_a_row_comes_before_the_model(tmp_path: Path, monkeypatch: pytest.Monkey
         shipped.cache_clear()
 
 
-def test_candidates_are_preferred_while_they_are_measured() -> None:
+def test_who_lowers_is_asked_first() -> None:
     target = target_named("gfx950")
     other = dataclasses.replace(KEY, tier="many")
     usual = tile_for(target, KEY), tile_for(target, other)
-    with preferring({KEY: ODD}):
+    with choosing(lambda target, key: ODD if key == KEY else None):
         assert (tile_for(target, KEY), tile_for(target, other)) == (ODD, usual[1])
-        with preferring({other: ODD}):
-            assert (tile_for(target, KEY), tile_for(target, other)) == (ODD, ODD)
     assert (tile_for(target, KEY), tile_for(target, other)) == usual
 
 
