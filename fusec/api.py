@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import importlib.metadata
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from fusec.frontend.sources import Source, load_source
 from fusec.ir import Graph, print_graph
 from fusec.kernels.external.provider import parse_provider, records
 from fusec.kernels.registry import Choice
+from fusec.kernels.triton_gemm import Tile
+from fusec.kernels.tuning import Key, Row, choosing, read_any_table
 from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
 from fusec.link.build import build_target, merge_weights
 from fusec.link.cache import ObjectCache, default_cache_directory
@@ -100,6 +103,7 @@ def compile(
     attention_mask: bool = False,
     allow_host_fallback: bool = False,
     provider: Sequence[str] = (),
+    tuning: Sequence[str | os.PathLike[str]] = (),
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
     adapter: str | os.PathLike[str] | None = None,
@@ -133,6 +137,8 @@ def compile(
         attention_mask: whether a model folder also takes `attention_mask`.
         allow_host_fallback: whether a GPU target may leave operations to the host.
         provider: libraries whose kernels are preferred, such as `aiter==0.1.14`.
+        tuning: tables of `fusec tune`, each for another target; they come before those that ship
+            with fusec.
         trust_pickle: whether pickled modules may be loaded, which runs code in them.
         trust_remote_code: whether code that comes with a model folder may be run.
         adapter: a folder of PEFT with a LoRA adapter for a model folder.
@@ -150,6 +156,7 @@ def compile(
     requirements = tuple(parse_requirement(text) for text in require)
     passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp))
     providers = [kernel for text in provider for kernel in records(parse_provider(text))]
+    tables = _tuning_tables([Path(each) for each in tuning], targets)
     if output is not None and Path(output).is_dir():
         raise UsageError(f"`{output}` is a folder", hint="name a file, such as `-o model.fusec`")
     read = _read(
@@ -180,7 +187,7 @@ def compile(
             "each rank",
         )
     unfused = unfused_by_layer(read.graph)
-    with report.stage("link") as said:
+    with report.stage("link") as said, choosing(tables.tile):
         built = [
             build_target(
                 rewritten[each.name][0],
@@ -225,6 +232,7 @@ def compile(
             "quantize": list(quantize),
             "mxfp4_align": mxfp4_align,
             "provider": sorted(provider),
+            "tuning": tables.digests,
         },
         residual={name: model for each in built for name, model in each.residual.items()},
         tokenizer=None if read.tokenizer_path is None else read.tokenizer_path.read_bytes(),
@@ -236,6 +244,48 @@ def compile(
         document = inspect_document(open_artifact(path))
         said += [_said_of_file(path, written.bytes, document)]
     return Compiled(path, document)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Tables of tiles that were given, by what they are for.
+
+    Attributes:
+        rows: of each.
+        digests: SHA-256 of each file.
+    """
+
+    rows: Mapping[str, Mapping[Key, Row]]
+    digests: Mapping[str, str]
+
+    def tile(self, target: Target, key: Key) -> Tile | None:
+        """The tile that a table has for `key`."""
+        row = self.rows.get(target.name, {}).get(key)
+        return None if row is None else row.tile
+
+
+def _tuning_tables(paths: Sequence[Path], targets: Sequence[Target]) -> _Tables:
+    """The tables at `paths`.
+
+    Raises:
+        InputError: one cannot be read, or is not sound.
+        UsageError: one is for none of `targets`, or two are for the same.
+    """
+    rows: dict[str, Mapping[Key, Row]] = {}
+    digests: dict[str, str] = {}
+    names = [target.name for target in targets]
+    for path in paths:
+        arch, table = read_any_table(path)
+        if arch not in names:
+            given = ", ".join(f"`{name}`" for name in names)
+            raise UsageError(
+                f"`--tuning {path}` is a table for `{arch}`, not for {given}",
+                hint=f"add `--target {arch}`, or measure on such a device with `fusec tune`",
+            )
+        if arch in rows:
+            raise UsageError(f"`--tuning {path}` is a second table for `{arch}`")
+        rows[arch], digests[arch] = table, hashlib.sha256(path.read_bytes()).hexdigest()
+    return _Tables(rows, digests)
 
 
 def _with_backend(decision: Decision, choices: Mapping[str, Choice]) -> Decision:
@@ -266,6 +316,37 @@ def decide(
 
     Nothing is lowered, so operations that a target cannot run yet do not matter.
     """
+    found = rewrite(
+        source,
+        target,
+        dims=dims,
+        disable=disable,
+        quantize=quantize,
+        mxfp4_align=mxfp4_align,
+        tp=tp,
+        dtype=dtype,
+        trust_pickle=trust_pickle,
+        trust_remote_code=trust_remote_code,
+        reporter=reporter,
+    )
+    return {name: log for name, (_, log) in found.items()}
+
+
+def rewrite(
+    source: object,
+    target: str | Sequence[str],
+    *,
+    dims: Sequence[str] = (),
+    disable: Sequence[str] = (),
+    quantize: Sequence[str] = (),
+    mxfp4_align: str = "pad",
+    tp: int = 1,
+    dtype: str | None = None,
+    trust_pickle: bool = False,
+    trust_remote_code: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, tuple[Graph, DecisionLog]]:
+    """The rewritten graph and what was decided, by target; the arguments are those of `compile`."""
     report = reporter or Silent()
     targets = _targets(target)
     passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp))
@@ -278,10 +359,12 @@ def decide(
         trust_remote_code=trust_remote_code,
     )
     with report.stage("rewrite") as said:
-        logs = {each.name: _rewritten(read, each, passes, (), None, False)[1] for each in targets}
-        said += _said_of_decisions(logs)
-        said += _said_of_requests(quantize, read.graph, {each: logs[each.name] for each in targets})
-    return logs
+        found = {each.name: _rewritten(read, each, passes, (), None, False) for each in targets}
+        said += _said_of_decisions({name: log for name, (_, log) in found.items()})
+        said += _said_of_requests(
+            quantize, read.graph, {each: found[each.name][1] for each in targets}
+        )
+    return found
 
 
 def _read(source: object, report: Reporter, **asked: Any) -> Source:

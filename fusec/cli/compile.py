@@ -155,6 +155,15 @@ def compile(
             "fusec's own: `aiter==0.1.14`; repeatable. It is checked again where it is loaded.",
         ),
     ] = None,
+    tuning: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tuning",
+            metavar="TABLE",
+            help="Take tiles from a table of `fusec tune`; repeatable, one a target. What it has "
+            "no row for comes from the table that ships with fusec.",
+        ),
+    ] = None,
     trust_pickle: Annotated[
         bool,
         typer.Option(
@@ -224,6 +233,7 @@ def compile(
         attention_mask=attention_mask,
         allow_host_fallback=allow_host_fallback,
         provider=provider or (),
+        tuning=tuning or (),
         trust_pickle=trust_pickle,
         trust_remote_code=trust_remote_code,
         adapter=adapter,
