@@ -191,10 +191,11 @@ def _tile(region: Region, plan: RegionPlan, target: Target, ranges: Mapping[str,
         columns = min(power_above(int(min(most, _TILE)), 1), max(16, _TILE // side))
     else:
         scans = any(value.op in SCANS for value in region.values)
-        longest = _SCANNED if scans else _CHUNK
-        chunk = min(longest, lane * target.wave_size * _MOST_WARPS)
+        held = lane * target.wave_size * _MOST_WARPS
+        chunk = min(_SCANNED if scans else _CHUNK, held)
         columns = power_above(int(min(most, chunk)), 16)
-        if isinstance(length, int) and length <= (longest if scans else _REGISTERS):
+        # A row that is held whole is worth registers: it is read once.
+        if isinstance(length, int) and length <= min(_SCANNED if scans else _REGISTERS, 2 * held):
             columns = power_above(length, 16)
         side = min(limit, max(1, _TILE // columns))
     warps = min(_MOST_WARPS, max(1, side * columns // (lane * target.wave_size)))
