@@ -90,6 +90,8 @@ def _supports(graph: Graph, node: Node, target: Target) -> str | None:
     for value in node.inputs:
         if graph.type(value).dtype not in FLOATS:
             return f"dtype: `%{value}` is {graph.type(value).dtype}, not {', '.join(FLOATS)}"
+    if len({graph.type(value).dtype for value in node.inputs[:3]}) > 1:
+        return "dtype: its queries, keys and values are of one dtype"
     sizes = _sizes(graph, node)
     if sizes is None:
         return "shape: heads and their sizes are not known at compile time"

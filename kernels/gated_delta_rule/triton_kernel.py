@@ -14,8 +14,8 @@ What does not depend on S is computed for all chunks at once: L and A by `delta_
 T is multiplied with by `delta_inverse_kernel`.  `delta_state_kernel` walks over the chunks.  What
 is between them is padded: steps and channels that are not there are zeros.
 
-No exponent is above zero.  Where each channel has its gate, exp(G[t] - G[i]) is split in two: at
-the middle of the smallest block of 2, 4, 8, ... steps that holds both t and i.
+No exponent is above zero where no gate is.  If each channel has its gate, exp(G[t] - G[i]) is
+split in two: at the middle of the smallest block of 2, 4, 8, ... steps that holds both t and i.
 """
 
 import triton
@@ -108,7 +108,8 @@ def decayed_products(b_x, b_k, b_sum, LEVELS: tl.constexpr, PARTS: tl.constexpr)
     for level in range(LEVELS):
         o_middle = ((o_chunk >> level | 1) << level) - 1
         b_middle = tl.gather(b_sum, tl.broadcast_to(o_middle[:, None], b_sum.shape), 0)
-        b_decay = tl.exp(-tl.abs(b_sum - b_middle))
+        b_gap = b_sum - b_middle
+        b_decay = tl.exp(tl.where((o_chunk >> level & 1)[:, None] == 1, b_gap, -b_gap))
         b_part = product(b_x * b_decay, tl.trans(b_k * b_decay), PARTS)
         b_sums += tl.where(b_differences >> level == 1, b_part, 0.0)
     return b_sums
@@ -193,7 +194,7 @@ def delta_scores_kernel(
             b_total = tl.sum(b_gate.to(tl.float32), axis=0)
             b_query = b_some_q * (tl.exp(b_sum) * b_q_factor[:, None])
             store_parts(p_query + begin, o_row, b_query, BLOCK_K, PARTS)
-            b_until = tl.exp(tl.minimum(b_total[None, :] - b_sum, 0.0))
+            b_until = tl.exp(b_total[None, :] - b_sum)
             b_key = b_some_k * (b_until * b_k_factor[:, None])
             store_parts(p_key + begin, o_row, b_key, BLOCK_K, PARTS)
             tl.store(p_decay + begin + tl.arange(0, CHANNELS), tl.exp(b_total))
@@ -206,15 +207,15 @@ def delta_scores_kernel(
         b_gate = tl.load(p_gate, mask=m_step, other=0.0).to(tl.float32)
         b_sum = tl.cumsum(b_gate, axis=0)
         b_total = tl.sum(b_gate, axis=0)
-        b_until = tl.exp(tl.minimum(b_total - b_sum, 0.0))
+        b_until = tl.exp(b_total - b_sum)
         b_query = b_q * (b_q_factor * tl.exp(b_sum))[:, None]
         store_parts(p_query, o_row, b_query, BLOCK_K, PARTS)
         store_parts(p_key, o_row, b_k * (b_k_factor * b_until)[:, None], BLOCK_K, PARTS)
         b_decay = tl.zeros([BLOCK_K], dtype=tl.float32) + tl.exp(b_total)
         tl.store(p_decay + tl.arange(0, BLOCK_K), b_decay)
-        b_between = tl.exp(tl.minimum(b_sum[:, None] - b_sum[None, :], 0.0))
+        m_seen = o_chunk[:, None] >= o_chunk[None, :]
+        b_between = tl.exp(tl.where(m_seen, b_sum[:, None] - b_sum[None, :], float("-inf")))
         b_scores = product(b_q, tl.trans(b_k), PARTS) * b_between
-        b_scores = tl.where(o_chunk[:, None] >= o_chunk[None, :], b_scores, 0.0)
         b_lower = product(b_k, tl.trans(b_k), PARTS) * b_between
         b_lower = tl.where(o_chunk[:, None] > o_chunk[None, :], b_lower, 0.0)
     b_scores *= b_q_factor[:, None] * b_k_factor[None, :]

@@ -78,6 +78,14 @@ def test_refusals(case: GpuCase, reason: str) -> None:
     assert refused is not None and refused.startswith(reason)
 
 
+def test_values_of_another_dtype_are_refused() -> None:
+    case = delta_case(2, 2, 64, 64)
+    operands = (*case.operands[:2], TensorType("f32", (1, ROWS, 2, 64)), *case.operands[3:])
+    graph, node = dataclasses.replace(case, operands=operands).node()
+    refused = record(case.op).supports(graph, node, GFX950)
+    assert refused == "dtype: its queries, keys and values are of one dtype"
+
+
 def test_keys_that_nvidia_gpus_have_no_registers_for() -> None:
     case, target = delta_case(1, 1, 129, 64), target_named("sm_90")
     refused = record(case.op).supports(*case.node(), target)
