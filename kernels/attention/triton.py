@@ -121,11 +121,17 @@ FEW: dict[Family, Tiles] = {
 }
 """Tiles of few queries, by family; where a key head has more query heads, they have more rows."""
 
+FEW_MASKED: dict[Family, Tiles] = {
+    "amdgpu": FEW["amdgpu"],
+    "nvidia": ((256, Tile(LEAST_ROWS, 32, 8, 3)),),
+}
+"""The same with a mask; they have no more rows."""
+
 FEW_F32: dict[Family, Tiles] = {
     "amdgpu": ((128, Tile(LEAST_ROWS, 32, 4, 1, MFMA_16)), (256, Tile(16, 16, 4, 1, MFMA_16))),
     "nvidia": ((128, Tile(LEAST_ROWS, 32, 4, 1)), (256, Tile(LEAST_ROWS, 16, 4, 1))),
 }
-"""The same in f32."""
+"""The same in f32, with a mask or without."""
 
 
 def _supports(graph: Graph, node: Node, target: Target) -> str | None:
@@ -233,7 +239,7 @@ class _Attention:
         batch, _, queries, length = self.call.outputs[0].shape
         kv_heads = self.constants["KV_HEADS"]
         group = self.constants["HEADS"] // kv_heads
-        tile = _tile_of_few(self.call, group)
+        tile = _tile_of_few(self.call, group, is_masked="mask" in self.operands)
         rows = symbolic.minimum(queries, FEW_QUERIES) * group
         programs = batch * kv_heads * symbolic.ceil_divide(rows, tile.rows)
         most = self._most_parts(tile)
@@ -323,9 +329,13 @@ def _tile_of_many(call: Call, *, is_masked: bool) -> Tile:
     return _tile_for_heads(call, MASKED[target.family] if is_masked else MANY[target.name])
 
 
-def _tile_of_few(call: Call, group: int) -> Tile:
-    tiles = FEW_F32 if call.inputs[0].dtype == "f32" else FEW
-    tile = _tile_for_heads(call, tiles[call.target.family])
+def _tile_of_few(call: Call, group: int, *, is_masked: bool) -> Tile:
+    family = call.target.family
+    if call.inputs[0].dtype == "f32":
+        return _tile_for_heads(call, FEW_F32[family])
+    if is_masked:
+        return _tile_for_heads(call, FEW_MASKED[family])
+    tile = _tile_for_heads(call, FEW[family])
     return dataclasses.replace(tile, rows=min(MOST_ROWS_OF_FEW, power_above(group, tile.rows)))
 
 
