@@ -270,7 +270,7 @@ def normalised(text: str) -> list[str]:
     """Lines without what differs between machines and runs, in no order."""
     text = re.sub(r"\b[0-9a-f]{12,}\b", "HASH", text)
     text = re.sub(r"\.py:\d+", ".py:LINE", text)
-    text = re.sub(r"\d+ objects? compiled, \d+ cached", "OBJECTS", text)
+    text = re.sub(r"\d+ (objects )?compiled, \d+ cached", "OBJECTS", text)
     text = re.sub(r"\d[\d,]*\.\d+", "N", text)
     text = re.sub(r"(?<=  )\d+(?=  fusec_)", "N", text)
     lines = (" ".join(line.split()) for line in text.splitlines())
