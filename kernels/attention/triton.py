@@ -50,9 +50,9 @@ MOST_ROWS_OF_FEW = 64
 SUM_WARPS = 4
 """Of a program that brings parts together."""
 
-SCALAR_SPILLS = 64
+SCALAR_SPILLS = 512
 """Scalar registers that may be kept in lanes of vector registers: rows that are not whole vectors
-are read element by element, with a mask for each.  At the sizes of models there are none."""
+are read element by element, with a mask for each.  At the sizes of models there are few or none."""
 
 MASK_BOOL, MASK_FLOAT = 1, 2
 """`MASK` of the kernel."""
