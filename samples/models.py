@@ -254,9 +254,21 @@ def make(name: str, dtype: str = "float32", seed: int = 0, **settings: object) -
     """
     sample = SAMPLES[name]
     config = getattr(transformers, sample.config)(**{**sample.settings, **settings})
+    return random_model(getattr(transformers, sample.model), config, dtype, seed)
+
+
+def random_model(model_class: Any, config: Any, dtype: str, seed: int = 0) -> nn.Module:
+    """A model with random weights, in evaluation mode, on the default device of torch.
+
+    Args:
+        model_class: of transformers.
+        config: its configuration.
+        dtype: the name of a torch dtype.
+        seed: of the weights.
+    """
     torch.manual_seed(seed)
     kind = getattr(torch, dtype)
-    model: nn.Module = getattr(transformers, sample.model)._from_config(config, dtype=kind)
+    model: nn.Module = model_class._from_config(config, dtype=kind)
     plan: dict[str, torch.dtype] = model._get_dtype_plan(kind)  # type: ignore[operator]
     with torch.no_grad():
         for owner in model.modules():
