@@ -21,6 +21,7 @@ from fusec.ir.interpret import _known, _run, bind_symbols, widen
 from fusec.kernels.launch import Storage
 from fusec.lower import lowering
 from fusec.lower.steps import KernelStep
+from fusec.lower.storage import VIEWS
 from fusec.runtime.driver import KernelLaunch
 from fusec.symbolic import evaluate
 
@@ -72,7 +73,7 @@ class Watched:
         for node in graph.nodes():
             for value in node.outputs:
                 storage = self.lowering.storages.get(value)
-                if storage is not None and node.op not in lowering.VIEWS:
+                if storage is not None and node.op not in VIEWS:
                     places.setdefault(storage.buffer, []).append(value)
         last = {step.node.name: index for index, step in enumerate(steps)}
         remaining = iter(enumerate(steps))
@@ -94,7 +95,7 @@ class Watched:
                         self.known[value] = self._compared(value, got, each.at)
                 written.clear()
 
-        self.device.launch = launch  # type: ignore[method-assign]
+        self.device.launch = launch  # type: ignore[method-assign,assignment]
         try:
             self.model.run(dict(inputs))
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from models import build
 from reference import Arrays, eager, images, largest_error, rms_error, tokens
 
 from fusec.runtime import Model
+from fusec.runtime.driver import KernelLaunch
 
 FLOAT32_TOLERANCE = 1e-4
 """Of the largest result."""
@@ -32,8 +34,8 @@ LAUNCH_TOLERANCE = 2.0**-6
 
 ROUTED = ("qwen3_moe", "qwen3_next", "kimi_linear", "deepseek_v3", "gpt_oss", "mixtral")
 DENSE = ("llama", "qwen3", "gemma3", "phi3", "bert", "modernbert", "vit")
-ALWAYS = ("llama", "qwen3_next", "deepseek_v3", "vit")
-"""Those of the default set: between them they have every kind of kernel."""
+ALWAYS = ("llama", "qwen3_next", "deepseek_v3")
+"""Those of the default set: between them they have nearly every kind of kernel."""
 
 
 Compile = Callable[[str, str, str], Watched]
@@ -77,7 +79,7 @@ class Loaded(Protocol):
 
 
 def check_bfloat16(name: str, made: Loaded, seeds: range) -> None:
-    """No further from exact than eager, over all inputs: one router may go either way in one."""
+    """Over several inputs: a router that is torn between two experts may go either way in one."""
     squares: dict[str, list[tuple[float, float]]] = {}
     for seed in seeds:
         for given in inputs(name, seed):
@@ -94,20 +96,44 @@ def check_bfloat16(name: str, made: Loaded, seeds: range) -> None:
         assert ours <= BFLOAT16_RATIO * theirs
 
 
-@pytest.mark.parametrize("name", unless((*DENSE, *ROUTED), ALWAYS))
+def check_launches(made: Watched, given: Arrays) -> None:
+    """Every value is what its node makes of the values before it."""
+    found = list(made.differences(given))
+    assert len(found) > 20
+    assert not [each for each in found if not each.error <= LAUNCH_TOLERANCE]
+
+
+@pytest.mark.parametrize("name", unless((*DENSE, *ROUTED), ("llama", "vit")))
 def test_bfloat16_is_no_further_from_exact_than_pytorch(name: str, compiled_model: Compile) -> None:
     made = compiled_model(name, "bfloat16", "gfx950")
-    (target,) = made.compiled.document["targets"]
-    assert target["residual"] == []
-    check_bfloat16(name, made, range(2 if name in (*ROUTED, "vit") else 1))
+    check_bfloat16(name, made, range(3 if name in (*ROUTED, "vit") else 1))
 
 
 @pytest.mark.parametrize("name", unless((*DENSE, *ROUTED), ALWAYS))
 def test_every_launch_computes_what_its_node_means(name: str, compiled_model: Compile) -> None:
     made = compiled_model(name, "bfloat16", "gfx950")
-    found = list(made.differences(inputs(name)[1]))
-    assert len(found) > 20
-    assert not [each for each in found if not each.error <= LAUNCH_TOLERANCE]
+    (target,) = made.compiled.document["targets"]
+    assert target["residual"] == []
+    check_launches(made, inputs(name)[1])
+
+
+def test_a_wrong_answer_fails(compiled_model: Compile) -> None:
+    """One launch of a whole model leaves half of its result as it was."""
+    made = compiled_model("llama", "bfloat16", "gfx950")
+    run, done = made.device.launch, count()
+
+    def halved(launch: KernelLaunch, stream: int) -> None:
+        begin, end = launch.spans[-1]
+        before = np.zeros((end - begin) // 2, np.uint8)
+        made.device.download(before, begin, stream)
+        run(launch, stream)
+        if next(done) == 7:
+            made.device.upload(begin, before, stream)
+
+    made.device.launch = halved  # type: ignore[method-assign,assignment]
+    with pytest.raises(AssertionError):
+        check_launches(made, tokens(1, 5))
+    made.device.launch = run  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("name", unless(DENSE, ("qwen3",)))
@@ -124,5 +150,5 @@ def test_float32_is_what_pytorch_computes(name: str, compiled_model: Compile) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["gfx942", "sm_90"])
 @pytest.mark.parametrize("name", ["llama", "qwen3_next"])
-def test_other_gpus(name: str, target: str, compiled_model: Compile) -> None:
-    check_bfloat16(name, compiled_model(name, "bfloat16", target), range(1))
+def test_every_launch_on_other_gpus(name: str, target: str, compiled_model: Compile) -> None:
+    check_launches(compiled_model(name, "bfloat16", target), inputs(name)[1])
