@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import POINTER, byref, c_int
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -286,7 +287,11 @@ def document_of(
                 "fastest": results.index(fastest(results)),
                 "candidates": [
                     {
-                        "tile": tile_text(result.tile),
+                        "tile": {
+                            **asdict(result.tile),
+                            "options": dict(result.tile.options),
+                            "constants": dict(result.tile.constants),
+                        },
                         "microseconds": result.microseconds,
                         "refused": result.refused,
                     }

@@ -20,6 +20,7 @@ from fusec.kernels.tuning import Row
 from fusec.link.gpu_kernel import GpuKernel
 from fusec.runtime.devices import check_code
 from fusec.runtime.driver import Bytes, Driver, KernelLaunch
+from fusec.runtime.errors import CodeError
 from fusec.tune.candidates import Candidate
 from fusec.tune.products import Product
 
@@ -191,10 +192,14 @@ class _Bench:
         wanted: list[Bytes] = []
         results: list[Measured] = []
         for candidate in candidates:
-            if candidate.refused is None:
-                results.append(self._measured(candidate, held, wanted))
-            else:
+            if candidate.refused is not None:
                 results.append(Measured(candidate.tile, refused=candidate.refused))
+                continue
+            try:
+                results.append(self._measured(candidate, held, wanted))
+            except CodeError as error:
+                detail = (*error.detail, f"it was measured: {product.key}, {candidate.tile}")
+                raise CodeError(str(error), at=error.at, detail=detail, hint=error.hint) from error
         for address, _ in held.values():
             self.driver.free(address)
         return tuple(results)

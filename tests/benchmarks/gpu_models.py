@@ -80,8 +80,10 @@ SHIPPED = {
 SHAPES = ((4, 2048), (1, 1), (8, 1), (64, 1))
 DIMS = ("batch=1:4:64", "seq=1:2048:2048")
 
-TOLERANCES = {"bf16": 0.05, "fp8-token": 0.15, "fp8-block": 0.15, "mxfp4": 0.05}
-"""Of the median error of a token.  fp8 layers also quantise what they multiply."""
+TOLERANCES = {"bf16": 0.1, "fp8-token": 0.3, "fp8-block": 0.3, "mxfp4": 0.1}
+"""Of the median error of a token.  Eager in bf16 is 0.015 to 0.025 from eager in f32 at 1/16 of the
+width, and more experts to choose from make that more.  fp8 layers also quantise what they multiply.
+"""
 
 PEAKS = {"bf16": 989e12, "fp8-token": 1979e12, "fp8-block": 1979e12, "mxfp4": 989e12}
 """Operations a second without sparsity: H100 SXM and H200 data sheets.  mxfp4 is multiplied as bf16
@@ -484,7 +486,7 @@ def row(
 ) -> str:
     """Check and time one shape."""
     ids = np.random.default_rng(0).integers(3, VOCABULARY, shape)
-    on_device = torch.from_numpy(ids).cuda()
+    on_device = torch.from_numpy(ids).to(next(eager.parameters()).device)
 
     def run_eager() -> torch.Tensor:
         with torch.no_grad():

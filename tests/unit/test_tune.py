@@ -27,7 +27,7 @@ from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.link.gpu_compile import CompiledSources, CompileError, compile_sources
 from fusec.runtime.artifact import open_artifact
 from fusec.runtime.driver import DeviceInfo, KernelLaunch
-from fusec.runtime.errors import TargetError
+from fusec.runtime.errors import CodeError, TargetError
 from fusec.target import target_named
 from fusec.tune import (
     TUNED,
@@ -79,6 +79,7 @@ class Device(Emulator):
     """An emulated GPU that learns of code as it is compiled, and can be made to answer wrongly."""
 
     wrong: str | None = None
+    launched = False
 
     def learn(self, candidates: Sequence[Sequence[Candidate]]) -> None:
         for candidate in (each for some in candidates for each in some):
@@ -97,6 +98,7 @@ class Device(Emulator):
 
     def launch(self, launch: KernelLaunch, stream: int) -> None:
         super().launch(launch, stream)
+        self.launched = True
         if self.wrong is not None and self.names[launch.function].startswith(self.wrong):
             begin, end = launch.spans[-1]
             self.fill(begin, 0, (end - begin) // 2, stream)
@@ -254,6 +256,20 @@ def test_a_first_candidate_that_cannot_run_is_a_bug(built: list[Candidate]) -> N
         next(measure([broken], device_for(built), QUICK, groups))
 
 
+def test_a_failing_candidate_is_named(built: list[Candidate]) -> None:
+    device = device_for(built)
+
+    def fail(stream: int) -> None:
+        if device.launched:
+            raise CodeError("an illegal address")
+
+    device.synchronize = fail  # type: ignore[method-assign]
+    with pytest.raises(CodeError, match="an illegal address") as caught:
+        next(measure([built], device, QUICK, groups))
+    (detail,) = caught.value.detail
+    assert "n = 32, k = 64, few rows" in detail and "Tile(rows=64" in detail
+
+
 def test_events_take_the_median_and_memory_is_given_back(built: list[Candidate]) -> None:
     device = device_for(built)
     held: list[int] = []
@@ -382,6 +398,7 @@ def test_the_command_prints_json_of_an_artifact(
     assert (product["n"], product["k"], product["tier"], product["rows"]) == (32, 64, "few", 1)
     times = [each["microseconds"] for each in product["candidates"]]
     assert times.index(min(times)) == product["fastest"]
+    assert product["candidates"][0]["tile"]["options"] == {}
 
     code, _, err = run(*words, "--dim", "batch=1:2")
     assert code == 2 and "is compiled already" in err
