@@ -12,7 +12,15 @@ from fusec.ir import Graph, Node, TensorType
 from fusec.kernels.launch import Call, Launch, Storage, dense_strides
 from fusec.kernels.registry import Kernel, choose
 from fusec.kernels.triton_gemm import FEW_ROWS, SOME_ROWS, Tile
-from fusec.kernels.tuning import TYPICAL_ROWS, Key, Tier, candidates, choosing, estimated_tile
+from fusec.kernels.tuning import (
+    TYPICAL_ROWS,
+    Key,
+    Tier,
+    candidates,
+    choosing,
+    estimated_tile,
+    tuned_tile,
+)
 from fusec.lower.storage import of_type
 from fusec.symbolic import Dim
 from fusec.target import Target
@@ -74,9 +82,10 @@ class Product:
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
-        """What can be chosen: first what the model of cost chooses."""
+        """What can be chosen: first what the model of cost chooses, then what a table has."""
         static = estimated_tile(self.target, self.key)
-        return tuple(dict.fromkeys((static, *candidates(self.target, self.key))))
+        tuned = tuned_tile(self.target, self.key) or static
+        return tuple(dict.fromkeys((static, tuned, *candidates(self.target, self.key))))
 
     def bytes_of(self, storage: Storage) -> int:
         """The size of the buffer of an operand or a result."""
