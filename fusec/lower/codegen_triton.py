@@ -74,6 +74,10 @@ _LANE_COST = 256
 _DIVISIONS = frozenset("floordiv mod fmod pow".split())
 """What costs several times as much as other functions, where integers and remainders divide."""
 
+_DIVIDING = 4
+"""Elements of a lane that divides places by sizes that are not known: ptxas calls a function for
+64 bits, and with 8 elements keeps some on a stack, however many registers there are."""
+
 _MOST_WARPS = 16
 
 _REGISTERS = 8192
@@ -205,6 +209,8 @@ def _tile(region: Region, plan: RegionPlan, target: Target, ranges: Mapping[str,
 def _flat_tile(region: Region, target: Target, ranges: Mapping[str, Range]) -> _Tile:
     sizes = [DTYPES[operand.dtype].itemsize for operand in region.operands if any(operand.strides)]
     lane = _lane_elements(region, _LANE_BYTES // min(sizes, default=4))
+    if target.family == "nvidia" and any(isinstance(size, Expr) for size in region.axes[1:]):
+        lane = min(lane, _DIVIDING)
     block = _WARPS * target.wave_size * lane
     _, most = symbolic.bounds(symbolic.product(region.axes), ranges)
     block = min(block, power_above(int(min(most, block)), target.wave_size))
