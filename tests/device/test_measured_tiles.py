@@ -1,4 +1,4 @@
-"""`fusec tune` on the GPU: candidates that agree, times that are plausible, a table that is used."""
+"""`fusec tune` on the GPU: candidates that agree, plausible times, a table that is used."""
 
 from __future__ import annotations
 

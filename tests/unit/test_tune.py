@@ -256,6 +256,14 @@ def test_a_first_candidate_that_cannot_run_is_a_bug(built: list[Candidate]) -> N
         next(measure([broken], device_for(built), QUICK, groups))
 
 
+def test_sums_that_are_split_are_measured_with_what_adds_them() -> None:
+    split = products_of(graph_of((1, 3), length=1024), SM_90)[0]
+    (found,) = compiled(split)
+    assert all(len(each.kernels) == len(each.variant.scratch) + 1 == 2 for each in found)
+    (results,) = measure([found], device_for(found), QUICK, groups)
+    assert all(each.refused is None for each in results)
+
+
 def test_a_failing_candidate_is_named(built: list[Candidate]) -> None:
     device = device_for(built)
 
