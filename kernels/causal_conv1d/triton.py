@@ -15,7 +15,7 @@ from fusec.target import Target
 
 ELEMENTS = 32
 """Elements of a tile that a lane computes: it reads 16 bytes of bf16 four times a tap.
-Where rows are not whole vectors it has fewer, each with a mask of its own."""
+Where channels do not lie in whole vectors it has fewer, each with a mask of its own."""
 
 VECTOR = 8
 """Channels that a lane reads at once: 16 bytes of bf16."""
@@ -67,7 +67,8 @@ def _launch(call: Call) -> Launch:
     units = {name: 1 for name, stride in strides.items() if stride == 1}
     lanes = call.target.wave_size
     block = min(VECTOR * lanes, power_above(channels))
-    elements = ELEMENTS if channels % VECTOR == 0 else VECTOR
+    whole = channels % VECTOR == 0 and x.strides[1] == out.strides[1] == 1
+    elements = ELEMENTS if whole else VECTOR
     rows = elements * lanes * WARPS // block
     columns = symbolic.ceil_divide(channels, block)
     return triton_launch(

@@ -53,7 +53,7 @@ the kernels in an artifact.
 * **moved**: MB that the launch reads and writes for {TOKENS} tokens, each operand of the launch
   once; and that over the minimum, which is every operand and every result of the whole operation
   once. What a cache serves again is not counted: an operation of one launch moves the minimum, one
-  of several also what lies between them. Some launches are for few tokens only.
+  of several also what lies between them. Some launches are for few tokens only, or for more.
 
 Nothing is spilled and nothing lies in scratch memory. The linker refuses code that uses memory
 for it; at sizes that are not whole vectors, products may keep scalar registers in vector registers.
@@ -131,11 +131,17 @@ def compiled(rows: Sequence[Row], target: Target) -> dict[GpuSource, GpuKernel]:
     return {source: fitted(code, source, target) for source, code in made.code.items()}
 
 
+def sizes_of(tokens: int) -> dict[str, int]:
+    """One sequence of so many tokens."""
+    return {"rows": tokens, "batch": 1}
+
+
 def tokens_of(launch: Launch) -> int:
-    """`TOKENS`, or as few as one where the launch has no work groups for so many."""
-    counts = (TOKENS >> step for step in range(TOKENS.bit_length()))
+    """`TOKENS`, or fewer or more where the launch has no work groups for so many."""
+    fewer = (TOKENS >> step for step in range(TOKENS.bit_length()))
+    counts = (*fewer, *(TOKENS << step for step in range(1, 8)))
     return next(
-        count for count in counts if all(evaluate(size, {"rows": count}) for size in launch.grid)
+        count for count in counts if all(evaluate(size, sizes_of(count)) for size in launch.grid)
     )
 
 
@@ -143,7 +149,7 @@ def bytes_of(storages: Iterable[Storage], tokens: int) -> int:
     """Bytes of the elements of `storages`, each place once."""
     places = {(each.buffer, each.offset, each.dtype, each.shape) for each in storages}
     return sum(
-        evaluate(product(shape), {"rows": tokens}) * DTYPES[dtype].itemsize
+        evaluate(product(shape), sizes_of(tokens)) * DTYPES[dtype].itemsize
         for _, _, dtype, shape in places
     )
 

@@ -87,6 +87,7 @@ def gpu_cases(target: Target) -> tuple[GpuCase, ...]:
         _experts,
         _rotations,
         _query_key_rotations,
+        _attention,
         _row_norms,
         _indexing,
         _recurrences,
@@ -437,6 +438,23 @@ def _query_key_rotations(fp8: str) -> Iterator[GpuCase]:
         yield GpuCase(
             "qk_norm_rope", f"{model} {heads[0]} and {heads[1]} of {size}", operands, attrs
         )
+
+
+def _attention(fp8: str) -> Iterator[GpuCase]:
+    causal: dict[str, Attr] = {"causal": True}
+    windowed: dict[str, Attr] = {"causal": True, "window": 128, "has_sinks": True}
+    padded: dict[str, Attr] = {"has_key_padding": True}
+    for model, heads, sizes, attrs, rest in (
+        ("Llama-3-8B", (32, 8), (128, 128), causal, ()),
+        ("gpt-oss", (64, 8), (64, 64), windowed, (_vector(64),)),
+        ("DeepSeek-V3", (128, 128), (192, 128), causal, ()),
+        ("Qwen3-Next", (16, 2), (256, 256), causal, ()),
+        ("BERT", (12, 12), (64, 64), padded, (TensorType("bool", (BATCH, ROWS)),)),
+    ):
+        queries, keys = heads
+        operands = (_heads(queries, sizes[0]), *(_heads(keys, size) for size in sizes), *rest)
+        label = f"{model} {queries} and {keys} of {'/'.join(map(str, dict.fromkeys(sizes)))}"
+        yield GpuCase("attention", label, operands, {"scale": sizes[0] ** -0.5, **attrs})
 
 
 def _row_norms(fp8: str) -> Iterator[GpuCase]:
