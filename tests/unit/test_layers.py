@@ -17,6 +17,7 @@ FORBIDDEN = {
     "fusec.kernels.registry": {*HEAVY, "fusec.passes", "fusec.runtime", "fusec.frontend"},
     "fusec.lower": {*HEAVY, "typer", "fusec.cli", "fusec.frontend", "fusec.passes"},
     "fusec.frontend": {*HEAVY, "typer", "fusec.cli", "fusec.kernels", "fusec.runtime"},
+    "fusec.emulator": {*HEAVY, "typer", "fusec.cli", "fusec.frontend", "fusec.passes"},
     "fusec.cli": HEAVY,
 }
 
