@@ -30,7 +30,7 @@ SIZES: list[Dim] = [
 @st.composite
 def lifetimes(draw: st.DrawFn) -> list[Lifetime]:
     count = draw(st.integers(0, 30))
-    lives = []
+    lives: list[Lifetime] = []
     for buffer in range(count):
         first = draw(st.integers(0, 20))
         last = draw(st.integers(first, 24))
