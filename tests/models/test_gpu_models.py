@@ -18,7 +18,8 @@ import pytest
 import torch
 from gpu_nodes import Watched
 from models import build
-from reference import Arrays, eager, images, largest_error, rms_error, tokens
+from numpy.typing import NDArray
+from reference import Arrays, Floats, eager, images, largest_error, tokens
 
 from fusec.runtime import Model
 from fusec.runtime.driver import KernelLaunch
@@ -79,8 +80,13 @@ class Loaded(Protocol):
 
 
 def check_bfloat16(name: str, made: Loaded, seeds: range) -> None:
-    """Over several inputs: a router that is torn between two experts may go either way in one."""
-    squares: dict[str, list[tuple[float, float]]] = {}
+    """No further from exact than eager; for models with a router, at most of the places.
+
+    A router that is torn between two experts may go either way, and what comes of it is as far from
+    exact as it can be: a mean says nothing then but how often that happened.
+    """
+    typical = np.median if name in ROUTED else np.mean
+    squares: dict[str, list[list[Floats]]] = {}
     for seed in seeds:
         for given in inputs(name, seed):
             exact = eager(made.folder, given, torch.float64)
@@ -89,11 +95,18 @@ def check_bfloat16(name: str, made: Loaded, seeds: range) -> None:
             assert set(got) == set(exact)
             for output, values in exact.items():
                 assert got[output].shape == values.shape
-                pair = rms_error(got[output], values) ** 2, rms_error(rounded[output], values) ** 2
+                pair = [square_errors(results[output], values) for results in (got, rounded)]
                 squares.setdefault(output, []).append(pair)
     for pairs in squares.values():
-        ours, theirs = np.sqrt(np.mean(pairs, axis=0))
-        assert ours <= BFLOAT16_RATIO * theirs
+        ours, theirs = (typical(np.concatenate(errors)) for errors in zip(*pairs, strict=True))
+        assert ours <= BFLOAT16_RATIO**2 * theirs
+
+
+def square_errors(got: NDArray[np.generic], wanted: Floats) -> Floats:
+    """The mean square of the difference at each place, relative to that of what is wanted."""
+    difference = np.asarray(got, dtype=np.float64) - wanted
+    errors: Floats = np.mean(difference**2, axis=-1).reshape(-1) / np.mean(wanted**2)
+    return errors
 
 
 def check_launches(made: Watched, given: Arrays) -> None:
@@ -130,7 +143,7 @@ def test_a_wrong_answer_fails(compiled_model: Compile) -> None:
         if next(done) == 7:
             made.device.upload(begin, before, stream)
 
-    made.device.launch = halved  # type: ignore[method-assign,assignment]
+    made.device.launch = halved  # type: ignore[method-assign]
     with pytest.raises(AssertionError):
         check_launches(made, tokens(1, 5))
     made.device.launch = run  # type: ignore[method-assign]
