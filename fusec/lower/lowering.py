@@ -40,6 +40,7 @@ from fusec.lower.regions import (
     free_region,
     group_region,
 )
+from fusec.lower.residual import arch_rejection
 from fusec.lower.steps import Buffer, KernelStep, Lowered, OnnxStep, Residual, Step, step_buffers
 from fusec.lower.storage import VIEWS, dense, merged_axes, of_type, ordered, viewed
 from fusec.symbolic import Dim, Expr
@@ -89,6 +90,8 @@ def _not_lowered(lowered: Lowered) -> UnsupportedError:
         f"{count} x {op}, first at {first[op].path or first[op].node}: {first[op].reason}"
         for op, count in counts.most_common()
     ]
+    if (rejection := arch_rejection(lowered.target)) is not None:
+        lines.append(f"`{rejection.code}`: {rejection.reason}")
     return UnsupportedError(
         f"{len(residual)} of {total} operations are not lowered for `{lowered.target.name}` yet",
         at=lowered.graph.name,

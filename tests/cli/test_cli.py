@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper
+from onnx_models import model_of
 from torch import nn
 
 from fusec.cli import main
@@ -209,27 +212,45 @@ def test_dump_ir_holds_what_changed(fusec: Fusec, archive: Path, tmp_path: Path)
     assert not any(name.endswith("-moe.fir") for name in names)
 
 
-def test_a_gpu_target_lists_what_is_not_lowered(
-    fusec: Fusec, archive: Path, tmp_path: Path
-) -> None:
+def test_gpu_targets(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
     output = tmp_path / "block.fusec"
-    refused = fusec("compile", archive, "--target", "gfx950", "--target", "mi300x", "-o", output)
-    assert refused.code == 1
-    assert "are not lowered for `gfx950` yet" in refused.err
-    assert "x linear" in refused.err
-    assert "--allow-host-fallback" in refused.err
-    assert not output.exists()
     targets = ("--target", "gfx950", "--target", "mi300x")
-    allowed = fusec("compile", archive, *targets, "--allow-host-fallback", "-o", output, "--json")
-    assert allowed.code == 0
-    for target in allowed.json["targets"]:
-        assert target["target"] in ("gfx950", "gfx942")
-        assert {kernel["op"] for kernel in target["kernels"]} == {"add_rms_norm", "silu_mul"}
+    done = fusec("compile", archive, *targets, "-o", output, "--json")
+    assert done.code == 0
+    assert [target["target"] for target in done.json["targets"]] == ["gfx950", "gfx942"]
+    for target in done.json["targets"]:
         providers = {kernel["op"]: kernel["provider"] for kernel in target["kernels"]}
-        assert providers == {"add_rms_norm": "triton", "silu_mul": "hip"}
-        assert {item["op"] for item in target["residual"]} >= {"linear"}
+        assert providers["add_rms_norm"] == "triton" and providers["silu_mul"] == "hip"
+        assert target["residual"] == []
     no_code = fusec("run", output, "--input", "x.npz")
     assert no_code.code == 5
+
+
+def test_what_no_kernel_computes_runs_on_the_host_only_if_that_is_allowed(
+    fusec: Fusec, tmp_path: Path
+) -> None:
+    matrices = np.random.default_rng(0).standard_normal((3, 4, 4)).astype(np.float32)
+    nodes = [helper.make_node("Abs", ["x"], ["a"]), helper.make_node("Det", ["a"], ["d"])]
+    nodes.append(helper.make_node("Neg", ["d"], ["y"]))
+    source = model_of(nodes, {"x": matrices}, ["y"], shapes={"x": ("batch", 4, 4)})
+    path, output = tmp_path / "det.onnx", tmp_path / "det.fusec"
+    onnx.save(source, path)
+    refused = fusec("compile", path, "--target", "gfx950", "-o", output)
+    assert refused.code == 1
+    assert "are not lowered for `gfx950` yet" in refused.err
+    assert "1 x onnx.ai.Det" in refused.err and "`ort.arch`" in refused.err
+    assert "--allow-host-fallback" in refused.err
+    assert not output.exists()
+    targets = ("--target", "gfx950", "--target", "gfx942")
+    allowed = fusec("compile", path, *targets, "--allow-host-fallback", "-o", output, "--json")
+    assert allowed.code == 0
+    for target in allowed.json["targets"]:
+        assert [item["op"] for item in target["residual"]] == ["onnx.ai.Det"]
+    np.savez(tmp_path / "x.npz", x=matrices)
+    files = ("--input", tmp_path / "x.npz", "--output", tmp_path / "y.npz")
+    assert fusec("run", output, *files, "--device", "emulator:gfx942").code == 0
+    wanted = -np.linalg.det(np.abs(matrices))
+    np.testing.assert_allclose(np.load(tmp_path / "y.npz")["y"], wanted, rtol=1e-4)
 
 
 CASES: list[tuple[tuple[str, ...], int, str]] = [
