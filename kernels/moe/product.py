@@ -84,8 +84,9 @@ def launch_product(experts: Experts, order: Order, product: Product) -> Launch:
     a_scale_row, a_scale_group = _scale_strides(product.a_scale, scaling, product.first)
     block = weight_block(call.attrs) if experts.format == FP8 else (1, MX_GROUP)
     quantises = product.y_scale is not None and scaling is not None
-    # NVIDIA GPUs widen 4-bit floats, and add 8-bit ones twice, in registers: many for four warps.
-    crowded = call.target.family == "nvidia" and experts.format != PLAIN
+    # NVIDIA GPUs widen 4-bit floats, add 8-bit ones twice and multiply f32 in registers: many for
+    # four warps.
+    crowded = call.target.family == "nvidia" and (experts.format != PLAIN or _is_wide(experts))
     columns = block_n // 2 if wide else block_n
     return launch(
         "triton_kernel",
@@ -150,7 +151,7 @@ def launch_product(experts: Experts, order: Order, product: Product) -> Launch:
 def _tile(experts: Experts, product: Product, wide: bool) -> tuple[int, int]:
     """Columns of the weight's rows and of K that are multiplied at a time."""
     scaling = experts.scaling
-    columns = 64
+    columns = 32 if _is_wide(experts) and experts.call.target.family == "nvidia" else 64
     if scaling is not None and product.y_scale is not None:
         columns = max(columns, scaling.group)
     halves = product.first and experts.gated
@@ -158,11 +159,16 @@ def _tile(experts: Experts, product: Product, wide: bool) -> tuple[int, int]:
     if columns == 64 and not halves and not spills:
         columns = 128
     block_n = columns * 2 if wide else columns
-    if _ragged(product):
+    if _ragged(product) or _is_wide(experts):
         return block_n, 32
     if experts.format in (MXFP4_NATIVE, FP8):
         return block_n, _fp8_depth(experts)
     return block_n, 64
+
+
+def _is_wide(experts: Experts) -> bool:
+    """Whether floats of 32 bits are multiplied, for which NVIDIA GPUs have no matrix units."""
+    return experts.format == PLAIN and experts.x.dtype == "f32"
 
 
 def _ragged(product: Product) -> bool:

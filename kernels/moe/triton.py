@@ -164,8 +164,8 @@ def _routed(graph: Graph, node: Node, operands: tuple[str, ...]) -> str | None:
 
 def _supports_moe(graph: Graph, node: Node, target: Target) -> str | None:
     x = graph.type(node.inputs[0])
-    if x.dtype not in ("bf16", "f16"):
-        return f"it multiplies bf16 or f16, not {x.dtype}"
+    if x.dtype not in FLOATS:
+        return f"it multiplies {', '.join(FLOATS)}, not {x.dtype}"
     if any(graph.type(value).dtype != x.dtype for value in node.inputs[3:5]):
         return f"its experts are of the dtype of the tokens, `{x.dtype}`"
     return _routed(graph, node, node.inputs[1:])

@@ -123,7 +123,7 @@ def add_product(
         p_tile = p_w + o_k[:, None] * W_COLUMN + o_n[None, :] * W_ROW
         w = load_tile(p_tile, m_k, m_n, EVEN_K, EVEN_N)
         if FORMAT == 0:
-            acc = tl.dot(a, w, acc)
+            acc = tl.dot(a, w, acc, input_precision="ieee")
         elif A_GROUP == 0 and W_BLOCK_K >= K:
             acc = tl.dot(a, w, acc, max_num_imprecise_acc=0)
         else:

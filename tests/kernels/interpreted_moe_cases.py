@@ -84,6 +84,14 @@ def test_moe(sizes: tuple[int, int, int, int, int], routes: str) -> None:
     agree(got, want, TOLERANCE["bf16"])
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("target", ["gfx950", "sm_90"])
+def test_moe_of_wide_floats(target: str, transposed: bool) -> None:
+    attrs: dict[str, Attr] = {**ATTRS, "transposed": transposed}
+    (got,), (want,) = run("moe", plain(experts(7, 6, 2, 72, 40), attrs, "f32"), attrs, target)
+    agree(got, want, TOLERANCE["f32"])
+
+
 LAYOUTS = [
     (gated, layout, transposed)
     for gated, layout in ((True, "split"), (True, "interleaved"), (False, "split"))

@@ -53,11 +53,6 @@ def mxfp4_refusal(inner: int, native: bool, target: str) -> str | None:
     return refusal("moe_mxfp4", mxfp4(case, attrs, "bf16", scaling), attrs, target)
 
 
-def test_floats_of_32_bits() -> None:
-    values = plain(experts(3, 2, 1, 8, 4), PLAIN, "f32")
-    assert refusal("moe", values, PLAIN, "gfx950") == "it multiplies bf16 or f16, not f32"
-
-
 def test_experts_of_another_dtype() -> None:
     values = plain(experts(3, 2, 1, 8, 4), PLAIN, "bf16")
     values[4] = floats(values[4].seen, "f16")
