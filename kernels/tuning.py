@@ -63,7 +63,7 @@ WIDE_CANDIDATES: dict[Family, dict[Tier, tuple[Tile, ...]]] = {
         ),
     },
     "nvidia": {
-        "few": (Tile(rows=32, columns=64, depth=32, warps=4, stages=3),),
+        "few": (Tile(rows=32, columns=64, depth=16, warps=4, stages=3),),
         "some": (Tile(rows=64, columns=64, depth=32, warps=4, stages=3),),
         "many": (Tile(rows=64, columns=64, depth=32, warps=4, stages=3),),
     },
