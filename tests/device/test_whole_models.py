@@ -23,6 +23,7 @@ from test_gpu_models import (
     ROUTED,
     check_bfloat16,
     inputs,
+    seeds,
 )
 
 import fusec
@@ -69,10 +70,10 @@ def test_nothing_is_left_to_the_host(name: str, on_gpu: Compile) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_is_no_further_from_exact_than_pytorch(name: str, on_gpu: Compile) -> None:
-    check_bfloat16(name, on_gpu(name, "bfloat16"), range(2 if name in (*ROUTED, "vit") else 1))
+    check_bfloat16(name, on_gpu(name, "bfloat16"), seeds(name))
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", MODELS)
 def test_float32_is_what_pytorch_computes(name: str, on_gpu: Compile) -> None:
     made = on_gpu(name, "float32")
     for given in inputs(name):
