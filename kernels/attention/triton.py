@@ -35,7 +35,7 @@ FEW_QUERIES = 16
 LEAST_ROWS = 16
 """What the matrix units take at least."""
 
-LONGEST_HEAD = 256
+LONGEST_HEAD = 512
 """Elements of a head whose tiles fit in registers."""
 
 PROGRAMS = 2
@@ -93,43 +93,72 @@ Tiles: TypeAlias = tuple[tuple[int, Tile], ...]
 """Tiles by the longest head that each is for."""
 
 MANY: dict[str, Tiles] = {
-    "gfx950": ((128, Tile(128, 64, 4, 2, MFMA_16)), (256, Tile(128, 32, 4, 2, MFMA_16))),
+    "gfx950": (
+        (128, Tile(128, 64, 4, 2, MFMA_16)),
+        (256, Tile(128, 32, 4, 2, MFMA_16)),
+        (512, Tile(64, 32, 8, 1, MFMA_16)),
+    ),
     "gfx942": (
         (64, Tile(128, 64, 4, 2, MFMA_16)),
         (192, Tile(128, 32, 4, 2, MFMA_16)),
         (256, Tile(128, 32, 8, 2, MFMA_16)),
+        (512, Tile(64, 16, 8, 1, MFMA_16)),
     ),
-    "sm_90": ((256, Tile(128, 64, 8, 2)),),
+    "sm_90": ((256, Tile(128, 64, 8, 2)), (512, Tile(32, 32, 8, 1))),
 }
 """Tiles of many queries, by target."""
 
 MASKED: dict[Family, Tiles] = {
-    "amdgpu": ((256, Tile(128, 32, 8, 1, MFMA_16)),),
-    "nvidia": ((128, Tile(128, 32, 8, 1)), (256, Tile(32, 32, 8, 2))),
+    "amdgpu": ((256, Tile(128, 32, 8, 1, MFMA_16)), (512, Tile(64, 16, 8, 1, MFMA_16))),
+    "nvidia": (
+        (128, Tile(128, 32, 8, 1)),
+        (256, Tile(32, 32, 8, 2)),
+        (512, Tile(LEAST_ROWS, 16, 8, 1)),
+    ),
 }
 """The same with a mask, by family: elements of it are at addresses of their own in registers."""
 
 MANY_F32: dict[Family, Tiles] = {
-    "amdgpu": ((128, Tile(64, 32, 4, 1, MFMA_16)), (256, Tile(64, 16, 4, 1, MFMA_16))),
-    "nvidia": ((256, Tile(32, 16, 8, 1)),),
+    "amdgpu": (
+        (128, Tile(64, 32, 4, 1, MFMA_16)),
+        (256, Tile(64, 16, 4, 1, MFMA_16)),
+        (512, Tile(32, 16, 4, 1, MFMA_16)),
+    ),
+    "nvidia": ((256, Tile(32, 16, 8, 1)), (512, Tile(LEAST_ROWS, 16, 8, 1))),
 }
 """The same in f32, with a mask or without."""
 
 FEW: dict[Family, Tiles] = {
-    "amdgpu": ((128, Tile(LEAST_ROWS, 64, 4, 2, MFMA_16)), (256, Tile(16, 32, 4, 2, MFMA_16))),
-    "nvidia": ((128, Tile(LEAST_ROWS, 64, 4, 3)), (256, Tile(LEAST_ROWS, 32, 4, 3))),
+    "amdgpu": (
+        (128, Tile(LEAST_ROWS, 64, 4, 2, MFMA_16)),
+        (256, Tile(LEAST_ROWS, 32, 4, 2, MFMA_16)),
+        (512, Tile(LEAST_ROWS, 16, 8, 1, MFMA_16)),
+    ),
+    "nvidia": (
+        (128, Tile(LEAST_ROWS, 64, 4, 3)),
+        (256, Tile(LEAST_ROWS, 32, 4, 3)),
+        (512, Tile(LEAST_ROWS, 16, 8, 2)),
+    ),
 }
 """Tiles of few queries, by family; where a key head has more query heads, they have more rows."""
 
 FEW_MASKED: dict[Family, Tiles] = {
     "amdgpu": FEW["amdgpu"],
-    "nvidia": ((256, Tile(LEAST_ROWS, 32, 8, 3)),),
+    "nvidia": ((256, Tile(LEAST_ROWS, 32, 8, 3)), (512, Tile(LEAST_ROWS, 16, 8, 2))),
 }
 """The same with a mask; they have no more rows."""
 
 FEW_F32: dict[Family, Tiles] = {
-    "amdgpu": ((128, Tile(LEAST_ROWS, 32, 4, 1, MFMA_16)), (256, Tile(16, 16, 4, 1, MFMA_16))),
-    "nvidia": ((128, Tile(LEAST_ROWS, 32, 4, 1)), (256, Tile(LEAST_ROWS, 16, 4, 1))),
+    "amdgpu": (
+        (128, Tile(LEAST_ROWS, 32, 4, 1, MFMA_16)),
+        (256, Tile(LEAST_ROWS, 16, 4, 1, MFMA_16)),
+        (512, Tile(LEAST_ROWS, 16, 4, 1, MFMA_16)),
+    ),
+    "nvidia": (
+        (128, Tile(LEAST_ROWS, 32, 4, 1)),
+        (256, Tile(LEAST_ROWS, 16, 4, 1)),
+        (512, Tile(LEAST_ROWS, 16, 4, 1)),
+    ),
 }
 """The same in f32, with a mask or without."""
 

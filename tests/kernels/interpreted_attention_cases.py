@@ -127,6 +127,8 @@ HEADS = [
     Problem(depth=24, value_depth=40, causal=True),
     Problem(depth=96, causal=True, layout="merged"),
     Problem(depth=256, causal=True, heads=4, layout="dense"),
+    Problem(depth=512, causal=True, heads=2, kv_heads=1),
+    Problem(depth=288, value_depth=512, causal=True, queries=1, keys=70, kv_heads=2),
     Problem(depth=16, heads=40, queries=2, keys=33, causal=True),
 ]
 

@@ -118,6 +118,7 @@ GPT_OSS = Geometry("gpt-oss", 64, 8, 64, 64, {"window": 128}, sinks="bf16")
 DEEPSEEK = Geometry("DeepSeek", 128, 128, 192, 128)
 QWEN_NEXT = Geometry("Qwen3-Next", 16, 2, 256, 256)
 GEMMA = Geometry("Gemma", 8, 4, 256, 256, {"softcap": 50.0})
+GEMMA4 = Geometry("Gemma 4", 8, 2, 512, 512)
 BERT = Geometry("BERT", 12, 12, 64, 64, {"causal": False, "has_key_padding": True})
 PHI = Geometry("Phi", 32, 32, 96, 96)
 T5 = Geometry("T5", 12, 12, 64, 64, {"causal": False}, mask="f32")
@@ -125,8 +126,9 @@ LLAMA_MASKED = dataclasses.replace(LLAMA, name="Llama, masked", mask="bool")
 QWEN_MASKED = dataclasses.replace(QWEN_NEXT, name="Qwen3-Next, masked", mask="bool")
 LLAMA_F32 = dataclasses.replace(LLAMA, name="Llama, f32", dtype="f32")
 QWEN_F32 = dataclasses.replace(QWEN_MASKED, name="Qwen3-Next, f32", dtype="f32")
-GEOMETRIES = (LLAMA, GPT_OSS, DEEPSEEK, QWEN_NEXT, GEMMA, BERT, PHI, T5)
-HARD = (LLAMA_MASKED, QWEN_MASKED, LLAMA_F32, QWEN_F32)
+GEOMETRIES = (LLAMA, GPT_OSS, DEEPSEEK, QWEN_NEXT, GEMMA, GEMMA4, BERT, PHI, T5)
+GEMMA4_F32 = dataclasses.replace(GEMMA4, name="Gemma 4, f32", dtype="f32")
+HARD = (LLAMA_MASKED, QWEN_MASKED, LLAMA_F32, QWEN_F32, GEMMA4_F32)
 
 MATRIX = {
     "gfx950": "v_mfma_f32_16x16x32_bf16",
@@ -185,8 +187,8 @@ def test_the_kernel_is_chosen_and_writes_queries_in_rows() -> None:
     ("change", "reason"),
     [
         ({"dtype": "f64"}, "dtype: "),
-        ({"depth": 288}, "attention.head-dim: 288, more than 256"),
-        ({"value_depth": 512}, "attention.head-dim: 512"),
+        ({"depth": 544}, "attention.head-dim: 544, more than 512"),
+        ({"value_depth": 768}, "attention.head-dim: 768"),
         ({"heads": symbol("heads")}, "shape: the size of query heads"),
         ({"value_depth": symbol("depth")}, "shape: the size of a value"),
         ({"mask": "f16"}, "mask: it is f16"),
@@ -205,7 +207,7 @@ def test_refusals(change: dict[str, Any], reason: str) -> None:
     [
         *((1, (16, 0)), (12, (16, 0)), (24, (32, 0)), (33, (32, 16)), (40, (32, 16))),
         *((64, (64, 0)), (80, (64, 16)), (96, (64, 32)), (112, (128, 0)), (192, (128, 64))),
-        (256, (256, 0)),
+        *((256, (256, 0)), (288, (256, 32)), (512, (512, 0))),
     ],
 )
 def test_heads_in_powers_of_two(size: int, parts: tuple[int, int]) -> None:
