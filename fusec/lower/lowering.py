@@ -30,6 +30,7 @@ from fusec.lower.fusion import (
     is_number,
     single_value,
 )
+from fusec.lower.host_fallback import arch_rejection
 from fusec.lower.memory_plan import Lifetime, MemoryPlan, plan_memory
 from fusec.lower.regions import (
     BuiltRegion,
@@ -40,7 +41,6 @@ from fusec.lower.regions import (
     free_region,
     group_region,
 )
-from fusec.lower.residual import arch_rejection
 from fusec.lower.steps import Buffer, KernelStep, Lowered, OnnxStep, Residual, Step, step_buffers
 from fusec.lower.storage import VIEWS, dense, merged_axes, of_type, ordered, viewed
 from fusec.symbolic import Dim, Expr

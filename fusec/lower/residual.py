@@ -35,17 +35,11 @@ from fusec.ir.types import (
 )
 from fusec.rewrite.guard import Rejection
 from fusec.symbolic import Dim
-from fusec.target import Target
 
 OPSET = 20
 """The newest that onnxruntime 1.22.2 runs."""
 
 IR_VERSION = 10
-
-ROCM_ARCHES = frozenset(
-    ("gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1101", "gfx1200", "gfx1201")
-)
-"""What the wheel of onnxruntime-rocm 1.22.2 has machine code for."""
 
 _FLOAT8 = frozenset(("f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f4e2m1x2", "e8m0"))
 
@@ -88,15 +82,6 @@ class ResidualModel:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     reason: str
-
-
-def arch_rejection(target: Target, *, allow_host_fallback: bool = False) -> Rejection | None:
-    """Why onnxruntime runs nothing on `target`: the guard `ort.arch`."""
-    if target.family == "cpu" or target.arch in ROCM_ARCHES or allow_host_fallback:
-        return None
-    reason = f"onnxruntime-rocm 1.22.2 has no machine code for `{target.arch}`"
-    hint = "`--allow-host-fallback` runs it on the CPU of the host"
-    return Rejection("ort.arch", reason, hint=hint)
 
 
 def opset_rejection(node: Node) -> Rejection | None:
@@ -808,4 +793,4 @@ _WRITERS: dict[str, _Writer] = {
     "topk": _topk,
 }
 
-__all__ = ["ResidualModel", "arch_rejection", "build_residual", "opset_rejection"]
+__all__ = ["ResidualModel", "build_residual", "opset_rejection"]

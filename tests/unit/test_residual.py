@@ -21,9 +21,9 @@ from fusec.frontend.onnx_ops.tensors import ELEMENT_OF
 from fusec.ir import Graph, Node, TensorType
 from fusec.ir.graph import Origin
 from fusec.ir.interpret import interpret
+from fusec.lower.host_fallback import arch_rejection
 from fusec.lower.residual import (
     ResidualModel,
-    arch_rejection,
     build_residual,
     opset_rejection,
 )
