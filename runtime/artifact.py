@@ -8,7 +8,7 @@ An artifact is one file (`fusec.runtime.container` has the bytes):
     kernels/<arch>/<sha256>  code, one file a module (`.so`, `.hsaco`, `.cubin`)
     weights.safetensors      packed weights, mapped; or a file beside it, or none
     decisions.jsonl          one fusion that fired or was refused a line
-    residual/<n>.onnx        parts that onnxruntime runs
+    residual/<target>/<n>.onnx  parts that onnxruntime runs
     tokenizer.json           of the model, if it has one
 
 Opening maps the file, checks all of the layout and the digest of every entry but the weights, and

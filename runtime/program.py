@@ -15,7 +15,7 @@
                 "arguments": [[offset, bytes]], "kernarg_bytes"},
                {"kind": "external", "kernel", "node", "op", "call": {...},
                 "operands": [{"dtype", "shape", "strides", "buffer", "offset"}]},
-               {"kind": "onnx", "model": "residual/<n>.onnx", "node", "op", "reason",
+               {"kind": "onnx", "model": "residual/<target>/<n>.onnx", "node", "op", "reason",
                 "inputs": [{"name", "dtype", "shape", "buffer", "offset"}], "outputs": [same]}]}
 
 A CPU target has steps of the kind `kernel`, a GPU `launch` and `external`; both may have `onnx`.

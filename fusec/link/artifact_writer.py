@@ -157,7 +157,7 @@ class ArtifactContents:
         weights: in the order they are stored.
         tools: versions by name.
         options: of the compilation; nothing that differs between machines.
-        residual: models for onnxruntime, by entry name (`residual/<n>.onnx`).
+        residual: models for onnxruntime, by entry name (`residual/<target>/<n>.onnx`).
         tokenizer: the bytes of the model's `tokenizer.json`.
     """
 
