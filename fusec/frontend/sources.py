@@ -244,7 +244,9 @@ def _exported_folder(
     folder: Path, prepared: Prepared, folder_digest: str, options: Options
 ) -> graph_cache.Exported:
     """The graph of a folder, kept for the next time unless code in the folder shapes it."""
-    store = None if options.trust_remote_code else options.store
+    store = options.store
+    if store is None or options.trust_remote_code:
+        return _export_folder(folder, prepared, options)
     digest = graph_cache.graph_digest(
         folder_digest,
         {
@@ -255,12 +257,10 @@ def _exported_folder(
             "adapter": options.adapter is not None,
         },
     )
-    found = None if store is None else graph_cache.find(store, digest, prepared.checkpoint)
+    found = graph_cache.find(store, digest, prepared.checkpoint)
     if found is not None:
         return found
     made = _export_folder(folder, prepared, options)
-    if store is None:
-        return made
     graph_cache.keep(store, digest, made, prepared.checkpoint)
     # What is found later has been printed and parsed: so is this, and both compile to one artifact.
     return graph_cache.find(store, digest, prepared.checkpoint) or made

@@ -18,7 +18,7 @@ from fusec.diagnostics import InternalError
 from fusec.dtypes import DTYPES
 from fusec.ir import Attr
 from fusec.lower.region import ARG_REDUCTIONS, REDUCTIONS, SCANS, Region, Store, Value, simplified
-from fusec.lower.region_plan import FOLDS, RegionPlan, axis_of, cost_of, operand_of
+from fusec.lower.region_plan import FOLDS, RegionPlan, axis_of, cost_of, numbers_of, operand_of
 from fusec.symbolic import Dim, Expr
 
 STORAGE_TYPES = {
@@ -658,13 +658,7 @@ def _integer_text(value: Value, args: list[str], kind: str) -> str:
 
 
 def _attrs(value: Value, names: tuple[str, ...], kind: str) -> str:
-    texts: list[str] = []
-    for name in names:
-        held = value.attr(name)
-        if not isinstance(held, int | float):
-            raise InternalError(f"`{value.op}` has no number `{name}`")
-        texts.append(literal(held, kind))
-    return ", ".join(texts)
+    return ", ".join(literal(number, kind) for number in numbers_of(value, names))
 
 
 def _clamp_text(value: Value, text: str, kind: str) -> str:

@@ -22,7 +22,15 @@ from fusec.ir import Attr
 from fusec.kernels.launch import Launch, Storage, TritonSource, dense_strides
 from fusec.kernels.triton_rows import is_divisible, power_above
 from fusec.lower.region import ARG_REDUCTIONS, SCANS, Operand, Region, Store, Value, simplified
-from fusec.lower.region_plan import FOLDS, RegionPlan, axis_of, cost_of, operand_of, permuted
+from fusec.lower.region_plan import (
+    FOLDS,
+    RegionPlan,
+    axis_of,
+    cost_of,
+    numbers_of,
+    operand_of,
+    permuted,
+)
 from fusec.symbolic import Dim, Expr, Range
 from fusec.target import Target
 
@@ -782,13 +790,7 @@ def elementwise_text(value: Value, args: list[str], dtypes: list[str]) -> str:
 
 
 def _attrs(value: Value, names: tuple[str, ...], dtype: str) -> str:
-    texts: list[str] = []
-    for name in names:
-        held = value.attr(name)
-        if not isinstance(held, int | float):
-            raise InternalError(f"`{value.op}` has no number `{name}`")
-        texts.append(literal(held, dtype))
-    return ", ".join(texts)
+    return ", ".join(literal(number, dtype) for number in numbers_of(value, names))
 
 
 def _clamp_text(value: Value, text: str, dtype: str) -> str:

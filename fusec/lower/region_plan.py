@@ -124,6 +124,17 @@ def axis_of(value: Value) -> int:
     return axis
 
 
+def numbers_of(value: Value, names: Iterable[str]) -> list[int | float]:
+    """The attributes `names`, which are numbers."""
+    numbers: list[int | float] = []
+    for name in names:
+        held = value.attr(name)
+        if not isinstance(held, int | float):
+            raise InternalError(f"`{value.op}` has no number `{name}`")
+        numbers.append(held)
+    return numbers
+
+
 def cost_of(value: Value) -> int:
     """The work of one element, in additions."""
     if value.op in _COSTS:
