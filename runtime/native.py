@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 from typing import Any, ClassVar, NamedTuple
@@ -122,7 +123,7 @@ API: dict[str, Function] = {
 """What is called, by a name of our own."""
 
 
-class NativeDriver:
+class NativeDriver(ABC):
     """A device behind a driver library.
 
     Attributes:
@@ -325,24 +326,29 @@ class NativeDriver:
 
     # --- what differs ---
 
+    @abstractmethod
     def _choose(self) -> None:
         """Prepare the device for this process."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _make_current(self) -> None:
         """Let the calls of this thread go to the device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _arch(self) -> str:
-        raise NotImplementedError
+        """What code must be made for."""
 
+    @abstractmethod
     def _error_name(self, code: int) -> str:
-        raise NotImplementedError
+        """The name that the interface has for an error."""
 
-    def _allow_shared(self, function: c_void_p, symbol: str, shared_bytes: int) -> None:
+    # One of the two interfaces has nothing to do in these.
+    def _allow_shared(  # noqa: B027
+        self, function: c_void_p, symbol: str, shared_bytes: int
+    ) -> None:
         """Raise the limit on a kernel's shared memory, where there is one to raise."""
 
-    def _release(self) -> None:
+    def _release(self) -> None:  # noqa: B027
         """Undo `_choose`."""
 
     # --- calls ---
