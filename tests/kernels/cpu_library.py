@@ -9,19 +9,21 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fusec.kernels.cpu import CORE_SOURCES
+from fusec.link.linker import headers_digest
+from fusec.link.toolchain import Toolchain, find_toolchain
+from fusec.runtime.cpu import host_features, request_tiles
+from fusec.target import CPU_ARCHES, Target
+
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-FLAGS = (
-    "-O3 -std=c++17 -fPIC -fno-exceptions -fno-rtti -ffunction-sections -fvisibility=hidden "
-    "-fno-math-errno -fno-trapping-math"
-).split()
 DTYPES = ("f32", "bf16", "f16")
 # Unit roundoff of the storage types; sums in f32 add a little.
 ULP = {"f32": 2.0**-24, "bf16": 2.0**-8, "f16": 2.0**-11}
@@ -122,102 +124,113 @@ class Module:
         self.library.fusec_set_threads(count)
 
 
-def host_features() -> set[str]:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.split(":")[1].split())
-    return set()
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What kernels are built for in a test.
+
+    Attributes:
+        target: its instructions, as `fusec compile` would use them.
+        definitions: flags that put functions in C++ in the place of instructions.
+    """
+
+    target: Target
+    definitions: tuple[str, ...] = ()
 
 
-def compiler() -> list[str]:
+# As for sapphirerapids, but tiles and products of bf16, which few machines have, are functions.
+_EMULATED = Level(
+    Target("emulated", "cpu", "x86-64-v4", (*CPU_ARCHES["x86-64-v4"].features, "avx512_vnni")),
+    ("-DFUSEC_EMULATED_AMX", "-DFUSEC_EMULATED_AVX512BF16"),
+)
+LEVELS = {name: Level(target) for name, target in CPU_ARCHES.items()} | {"emulated": _EMULATED}
+VECTOR_LEVELS = ("x86-64-v3", "x86-64-v4")
+MATRIX_LEVELS = (*CPU_ARCHES, "emulated")
+
+
+def compiler() -> Toolchain:
     """g++ if there is one, else the clang inside the `ziglang` wheel."""
-    found = shutil.which("g++")
-    return [found] if found else [sys.executable, "-m", "ziglang", "c++"]
+    return find_toolchain("g++" if shutil.which("g++") else "zig")
 
 
-def compile_object(source: Path, march: str, command: Sequence[str], folder: Path) -> Path:
+def compile_object(source: Path, level: Level, toolchain: Toolchain, folder: Path) -> Path:
     """The object of `source`, made anew only if what it is made of has changed."""
     include = KERNELS / "include"
-    # The two compilers spell the levels of x86-64 differently.
-    name = march.replace("-", "_") if "ziglang" in command else march
-    arguments = [*command, *FLAGS, "-I", str(include), f"-march={name}", "-c", str(source), "-o"]
-    state = hashlib.sha256(repr(arguments).encode())
-    for path in (source, *sorted(include.glob("*/*.h"))):
-        state.update(path.read_bytes())
-    target = folder / f"{source.parent.name}-{state.hexdigest()[:16]}.o"
+    text = source.read_bytes()
+    flags = (*toolchain.flags(level.target, generated=False), *level.definitions)
+    parts = (toolchain.version, headers_digest(text, include), *flags)
+    digest = hashlib.sha256("\0".join(parts).encode() + text).hexdigest()
+    target = folder / f"{source.parent.name}-{digest[:16]}.o"
     if not target.exists():
         made = target.with_suffix(f".{os.getpid()}")
-        done = subprocess.run([*arguments, str(made)], capture_output=True, text=True)
+        command = toolchain.compile_command(source, made, level.target, include, generated=False)
+        done = subprocess.run([*command, *level.definitions], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         made.rename(target)
     return target
 
 
-def sources(*, matrices_only: bool = False) -> list[Path]:
-    """Every `kernel.cpp`, or only those that multiply matrices, and the core."""
-    found = sorted(KERNELS.glob("*/kernel.cpp"))
-    if not matrices_only:
-        return found
-    return [
-        path for path in found if path.parent.name == "cpu_core" or "gemm.h" in path.read_text()
-    ]
+def sources(*folders: str) -> list[Path]:
+    """The `kernel.cpp` of these folders, or of all of them, and of what every module has."""
+    if not folders:
+        return sorted(KERNELS.glob("*/kernel.cpp"))
+    chosen = [KERNELS / folder / "kernel.cpp" for folder in folders]
+    return sorted({*chosen, *(KERNELS / source for source in CORE_SOURCES)})
 
 
-def build(march: str, folder: Path, objects: Path, *, matrices_only: bool = False) -> Path:
-    """The library for one `-march`, as one shared object in `folder`."""
-    command = compiler()
-    chosen = sources(matrices_only=matrices_only)
+def build(level: Level, folder: Path, objects: Path, folders: Sequence[str] = ()) -> Path:
+    """The kernels of `folders`, or all of them, as one shared object in `folder`."""
+    toolchain = compiler()
     with ThreadPoolExecutor(2) as pool:
-        made = pool.map(lambda path: compile_object(path, march, command, objects), chosen)
-        objects_made = [str(path) for path in made]
+        made = list(
+            pool.map(
+                lambda path: compile_object(path, level, toolchain, objects), sources(*folders)
+            )
+        )
     path = folder / "module.so"
+    linker = [*toolchain.command, *(["c++"] if toolchain.family == "zig" else [])]
     subprocess.run(
-        [*command, "-shared", "-o", str(path), *objects_made, "-lpthread", "-lm"],
-        check=True,
+        [*linker, "-shared", "-o", str(path), *map(str, made), "-lpthread", "-lm"], check=True
     )
     return path
 
 
-# What a host must have to run each build; the last is for the bf16 instructions, which only
-# products of matrices use.
-LEVELS = {
-    "x86-64-v3": {"avx2", "fma", "f16c"},
-    "x86-64-v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-}
-BF16_LEVEL = "cooperlake"
-BF16_FEATURES = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni"}
-_modules: dict[str, Module] = {}
+_modules: dict[tuple[str, ...], Module] = {}
 
 
-def built_module(
-    march: str, features: set[str], request: pytest.FixtureRequest, *, matrices_only: bool
-) -> Module:
-    missing = features - host_features()
-    if missing:
-        pytest.skip(f"this CPU has no {', '.join(sorted(missing))}")
-    if march not in _modules:
-        factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
-        folder = factory.mktemp(march)
-        cache = getattr(request.config, "cache", None)
-        objects = cache.mkdir("cpu-kernels") if cache else folder
-        _modules[march] = Module(build(march, folder, objects, matrices_only=matrices_only))
-    _modules[march].threads(2)
-    return _modules[march]
+def cpu_library(*folders: str, levels: Sequence[str] = VECTOR_LEVELS) -> Callable[..., Module]:
+    """A fixture: kernels built for each level that this machine can run, on two threads.
+
+    Args:
+        folders: of `kernels`, whose `kernel.cpp` are built; all there are if none is named.
+        levels: keys of `LEVELS`; `emulated` builds what is for sapphirerapids for any AVX-512.
+    """
+
+    @pytest.fixture(params=list(levels))
+    def library(request: pytest.FixtureRequest) -> Module:
+        name: str = request.param
+        missing = set(LEVELS[name].target.features) - host_features()
+        if missing:
+            pytest.skip(f"this CPU has no {', '.join(sorted(missing))}")
+        key = (name, *folders)
+        if key not in _modules:
+            if "amx_tile" in LEVELS[name].target.features:
+                request_tiles("tests")
+            factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+            folder = factory.mktemp(name)
+            cache = getattr(request.config, "cache", None)
+            objects = cache.mkdir("cpu-kernels") if cache else folder
+            _modules[key] = Module(build(LEVELS[name], folder, objects, folders))
+        _modules[key].threads(2)
+        return _modules[key]
+
+    return library
 
 
-@pytest.fixture(params=list(LEVELS))
-def module(request: pytest.FixtureRequest) -> Module:
-    """The kernels built for one level of x86-64, on two threads."""
-    march: str = request.param
-    return built_module(march, LEVELS[march], request, matrices_only=False)
-
-
-@pytest.fixture(params=[*LEVELS, BF16_LEVEL])
-def matrices(request: pytest.FixtureRequest) -> Module:
-    """As `module`, and built with bf16 instructions; only kernels that multiply matrices."""
-    march: str = request.param
-    features = LEVELS.get(march, BF16_FEATURES)
-    return built_module(march, features, request, matrices_only=march == BF16_LEVEL)
+module = cpu_library()
+matrices = cpu_library(
+    *(path.parent.name for path in sources() if "fusec/gemm.h" in path.read_text()),
+    levels=MATRIX_LEVELS,
+)
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> None:

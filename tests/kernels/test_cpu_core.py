@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_library import Module, bits, compile_object, module, sources
+from cpu_library import LEVELS, Module, bits, compile_object, module, sources
+
+from fusec.link.toolchain import find_toolchain
 
 __all__ = ["module"]
 
@@ -183,15 +185,14 @@ again.fusec_parallel_for(ctypes.c_int64(100), ctypes.c_int64(1), Body(lambda *a:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("march", ["x86-64-v3", "sapphirerapids"])
-def test_every_kernel_builds_with_every_compiler(tmp_path: Path, march: str) -> None:
-    commands = [[sys.executable, "-m", "ziglang", "c++"]]
-    found = shutil.which("g++")
-    if found:
-        commands.append([found])
-    for command in commands:
-        for source in sources():
-            assert compile_object(source, march, command, tmp_path).stat().st_size > 0
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("compiler", ["clang++", "g++", "zig"])
+def test_every_kernel_builds_with_every_compiler(tmp_path: Path, level: str, compiler: str) -> None:
+    if compiler != "zig" and shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler}")
+    toolchain = find_toolchain(compiler)
+    for source in sources():
+        assert compile_object(source, LEVELS[level], toolchain, tmp_path).stat().st_size > 0
 
 
 def test_a_double_travels_as_its_bits(module: Module) -> None:
