@@ -13,6 +13,7 @@ from typing import Literal
 from fusec.diagnostics import UsageError
 
 Family = Literal["cpu", "amdgpu", "nvidia"]
+Fp32Precision = Literal["highest", "high", "medium"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Target:
         lds_bytes: shared memory of a work group; 0 for a CPU.
         fp8: the 8-bit float that the matrix units take, or `None`.
         native_mxfp4: whether the matrix units take block-scaled 4-bit floats.
+        fp32_precision: how products of f32 may be computed on a CPU whose matrix units take bf16:
+            `highest` is as accurate as f32, `high` keeps 16 bits of each factor, `medium` 8.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Target:
     lds_bytes: int = 0
     fp8: str | None = None
     native_mxfp4: bool = False
+    fp32_precision: Fp32Precision = "highest"
 
     @property
     def is_gpu(self) -> bool:

@@ -325,7 +325,7 @@ def _attention(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Arr
     if sinks is not None:
         column = np.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))
         scores = np.concatenate((scores, column), axis=-1)
-    top = np.max(scores, axis=-1, keepdims=True)
+    top = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
     powers = np.exp(scores - np.where(np.isfinite(top), top, 0))
     total = np.sum(powers, axis=-1, keepdims=True)
     share = np.divide(powers, total, out=np.zeros_like(powers), where=total > 0)
@@ -391,9 +391,14 @@ def _moe(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ..
 
 def expert_activation(hidden: Array, attrs: Attrs) -> Array:
     """The activation of an expert, by the attributes of `moe`."""
-    activation = str_attr(attrs, "activation")
     if not bool_attr(attrs, "gated"):
-        return ACTIVATIONS[activation](hidden)
+        return ACTIVATIONS[str_attr(attrs, "activation")](hidden)
+    return gated_activation(hidden, attrs)
+
+
+def gated_activation(hidden: Array, attrs: Attrs) -> Array:
+    """activation(gate) * up of gate and up [..., 2I], which lie as `gate_up_layout` says."""
+    activation = str_attr(attrs, "activation")
     if str_attr(attrs, "gate_up_layout") == "interleaved":
         gate, up = hidden[..., ::2], hidden[..., 1::2]
     else:
@@ -428,6 +433,32 @@ def _linear_epilogue(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tup
     if activation != "none":
         result = ACTIVATIONS[activation](result)
     return (result + arrays[-1] if has_residual else result,)
+
+
+def _infer_linear_glu(types: Types, attrs: Attrs) -> Types:
+    """activation(gate) * up of the halves of linear(x, gate_up [2I, K] [, bias [2I]]): [..., I].
+
+    `gate_up_layout` is `split` (gate rows first) or `interleaved`; `activation` is a name in
+    `ACTIVATIONS`, or `swiglu_oai` with `alpha` and `limit`.  Nothing is rounded in between.
+    """
+    arity(types, 2 + bool_attr(attrs, "has_bias"))
+    (both,) = infer_linear(types, attrs)
+    rows = types[1].shape[0]
+    if not isinstance(rows, int) or rows % 2:
+        raise VerifyError(f"weight `{types[1]}` does not hold as many gate rows as up rows")
+    if str_attr(attrs, "gate_up_layout") not in ("split", "interleaved"):
+        raise VerifyError(f"unknown layout `{attrs['gate_up_layout']}`")
+    activation = str_attr(attrs, "activation")
+    if activation == "swiglu_oai":
+        float_attr(attrs, "alpha"), float_attr(attrs, "limit")
+    elif activation not in ACTIVATIONS:
+        raise VerifyError(f"there is no activation `{activation}`")
+    return (TensorType(both.dtype, (*both.shape[:-1], rows // 2)),)
+
+
+def _linear_glu(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
+    (both,) = multiply_linear(arrays, attrs, types)
+    return (gated_activation(both, attrs),)
 
 
 # --- linear attention -----------------------------------------------------------------------
@@ -505,6 +536,7 @@ define("rope", _infer_rope, _rope)
 define("qk_norm_rope", _infer_qk_norm_rope, _qk_norm_rope)
 define("attention", _infer_attention, _attention)
 define("linear_epilogue", _infer_linear_epilogue, _linear_epilogue)
+define("linear_glu", _infer_linear_glu, _linear_glu)
 define("moe", _infer_moe, _moe)
 define("causal_conv1d", _infer_causal_conv1d, _causal_conv1d)
 define("gated_delta_rule", _infer_gated_delta_rule, _gated_delta_rule)
