@@ -273,6 +273,11 @@ def test_bf16_and_arena_offsets(tmp_path: Path) -> None:
     assert y.dtype == np.float32
     np.testing.assert_array_equal(y, bf16_to_f32(f32_to_bf16(x)))
     assert model(x=np.zeros(0, np.float32))["y"].shape == (0,)
+    stored = f32_to_bf16(x)
+    np.testing.assert_array_equal(model.run_stored({"x": stored})["y"], stored)
+    for wrong in (x, np.zeros(6, np.uint16)[::2]):
+        with pytest.raises(InputError, match="must be a contiguous array of uint16"):
+            model.run_stored({"x": wrong})
 
 
 def test_outputs_that_are_inputs_weights_or_arena(tmp_path: Path) -> None:
