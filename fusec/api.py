@@ -34,6 +34,7 @@ from fusec.options import (
     parse_requirement,
     selected_passes,
     settings_of,
+    with_fp32_precision,
 )
 from fusec.passes.hints import hint_for
 from fusec.report import alike, artifact_name, counts_text, inspect_document, size_text
@@ -99,6 +100,7 @@ def compile(
     mxfp4_align: str = "pad",
     tp: int = 1,
     dtype: str | None = None,
+    fp32_precision: str = "highest",
     weights: WeightStorage = "embed",
     attention_mask: bool = False,
     allow_host_fallback: bool = False,
@@ -132,6 +134,8 @@ def compile(
             kernels.
         tp: ranks that heads are divided among; only 1 can be compiled, see `decide` for more.
         dtype: of a model folder: `f32`, `bf16` or `f16`; by default the configuration's.
+        fp32_precision: of products of f32 on CPUs whose matrix units take bf16: `highest` is as
+            accurate as f32, `high` has 16 bits of each factor, `medium` 8.
         weights: `embed` in the artifact, `external` beside it, or `none`; a source that has no
             values, such as a folder with only `config.json`, gives `none`.
         attention_mask: whether a model folder also takes `attention_mask`.
@@ -152,7 +156,7 @@ def compile(
         FusecError: a subclass for each exit code of the command line.
     """
     report = reporter or Silent()
-    targets = _targets(target)
+    targets = with_fp32_precision(_targets(target), fp32_precision)
     requirements = tuple(parse_requirement(text) for text in require)
     passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp))
     providers = [kernel for text in provider for kernel in records(parse_provider(text))]
@@ -227,6 +231,7 @@ def compile(
         },
         options={
             "dtype": dtype,
+            "fp32_precision": fp32_precision,
             "disable": sorted(disable),
             "attention_mask": attention_mask,
             "quantize": list(quantize),

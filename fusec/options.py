@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from fusec.diagnostics import RequirementError, UsageError
@@ -12,6 +12,7 @@ from fusec.passes import FUSIONS, PIPELINE
 from fusec.report import alike
 from fusec.rewrite import DEFAULTS, Decision, DecisionLog, Pass, QuantRequest, Settings
 from fusec.rewrite.settings import QuantFormat
+from fusec.target import Fp32Precision, Target
 
 _REQUIREMENT = re.compile(r"(?P<fusion>\w+)(?:>=(?P<count>\d+))?")
 
@@ -101,6 +102,27 @@ def settings_of(quantize: Iterable[str], mxfp4_align: str, tp: int) -> Settings:
         hint = "give the number of ranks that heads are divided among, 1 for one device"
         raise UsageError(f"`--tp {tp}` is no number of ranks", hint=hint)
     return Settings(requests, "pad" if mxfp4_align == "pad" else "reject", tp)
+
+
+def with_fp32_precision(targets: Sequence[Target], precision: str) -> tuple[Target, ...]:
+    """`targets`, with products of f32 as precise as `--fp32-precision` asks for.
+
+    Raises:
+        UsageError: there is no such precision, or a GPU is to have less than the highest.
+    """
+    known: tuple[Fp32Precision, ...] = get_args(Fp32Precision)
+    found = next((each for each in known if each == precision), None)
+    if found is None:
+        hint = f"write {', '.join(f'`{each}`' for each in known)}"
+        raise UsageError(f"unknown `--fp32-precision {precision}`", hint=hint)
+    on_gpu = [target.name for target in targets if target.is_gpu]
+    if on_gpu and found != "highest":
+        raise UsageError(
+            f"`--fp32-precision {found}` has no meaning for `{on_gpu[0]}`: kernels for GPUs "
+            "multiply f32 exactly",
+            hint="leave it out, or compile the model in bf16 with `--dtype bf16`",
+        )
+    return tuple(replace(target, fp32_precision=found) for target in targets)
 
 
 def check_requirements(

@@ -34,6 +34,14 @@ class DtypeChoice(StrEnum):
     f16 = "f16"
 
 
+class PrecisionChoice(StrEnum):
+    """How precise products of f32 are."""
+
+    highest = "highest"
+    high = "high"
+    medium = "medium"
+
+
 Dim = Annotated[
     list[str] | None,
     typer.Option(
@@ -127,6 +135,14 @@ def compile(
     mxfp4_align: Mxfp4Align = AlignChoice.pad,
     tp: Tp = 1,
     dtype: Dtype = None,
+    fp32_precision: Annotated[
+        PrecisionChoice,
+        typer.Option(
+            metavar="highest|high|medium",
+            help="Products of f32 on a CPU with AMX: as accurate as f32, or with 16 or 8 bits of "
+            "each factor, which is faster. Other CPUs multiply f32 exactly.",
+        ),
+    ] = PrecisionChoice.highest,
     weights: Annotated[
         WeightsChoice,
         typer.Option(
@@ -229,6 +245,7 @@ def compile(
         mxfp4_align=mxfp4_align.value,
         tp=tp,
         dtype=None if dtype is None else dtype.value,
+        fp32_precision=fp32_precision.value,
         weights=weights.value,
         attention_mask=attention_mask,
         allow_host_fallback=allow_host_fallback,

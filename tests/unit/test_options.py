@@ -12,6 +12,7 @@ from fusec.options import (
     parse_requirement,
     selected_passes,
     settings_of,
+    with_fp32_precision,
 )
 from fusec.passes import PIPELINE
 from fusec.passes.hints import hint_for
@@ -185,6 +186,20 @@ def test_settings_reach_the_passes() -> None:
         settings_of([], "pad", 0)
     with pytest.raises(UsageError, match="unknown `--mxfp4-align cut`"):
         settings_of([], "cut", 1)
+
+
+def test_how_precise_products_of_f32_are() -> None:
+    cpus = [target_named(name) for name in ("x86-64-v3", "sapphirerapids")]
+    found = with_fp32_precision(cpus, "high")
+    assert [target.name for target in found] == [target.name for target in cpus]
+    assert {target.fp32_precision for target in found} == {"high"}
+    gpus = [target_named("gfx950")]
+    assert with_fp32_precision(gpus, "highest") == tuple(gpus)
+    with pytest.raises(UsageError, match="has no meaning for `gfx950`"):
+        with_fp32_precision([*cpus, *gpus], "medium")
+    with pytest.raises(UsageError, match="unknown `--fp32-precision low`") as caught:
+        with_fp32_precision(cpus, "low")
+    assert caught.value.hint == "write `highest`, `high`, `medium`"
 
 
 def test_passes_can_be_left_out() -> None:
