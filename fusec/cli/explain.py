@@ -38,7 +38,8 @@ def explain(
         ),
     ] = None,
     fusion: Annotated[
-        str | None, typer.Option(metavar="FUSION", help="Only this fusion, with every site.")
+        str | None,
+        typer.Option("--fusion", metavar="FUSION", help="Only this fusion, with every site."),
     ] = None,
     dim: Dim = None,
     disable: Disable = None,

@@ -52,6 +52,7 @@ def run(
     device: Annotated[
         str,
         typer.Option(
+            "--device",
             metavar="DEVICE",
             help="`cpu`, `hip:0` or `cuda:0`; `emulator:TARGET` checks a GPU program on the CPU.",
         ),

@@ -47,7 +47,8 @@ def tune(
         str, typer.Argument(metavar="SOURCE", help="An artifact, or what `compile` takes.")
     ],
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="Where to measure: `hip:0` or `cuda:0`.")
+        str,
+        typer.Option("--device", metavar="DEVICE", help="Where to measure: `hip:0` or `cuda:0`."),
     ],
     output: Annotated[
         Path | None,
@@ -60,7 +61,9 @@ def tune(
     ] = None,
     kernel: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only products of this kernel: `linear.triton`."),
+        typer.Option(
+            "--kernel", metavar="NAME", help="Only products of this kernel: `linear.triton`."
+        ),
     ] = None,
     dim: Dim = None,
     disable: Disable = None,
