@@ -13,6 +13,7 @@ from fusec.passes.causal_conv1d import CausalConv1d
 from fusec.passes.dense_experts import DenseExperts
 from fusec.passes.dual_rms_norm import DualRmsNorm
 from fusec.passes.dual_rms_norm_quant import DualRmsNormQuant
+from fusec.passes.fold_weights import FoldWeights
 from fusec.passes.gated_delta_rule import GatedDeltaRule
 from fusec.passes.gated_rms_norm import GatedRmsNorm
 from fusec.passes.gated_rms_norm_quant import GatedRmsNormQuant
@@ -91,6 +92,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     GeluMulQuant,
     SwigluOaiQuant,
     LinearEpilogue,
+    FoldWeights,
 )
 """Every pass.  `after` of each one is checked against this order by a test."""
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from fusec import symbolic
 from fusec.diagnostics import InputError, UnsupportedError
-from fusec.dtypes import bf16_to_f32
+from fusec.dtypes import DTYPES, bf16_to_f32, f32_to_bf16
 from fusec.formats import decode
 from fusec.ir.graph import Graph, Node
 from fusec.ir.ops import is_opaque, op_named
 from fusec.ir.ops.base import Array
 from fusec.ir.types import Attr, TensorType
+from fusec.ir.weights import Bits
 from fusec.symbolic import Dim, Expr
 
 
@@ -106,6 +107,19 @@ def widen(array: Array, dtype: str) -> Array:
             return bf16_to_f32(array).astype(np.float64)
         return decode(array, dtype)
     return array.astype(np.float64 if kind.element.is_float else np.int64)
+
+
+def encoded(array: Array, dtype: str) -> Bits:
+    """Numbers of a reference in the storage type of `dtype`.
+
+    Raises:
+        UnsupportedError: there is no rule for the dtype.
+    """
+    if dtype == "bf16":
+        return f32_to_bf16(np.asarray(array, np.float32))
+    if DTYPES[dtype].bits == 8 and DTYPES[dtype].is_float:
+        raise UnsupportedError(f"constants of {dtype} are not supported")
+    return np.asarray(array).astype(DTYPES[dtype].numpy)
 
 
 def _solve(dim: Dim, name: str, size: int, symbols: Mapping[str, int]) -> int:

@@ -7,7 +7,7 @@ that refers to the old ones; its bytes are made when the artifact is written, on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -245,6 +245,24 @@ def concatenated(name: str, parts: tuple[Weight, ...], axis: int) -> Weight:
     if joined is None and any(_was_quantised(part) for part in parts):
         packing = f"{DEQUANTISED}, {packing}"
     return Weight(name, kind, read if known else None, how, packing, sources, joined)
+
+
+def computed(
+    name: str,
+    type: TensorType,
+    how: str,
+    parts: tuple[Weight, ...],
+    compute: Callable[[Sequence[Bits]], Bits],
+) -> Weight:
+    """The weight that `compute` makes of the elements of `parts`; `how` says what it does."""
+    known = all(part.read is not None for part in parts)
+    identity = digest("computed", how, str(type), *(part.identity for part in parts))
+    sources = tuple(dict.fromkeys(source for part in parts for source in part.made_from))
+    packing = f"computed by {how}"
+    if any(_was_quantised(part) for part in parts):
+        packing = f"{DEQUANTISED}, {packing}"
+    read = (lambda: compute([part.load() for part in parts])) if known else None
+    return Weight(name, type, read, identity, packing, sources)
 
 
 def _was_quantised(weight: Weight) -> bool:

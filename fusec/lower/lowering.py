@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-
 from fusec import symbolic
 from fusec.diagnostics import InternalError, UnsupportedError
-from fusec.dtypes import DTYPES, f32_to_bf16
+from fusec.dtypes import DTYPES
 from fusec.ir import OPS, Graph, Node, Weight
+from fusec.ir.interpret import encoded
 from fusec.ir.ops import is_opaque
-from fusec.ir.ops.base import Array
 from fusec.ir.types import dim_attr, dims_attr, int_attr, ints_attr
-from fusec.ir.weights import Bits, from_array
+from fusec.ir.weights import from_array
 from fusec.kernels.launch import Call, Layout, Storage
 from fusec.kernels.registry import Choice, Kernel, choose
 from fusec.lower.backend import Backend, CpuBackend, GpuBackend
@@ -604,19 +602,6 @@ def constant_weight(node: Node, graph: Graph) -> Weight:
     kind = graph.type(node.output)
     (array,) = OPS["constant"].reference((), node.attrs, (kind,))
     return from_array(node.output, kind.dtype, encoded(array, kind.dtype))
-
-
-def encoded(array: Array, dtype: str) -> Bits:
-    """Numbers of a reference in the storage type of `dtype`.
-
-    Raises:
-        UnsupportedError: there is no rule for the dtype.
-    """
-    if dtype == "bf16":
-        return f32_to_bf16(np.asarray(array, np.float32))
-    if DTYPES[dtype].bits == 8 and DTYPES[dtype].is_float:
-        raise UnsupportedError(f"constants of {dtype} are not supported")
-    return np.asarray(array).astype(DTYPES[dtype].numpy)
 
 
 def _part(storage: Storage, axis: int, start: Dim, size: Dim) -> Storage:
