@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, dim_attr, float_attr, int_attr, ints_attr
+from fusec.passes.facts import gate_up_layout
 from fusec.rewrite import Match
 from fusec.symbolic import Dim
 
@@ -357,20 +358,8 @@ class ExpertsWalk:
             reason = f"`%{gate}` and `%{up}` are not parts of one product"
             raise RefusedError("gate", reason, gate)
         sources = [self._plain(node.inputs[0]) for node in slices]
-        kind = graph.type(slices[0].inputs[0])
-        width = kind.shape[-1]
-        windows = [tuple(node.attrs[key] for key in ("start", "stop", "step")) for node in slices]
-        axes = {int_attr(node.attrs, "axis") % kind.rank for node in slices}
-        layouts: dict[tuple[tuple[Attr, ...], ...], str] = {}
-        if isinstance(width, int) and width % 2 == 0:
-            half = width // 2
-            layouts = {
-                ((0, half, 1), (half, width, 1)): "split",
-                ((0, width, 2), (1, width, 2)): "interleaved",
-                ((0, width - 1, 2), (1, width, 2)): "interleaved",
-            }
-        layout = layouts.get((windows[0], windows[1]))
-        if sources[0] != sources[1] or axes != {kind.rank - 1} or layout is None:
+        layout = gate_up_layout(graph, *slices)
+        if sources[0] != sources[1] or layout is None:
             reason = f"`%{gate}` and `%{up}` are not the halves or alternate columns of one product"
             raise RefusedError("gate", reason, gate)
         self.inner += slices

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fusec.ir import Graph, Node
-from fusec.ir.types import bool_attr, ints_attr
+from fusec.ir import Attr, Graph, Node
+from fusec.ir.types import bool_attr, int_attr, ints_attr
 from fusec.passes.canonical.casts import holds_exactly
 from fusec.rewrite import Match, Op, Pattern, Rejection
 from fusec.target import Target
@@ -36,6 +36,28 @@ def only_reader(graph: Graph, value: str) -> Node | None:
     """The node that alone reads `value`, if there is one."""
     users = graph.users(value)
     return users[0] if len(users) == 1 and graph.use_count(value) == 1 else None
+
+
+def gate_up_layout(graph: Graph, gate: Node, up: Node) -> str | None:
+    """How `gate` and `up`, slices of values of one type, lie beside each other.
+
+    Returns:
+        `split` where gate is the first half of the last axis and up the second; `interleaved` where
+        gate has the even elements and up the odd ones; `None` where it is neither.
+    """
+    kind = graph.type(gate.inputs[0])
+    width = kind.shape[-1]
+    axes = {int_attr(node.attrs, "axis") % kind.rank for node in (gate, up)}
+    if axes != {kind.rank - 1} or not isinstance(width, int) or width % 2:
+        return None
+    half = width // 2
+    layouts: dict[tuple[tuple[Attr, ...], ...], str] = {
+        ((0, half, 1), (half, width, 1)): "split",
+        ((0, width, 2), (1, width, 2)): "interleaved",
+        ((0, width - 1, 2), (1, width, 2)): "interleaved",
+    }
+    windows = (tuple(node.attrs[key] for key in ("start", "stop", "step")) for node in (gate, up))
+    return layouts.get(tuple(windows))
 
 
 def keeps_shape(match: Match, target: Target) -> Rejection | None:
