@@ -1,0 +1,331 @@
+"""What `peers.py` times: modules with seeded weights, their inputs, and what float64 gives.
+
+A workload is one program at one size in one dtype.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peer_modules import (
+    AddRmsFp8,
+    DualRmsNorm,
+    GatedRmsNorm,
+    Linear,
+    LlamaBlock,
+    RmsNorm,
+    SiluMul,
+    SiluMulFp8,
+    Softmax,
+    normal,
+)
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "samples"))
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+WIDE = (torch.float32, torch.bfloat16, torch.float16)
+"""Types that the reference computes in float64 instead."""
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+GROUP = 32
+"""Elements that share a scale in mxfp4."""
+
+VOCABULARY = 2048
+"""Small, so that it is the layers that count."""
+
+Built = tuple[nn.Module, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One program at one size.
+
+    Attributes:
+        name: `GROUP/PROGRAM/DTYPE`.
+        dtype: a name in `DTYPES`.
+        build: makes the module and its inputs, by the names of the arguments.
+        quantize: what `fusec.compile` is asked for; the weights are exact in that format.
+        goal: the ratio of the best peer's time to fusec's that is aimed at.
+    """
+
+    name: str
+    dtype: str
+    build: Callable[[], Built]
+    quantize: tuple[str, ...] = ()
+    goal: float = 1.5
+
+
+def workloads(smoke: bool) -> Iterator[Workload]:
+    """All workloads, at tiny sizes for `smoke`."""
+    yield from _llama(smoke)
+    yield from _operations(smoke)
+    yield from _linears(smoke)
+    yield from _experts(smoke)
+    yield from _models(smoke)
+
+
+def _llama(smoke: bool) -> Iterator[Workload]:
+    shape = (2, 64, 96, 4, 2) if smoke else (4, 1024, 2816, 16, 4)
+    sizes = {"prefill": (2, 8) if smoke else (4, 256), "decode": (8, 1)}
+    for phase, (batch, length) in sizes.items():
+        for dtype in DTYPES:
+
+            def build(batch: int = batch, length: int = length) -> Built:
+                return LlamaBlock(*shape, length), {"x": torch.randn(batch, length, shape[1])}
+
+            goal = 1.5 if phase == "prefill" else 1.4
+            yield Workload(f"llama/{phase}/{dtype}", dtype, build, goal=goal)
+
+
+def _operations(smoke: bool) -> Iterator[Workload]:
+    rows, width = (8, 256) if smoke else (4096, 4096)
+    heads, ranks = (32, (96, 64)) if smoke else (65536, (1536, 512))
+    few = rows // 4
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape)
+
+    programs: dict[str, tuple[Callable[[], Built], float]] = {
+        "add_rms_fp8": (
+            lambda: (AddRmsFp8(width), {"x": random(rows, width), "residual": random(rows, width)}),
+            1.5,
+        ),
+        "silu_mul_fp8": (lambda: (SiluMulFp8(), {"x": random(rows, 2 * width)}), 1.5),
+        "gated_rms_norm": (
+            lambda: (GatedRmsNorm(128), {"x": random(heads, 128), "gate": random(heads, 128)}),
+            1.5,
+        ),
+        "dual_rms_norm": (
+            lambda: (
+                DualRmsNorm(*ranks),
+                {"query": random(rows, ranks[0]), "key": random(rows, ranks[1])},
+            ),
+            1.2,
+        ),
+        "rms_norm": (lambda: (RmsNorm(width), {"x": random(rows, width)}), 1.2),
+        "layer_norm": (lambda: (nn.LayerNorm(width), {"input": random(rows, width)}), 1.2),
+        "silu_mul": (
+            lambda: (SiluMul(), {"gate": random(rows, width), "up": random(rows, width)}),
+            1.2,
+        ),
+        "softmax": (lambda: (Softmax(), {"x": random(few, width)}), 1.2),
+    }
+    for name, (build, goal) in programs.items():
+        yield Workload(f"ops/{name}/bf16", "bf16", build, goal=goal)
+        if not name.endswith("fp8"):
+            yield Workload(f"ops/{name}/f32", "f32", build, goal=goal)
+
+
+def _linears(smoke: bool) -> Iterator[Workload]:
+    width = 64 if smoke else 2880
+    for rows, goal in ((1, 1.8), (8, 2.5), (64, 1.3), (512, 1.1)):
+
+        def build(rows: int = rows) -> Built:
+            return Linear(in_mxfp4(width, width)), {"x": torch.randn(rows, width)}
+
+        yield Workload(f"mxfp4/m{rows}", "bf16", build, ("mxfp4:*",), goal)
+
+
+def _experts(smoke: bool) -> Iterator[Workload]:
+    width, experts, rows = (64, 4, 8) if smoke else (2880, 32, 64)
+    for format_ in ("bf16", "mxfp4"):
+
+        def build(format_: str = format_) -> Built:
+            from transformers import GptOssConfig
+            from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
+
+            config = GptOssConfig(
+                hidden_size=width,
+                intermediate_size=width,
+                num_local_experts=experts,
+                num_experts_per_tok=min(4, experts),
+            )
+            mlp = GptOssMLP(config)
+            held = mlp.experts
+            weights = {"gate_up_proj": (2 * width, width), "down_proj": (width, width)}
+            for name, shape in weights.items():
+                if format_ == "mxfp4":
+                    values = in_mxfp4(experts, *shape).transpose(1, 2).bfloat16()
+                else:
+                    values = torch.randn(experts, *reversed(shape), dtype=torch.bfloat16)
+                    values /= width**0.5
+                setattr(held, name, nn.Parameter(values))
+            held.gate_up_proj_bias = normal(experts, 2 * width, scale=0.1)
+            held.down_proj_bias = normal(experts, width, scale=0.1)
+            mlp.router.weight = normal(experts, width, scale=width**-0.5)
+            mlp.router.bias = normal(experts, scale=0.1)
+            return First(mlp), {"given": torch.randn(1, rows, width)}
+
+        quantize = ("mxfp4:experts",) if format_ == "mxfp4" else ()
+        yield Workload(f"moe/{format_}", "bf16", build, quantize, goal=3.0)
+
+
+class First(nn.Module):
+    """The first result of a part of transformers."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, given: Tensor) -> Tensor:
+        out: Tensor = self.part(given)[0]
+        return out
+
+
+def experts_of(module: nn.Module) -> list[Any]:
+    """The configurations that say how the routed experts in `module` are computed."""
+    parts = [part for name, part in module.named_modules() if name.endswith(".experts")]
+    return [part.config for part in parts if hasattr(part, "config")]
+
+
+def compute_experts(module: nn.Module, implementation: str) -> None:
+    """Choose how transformers computes routed experts: `eager`, `grouped_mm` or `batched_mm`."""
+    for config in experts_of(module):
+        config._experts_implementation = implementation
+
+
+_WIDE: Mapping[str, Mapping[str, Any]] = {
+    "llama": {"num_key_value_heads": 4, "head_dim": 64},
+    "qwen3_moe": {
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 512,
+        "mlp_only_layers": [],
+    },
+    "qwen3_next": {
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "linear_num_key_heads": 8,
+        "linear_num_value_heads": 16,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+        "mlp_only_layers": [],
+    },
+    "deepseek_v3": {
+        "num_key_value_heads": 16,
+        "q_lora_rank": 384,
+        "kv_lora_rank": 256,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 64,
+        "n_routed_experts": 16,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 512,
+    },
+    "gpt_oss": {
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 4,
+        "intermediate_size": 1024,
+        "sliding_window": 128,
+    },
+    "bert": {},
+}
+"""What is set beside the width, over the settings of the samples."""
+
+
+def _models(smoke: bool) -> Iterator[Workload]:
+    batch, length = (2, 12) if smoke else (4, 256)
+    common = {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 16,
+        "vocab_size": VOCABULARY,
+    }
+    for name, own in _WIDE.items():
+        for dtype in DTYPES:
+
+            def build(name: str = name, own: Mapping[str, Any] = own, dtype: str = dtype) -> Built:
+                import transformers
+                from models import SAMPLES, random_model
+
+                sample = SAMPLES[name]
+                settings = sample.settings if smoke else {**sample.settings, **common, **own}
+                config = getattr(transformers, sample.config)(**settings)
+                config.use_cache = False
+                kind = getattr(transformers, sample.model)
+                model = random_model(kind, config, str(DTYPES[dtype]).removeprefix("torch."))
+                tokens = torch.randint(3, config.vocab_size, (batch, length))
+                return First(model), {"given": tokens}
+
+            yield Workload(f"models/{name}/{dtype}", dtype, build, goal=1.3)
+
+
+def in_mxfp4(*shape: int) -> Tensor:
+    """Random weights that mxfp4 holds exactly, in groups of 32 of the last axis.
+
+    Each group has an element of 6, the largest of e2m1, so whoever quantises it finds its scale.
+    """
+    values = torch.tensor(E2M1)[torch.randint(len(E2M1), shape)]
+    groups = values.view(*shape[:-1], -1, GROUP)
+    groups[..., 0] = E2M1[-1]
+    signs = torch.randint(2, groups.shape) * 2 - 1
+    scales = torch.exp2(torch.randint(-1, 2, (*groups.shape[:-1], 1)).float())
+    norm = 2.0 ** -round(float(torch.tensor(9.0 * shape[-1]).log2()) / 2)
+    return (groups * signs * scales * norm).view(shape)
+
+
+class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Computes in float64 whatever the program says, but for what it rounds to 8-bit floats."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operation with every float widened; views are left as they are."""
+        given = kwargs or {}
+        if func.is_view:
+            return func(*args, **given)
+        return func(*pytree.tree_map(_double, args), **pytree.tree_map(_double, given))
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value in WIDE else value
+    if isinstance(value, Tensor) and value.dtype in WIDE:
+        return value.double()
+    return value
+
+
+def seeded(workload: Workload) -> Built:
+    """The module in evaluation mode and its inputs, both in the workload's dtype."""
+    torch.manual_seed(0)
+    module, inputs = workload.build()
+    kind = DTYPES[workload.dtype]
+    if not workload.name.startswith("models/"):  # those keep some parts in f32
+        module = module.to(kind)
+    inputs = {k: v.to(kind) if v.is_floating_point() else v for k, v in inputs.items()}
+    return module.eval().requires_grad_(False), inputs
+
+
+def outputs_of(result: Any) -> list[Tensor]:
+    """The tensors that a module gives."""
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def reference(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """What the module gives in float64, with its weights as they are."""
+    compute_experts(module, "eager")  # grouped products have no float64
+    with torch.no_grad(), InDouble():  # type: ignore[no-untyped-call]
+        return [each.double() for each in outputs_of(module(**inputs))]
+
+
+def relative_error(got: list[Tensor], wanted: list[Tensor]) -> float:
+    """The largest error of an output, in the root mean square, relative to that of the output."""
+    pairs = [(a.double().flatten(), b.flatten()) for a, b in zip(got, wanted, strict=True)]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
