@@ -1,306 +1,282 @@
 // attention: softmax(mask(softcap(q k^T * scale))) v, one block of keys at a time.
 //
-// A task owns a block of query rows of the heads that share one key head, so that keys and values
-// are packed once for all of them. Running maximum, sum and output live in f32 (the online softmax
-// of FlashAttention); blocks of keys that no row of the task may see are never touched.
+// Few rows of queries read keys and values where they lie (attention_few.h). Where there are more,
+// the keys and values of a key head are packed into panels once for all of them, and a task owns a
+// block of query rows of the heads that share it. Running maximum, sum and output live in f32 (the
+// online softmax of FlashAttention); what no row of a strip may see is never touched.
+#include <fusec/attention_few.h>
 #include <fusec/double.h>
-#include <fusec/gemm.h>
 
 namespace fusec {
 namespace {
 
-constexpr int64_t ROWS = 96;   // query rows of a task: a multiple of both register tiles
+constexpr int64_t ROWS = 96;   // query rows of a task
 constexpr int64_t KEYS = 128;  // keys of a block: four panels
-constexpr float MINUS_INFINITY = -__builtin_inff();
+// Rows that skip panels of keys together: whole tiles of the product.
+#if FUSEC_AMX
+constexpr int64_t STRIP = 32;
+#else
+constexpr int64_t STRIP = 24;
+#endif
+constexpr int64_t STRIPS = ROWS / STRIP;
 
-enum MaskKind : int64_t { MASK_NONE = 0, MASK_BOOL = 1, MASK_SAME = 2, MASK_F32 = 3 };
-
-// Reads params in the order of the comment above the entry points.
-struct Shape {
-  int64_t batch, heads, kv_heads, queries, keys, depth, value_depth;
-  const int64_t *q_strides, *k_strides, *v_strides, *out_strides;
-  float scale, softcap;
-  bool causal;
-  int64_t window, mask_kind;
-  const int64_t* mask_strides;
-  int64_t sinks_kind, has_padding;
-  const int64_t* padding_strides;
-
-  explicit Shape(const int64_t* p)
-      : batch(p[0]), heads(p[1]), kv_heads(p[2]), queries(p[3]), keys(p[4]), depth(p[5]),
-        value_depth(p[6]), q_strides(p + 7), k_strides(p + 10), v_strides(p + 13),
-        out_strides(p + 16), scale(f32_param(p[19])), softcap(f32_param(p[20])),
-        causal(p[21] != 0), window(p[22]), mask_kind(p[23]), mask_strides(p + 24),
-        sinks_kind(p[28]), has_padding(p[29]), padding_strides(p + 30) {}
-
-  // The keys that query `s` may see are [first, last).
-  FUSEC_INLINE void visible(int64_t s, int64_t* first, int64_t* last) const {
-    int64_t position = s + keys - queries;
-    *first = window >= 0 ? max_of<int64_t>(0, position - window + 1) : 0;
-    *last = causal ? position + 1 : window >= 0 ? position + window : keys;
-    *last = max_of<int64_t>(0, min_of(*last, keys));
-  }
-};
-
-struct Operands {
-  const void *q, *k, *v, *mask, *sinks, *padding;
-  void* out;
-
-  Operands(void* const* buffers, const Shape& shape) {
-    int next = 0;
-    q = buffers[next++];
-    k = buffers[next++];
-    v = buffers[next++];
-    mask = shape.mask_kind ? buffers[next++] : nullptr;
-    sinks = shape.sinks_kind ? buffers[next++] : nullptr;
-    padding = shape.has_padding ? buffers[next++] : nullptr;
-    out = buffers[next];
-  }
-};
-
-FUSEC_INLINE void store_activation(float* p, Vec value) { store(p, value); }
-FUSEC_INLINE void store_activation(bf16* p, Vec value) { store(p, value); }
-
+// The keys [first, last) and values of one key head: panels of 32 keys, and panels of 32 columns of
+// the values of all keys, padded with zeros.
 template <class T>
-class Task {
+class Panels {
  public:
-  Task(const Shape& shape, const Operands& operands, int64_t head_rows, int64_t query_rows)
+  Panels(const AttentionShape& shape, int64_t first, int64_t last)
       : shape_(shape),
-        operands_(operands),
-        q_pitch_(block_pitch<T>(shape.depth)),
-        p_pitch_(block_pitch<T>(KEYS)),
-        out_pitch_(round_up(shape.value_depth, PANEL)),
-        q_block_(head_rows * query_rows * q_pitch_),
-        p_block_(head_rows * query_rows * p_pitch_),
-        k_panels_(KEYS / PANEL * panel_size<T>(shape.depth)),
-        v_panel_(panel_size<T>(KEYS)),
-        scores_(head_rows * query_rows * KEYS),
-        out_block_(head_rows * query_rows * out_pitch_) {}
+        first_(first),
+        last_(last),
+        key_panel_(panel_size<T>(shape.depth)),
+        value_panel_(round_up(last - first, PANEL) * PANEL) {}
 
-  // Heads [head, head + heads) share key head `kv_head`; queries [query, query + queries).
-  void run(int64_t batch, int64_t kv_head, int64_t head, int64_t heads, int64_t query,
-           int64_t queries) {
-    batch_ = batch;
-    head_ = head;
-    query_ = query;
-    queries_ = queries;
-    rows_ = heads * queries;
-    start();
-    int64_t first, last, ignored;
-    shape_.visible(query, &first, &ignored);
-    shape_.visible(query + queries - 1, &ignored, &last);
-    for (int64_t key = first; key < last; key += KEYS) {
-      block(kv_head, key, min_of(KEYS, last - key));
+  int64_t blocks() const { return ceil_div(last_ - first_, KEYS); }
+  int64_t size() const {
+    return ceil_div(last_ - first_, PANEL) * key_panel_ +
+           ceil_div(shape_.value_depth, PANEL) * value_panel_;
+  }
+
+  // Key `key` begins a panel.
+  const T* keys(const T* packed, int64_t key) const {
+    return packed + (key - first_) / PANEL * key_panel_;
+  }
+  const T* values(const T* packed, int64_t key, int64_t column) const {
+    return packed + ceil_div(last_ - first_, PANEL) * key_panel_ +
+           column / PANEL * value_panel_ + (key - first_) * PANEL;
+  }
+
+  void pack(const AttentionOperands& operands, int64_t batch, int64_t kv_head, int64_t block,
+            T* packed) const {
+    int64_t key = first_ + block * KEYS, keys = min_of(KEYS, last_ - key);
+    const T* k =
+        row_of(static_cast<const T*>(operands.k), shape_.k_strides, batch, kv_head, key);
+    for (int64_t i = 0; i < keys; i += PANEL) {
+      pack_panel(k + i * shape_.k_strides[2], 1, shape_.k_strides[2], shape_.depth,
+                 min_of<int64_t>(PANEL, keys - i), const_cast<T*>(this->keys(packed, key + i)));
     }
-    finish();
+    const T* v =
+        row_of(static_cast<const T*>(operands.v), shape_.v_strides, batch, kv_head, key);
+    int64_t written = padded_depth<T>(keys), padded = round_up(keys, PANEL);
+    for (int64_t column = 0; column < shape_.value_depth; column += PANEL) {
+      T* panel = const_cast<T*>(values(packed, key, column));
+      pack_panel(v + column, shape_.v_strides[2], 1, keys,
+                 min_of<int64_t>(PANEL, shape_.value_depth - column), panel);
+      memset(panel + written * PANEL, 0,
+             static_cast<size_t>((padded - written) * PANEL) * sizeof(T));
+    }
   }
 
  private:
-  FUSEC_INLINE int64_t head_of(int64_t row) const { return head_ + row / queries_; }
-  FUSEC_INLINE int64_t query_of(int64_t row) const { return query_ + row % queries_; }
+  const AttentionShape& shape_;
+  int64_t first_, last_, key_panel_, value_panel_;
+};
 
-  void start() {
-    const T* q = static_cast<const T*>(operands_.q) + batch_ * shape_.q_strides[0];
-    for (int64_t row = 0; row < rows_; ++row) {
-      const T* source =
-          q + head_of(row) * shape_.q_strides[1] + query_of(row) * shape_.q_strides[2];
-      fill_block_row(source, 1, shape_.depth, q_block_ + row * q_pitch_);
-      // A sink is a key without a value: it starts the running maximum and the sum.
-      float sink = MINUS_INFINITY;
-      if (shape_.sinks_kind == MASK_F32) {
-        sink = static_cast<const float*>(operands_.sinks)[head_of(row)];
-      } else if (shape_.sinks_kind) {
-        sink = to_float(static_cast<const T*>(operands_.sinks)[head_of(row)]);
-      }
-      maximum_[row] = sink;
-      sum_[row] = sink == MINUS_INFINITY ? 0.0f : 1.0f;
+// Attends up to ROWS rows to the packed keys of their key head.
+template <class T>
+class Task {
+ public:
+  Task(const AttentionShape& shape, const AttentionOperands& operands, const Panels<T>& panels)
+      : shape_(shape),
+        operands_(operands),
+        panels_(panels),
+        q_pitch_(block_pitch<T>(shape.depth)),
+        weights_pitch_(block_pitch<T>(KEYS)),
+        out_pitch_(round_up(shape.value_depth, PANEL)),
+        q_(ROWS * q_pitch_),
+        weights_(ROWS * weights_pitch_),
+        scores_(ROWS * KEYS),
+        out_(ROWS * out_pitch_),
+        softmax_(shape, operands) {}
+
+  void run(const QueryRows& rows, const T* packed) {
+    rows_ = rows;
+    const T* q = static_cast<const T*>(operands_.q);
+    for (int64_t row = 0; row < rows.count(); ++row) {
+      const T* source = row_of(q, shape_.q_strides, rows.batch, rows.head_of(row),
+                               rows.query_of(row));
+      fill_block_row(source, 1, shape_.depth, q_ + row * q_pitch_);
     }
-    memset(out_block_, 0, static_cast<size_t>(rows_ * out_pitch_) * sizeof(float));
-  }
-
-  void block(int64_t kv_head, int64_t key, int64_t keys) {
-    int64_t panels = ceil_div(keys, PANEL);
-    const T* k = static_cast<const T*>(operands_.k) + batch_ * shape_.k_strides[0] +
-                 kv_head * shape_.k_strides[1] + key * shape_.k_strides[2];
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      T* packed = k_panels_ + panel * panel_size<T>(shape_.depth);
-      pack_panel(k + panel * PANEL * shape_.k_strides[2], 1, shape_.k_strides[2], shape_.depth,
-                 min_of<int64_t>(PANEL, keys - panel * PANEL), packed);
-      panel_product(q_block_, q_pitch_, rows_, packed, padded_depth<T>(shape_.depth),
-                    scores_ + panel * rows_ * PANEL);
-    }
-    fill_padding(key, keys, panels * PANEL);
-    for (int64_t row = 0; row < rows_; ++row) softmax_row(row, key, keys, panels);
-
-    const T* v = static_cast<const T*>(operands_.v) + batch_ * shape_.v_strides[0] +
-                 kv_head * shape_.v_strides[1] + key * shape_.v_strides[2];
-    alignas(64) float product[ROWS * PANEL];
-    for (int64_t column = 0; column < shape_.value_depth; column += PANEL) {
-      pack_panel(v + column, shape_.v_strides[2], 1, keys,
-                 min_of<int64_t>(PANEL, shape_.value_depth - column), static_cast<T*>(v_panel_));
-      panel_product(p_block_, p_pitch_, rows_, v_panel_, padded_depth<T>(keys), product);
-      for (int64_t row = 0; row < rows_; ++row) {
-        float* target = out_block_ + row * out_pitch_ + column;
-        Vec rescale = set(rescale_[row]);
-        for (int i = 0; i < PANEL; i += LANES) {
-          store(target + i, fma(load(target + i), rescale, load(product + row * PANEL + i)));
-        }
-      }
-    }
-  }
-
-  // key_bias_: 0 for a key inside the block that is not padding, else -inf.
-  void fill_padding(int64_t key, int64_t keys, int64_t padded_keys) {
-    const uint8_t* padding = static_cast<const uint8_t*>(operands_.padding);
-    for (int64_t i = 0; i < padded_keys; ++i) {
-      bool keep = i < keys;
-      if (keep && padding) {
-        keep = padding[batch_ * shape_.padding_strides[0] + (key + i) * shape_.padding_strides[1]];
-      }
-      key_bias_[i] = keep ? 0.0f : MINUS_INFINITY;
-    }
-  }
-
-  // What the row's mask adds to the scores of keys [key, key + keys).
-  void fill_mask(int64_t row, int64_t key, int64_t keys, float* bias) const {
-    const int64_t* strides = shape_.mask_strides;
-    int64_t offset = batch_ * strides[0] + head_of(row) * strides[1] +
-                     query_of(row) * strides[2] + key * strides[3];
-    int64_t step = strides[3];
-    if (shape_.mask_kind == MASK_BOOL) {
-      const uint8_t* mask = static_cast<const uint8_t*>(operands_.mask) + offset;
-      for (int64_t i = 0; i < keys; ++i) bias[i] = mask[i * step] ? 0.0f : MINUS_INFINITY;
-    } else if (shape_.mask_kind == MASK_F32) {
-      const float* mask = static_cast<const float*>(operands_.mask) + offset;
-      for (int64_t i = 0; i < keys; ++i) bias[i] = mask[i * step];
-    } else {
-      const T* mask = static_cast<const T*>(operands_.mask) + offset;
-      for (int64_t i = 0; i < keys; ++i) bias[i] = to_float(mask[i * step]);
-    }
-  }
-
-  // Turns the row's scores into weights in p_block_, and updates maximum, sum and rescale.
-  void softmax_row(int64_t row, int64_t key, int64_t keys, int64_t panels) {
+    softmax_.start(rows);
+    memset(out_, 0, static_cast<size_t>(rows.count() * out_pitch_) * sizeof(float));
     int64_t first, last;
-    shape_.visible(query_of(row), &first, &last);
-    bool edges = first > key || last < key + keys || keys < panels * PANEL || operands_.padding;
-    alignas(64) float bias[KEYS];
-    if (edges) {
-      for (int64_t i = 0; i < panels * PANEL; ++i) {
-        bool seen = key + i >= first && key + i < last;
-        bias[i] = seen ? key_bias_[i] : MINUS_INFINITY;
+    shape_.visible_to(rows.query, rows.query + rows.queries, &first, &last);
+    for (int64_t key = first / PANEL * PANEL; key < last; key += KEYS) {
+      attend(packed, key, ceil_div(min_of(KEYS, last - key), PANEL));
+    }
+    T* out = static_cast<T*>(operands_.out);
+    for (int64_t row = 0; row < rows.count(); ++row) {
+      write_row(out_ + row * out_pitch_, softmax_.sum(row), shape_.value_depth,
+                row_of(out, shape_.out_strides, rows.batch, rows.head_of(row),
+                       rows.query_of(row)));
+    }
+  }
+
+ private:
+  // Rows [row, row + rows) and the panels of the block, [first, last), that any of them sees.
+  struct Strip {
+    int64_t row, rows, first, last;
+  };
+
+  void attend(const T* packed, int64_t key, int64_t panels) {
+    Strip strips[STRIPS];
+    int64_t count = 0;
+    for (int64_t row = 0; row < rows_.count(); row += STRIP) {
+      int64_t rows = min_of(STRIP, rows_.count() - row), first, last;
+      shape_.visible_to(rows_.query_of(row), rows_.query_of(row + rows - 1) + 1, &first, &last);
+      first = max_of<int64_t>(0, first - key) / PANEL;
+      last = min_of(panels, ceil_div(max_of<int64_t>(0, last - key), PANEL));
+      if (first < last) strips[count++] = {row, rows, first, last};
+    }
+    score(packed, key, panels, strips, count);
+    softmax_.start_block(key, panels * PANEL);
+    for (int64_t i = 0; i < count; ++i) {
+      const Strip& strip = strips[i];
+      for (int64_t row = strip.row; row < strip.row + strip.rows; ++row) {
+        softmax_.weigh(row, key + strip.first * PANEL, strip.last - strip.first,
+                       scores_ + (strip.first * ROWS + row) * PANEL, ROWS * PANEL,
+                       weights_ + row * weights_pitch_ + strip.first * PANEL);
       }
     }
-    alignas(64) float mask[KEYS];
-    if (shape_.mask_kind) {
-      memset(mask, 0, sizeof mask);
-      fill_mask(row, key, keys, mask);
-    }
+    for (int64_t i = 0; i < count; ++i) add_values(packed, key, strips[i]);
+  }
 
-    Vec scale = set(shape_.scale), top = set(MINUS_INFINITY);
+  // scores_[panel][row][column]: strips that see a panel are neighbours.
+  void score(const T* packed, int64_t key, int64_t panels, const Strip* strips, int64_t count) {
     for (int64_t panel = 0; panel < panels; ++panel) {
-      float* scores = scores_ + (panel * rows_ + row) * PANEL;
-      for (int i = 0; i < PANEL; i += LANES) {
-        int64_t column = panel * PANEL + i;
-        Vec score = load(scores + i) * scale;
-        if (shape_.softcap > 0.0f) {
-          score = set(shape_.softcap) * tanh(score / set(shape_.softcap));
+      int64_t row = ROWS, end = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        if (panel < strips[i].first || panel >= strips[i].last) continue;
+        row = min_of(row, strips[i].row);
+        end = max_of(end, strips[i].row + strips[i].rows);
+      }
+      if (row >= end) continue;
+      panel_product(q_ + row * q_pitch_, q_pitch_, end - row,
+                    panels_.keys(packed, key + panel * PANEL), padded_depth<T>(shape_.depth),
+                    scores_ + (panel * ROWS + row) * PANEL);
+    }
+  }
+
+  void add_values(const T* packed, int64_t key, const Strip& strip) {
+    alignas(64) float product[STRIP * PANEL];
+    for (int64_t column = 0; column < shape_.value_depth; column += PANEL) {
+      panel_product(weights_ + strip.row * weights_pitch_ + strip.first * PANEL, weights_pitch_,
+                    strip.rows, panels_.values(packed, key + strip.first * PANEL, column),
+                    (strip.last - strip.first) * PANEL, product);
+      for (int64_t i = 0; i < strip.rows; ++i) {
+        float* target = out_ + (strip.row + i) * out_pitch_ + column;
+        Vec rescale = set(softmax_.rescale(strip.row + i));
+        FUSEC_UNROLL
+        for (int j = 0; j < PANEL; j += LANES) {
+          store(target + j, fma(load(target + j), rescale, load(product + i * PANEL + j)));
         }
-        if (shape_.mask_kind) score = score + load(mask + column);
-        if (edges) {
-          // Selected, not added: what is hidden must not leak even if its score is NaN.
-          Vec hidden = load(bias + column);
-          score = select(less(hidden, zero()), hidden, score);
-        }
-        store(scores + i, score);
-        top = max(top, score);
-      }
-    }
-    float previous = maximum_[row];
-    float maximum = max_of(previous, reduce_max(top));
-    // All hidden so far: any finite shift gives exp(-inf) = 0.
-    float shift = maximum == MINUS_INFINITY ? 0.0f : maximum;
-    Vec total = zero();
-    Activations<T>* weights = p_block_ + row * p_pitch_;
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const float* scores = scores_ + (panel * rows_ + row) * PANEL;
-      for (int i = 0; i < PANEL; i += LANES) {
-        Vec weight = exp(load(scores + i) - set(shift));
-        total = total + weight;
-        store_activation(weights + panel * PANEL + i, weight);
-      }
-    }
-    float rescale = previous == MINUS_INFINITY ? 0.0f : exp_of(previous - shift);
-    maximum_[row] = maximum;
-    rescale_[row] = rescale;
-    sum_[row] = sum_[row] * rescale + reduce_add(total);
-  }
-
-  static FUSEC_INLINE float exp_of(float x) {
-    alignas(64) float lanes[LANES];
-    store(lanes, exp(set(x)));
-    return lanes[0];
-  }
-
-  void finish() {
-    T* out = static_cast<T*>(operands_.out) + batch_ * shape_.out_strides[0];
-    for (int64_t row = 0; row < rows_; ++row) {
-      T* target =
-          out + head_of(row) * shape_.out_strides[1] + query_of(row) * shape_.out_strides[2];
-      const float* source = out_block_ + row * out_pitch_;
-      // A row without a key is zero.
-      Vec scale = set(sum_[row] == 0.0f ? 0.0f : 1.0f / sum_[row]);
-      int64_t i = 0;
-      for (; i + LANES <= shape_.value_depth; i += LANES) store(target + i, load(source + i) * scale);
-      if (i < shape_.value_depth) {
-        store_partial(target + i, load(source + i) * scale,
-                      static_cast<int>(shape_.value_depth - i));
       }
     }
   }
 
-  const Shape& shape_;
-  const Operands& operands_;
-  int64_t q_pitch_, p_pitch_, out_pitch_;
-  Scratch<Activations<T>> q_block_, p_block_;
-  Scratch<T> k_panels_, v_panel_;
-  Scratch<float> scores_, out_block_;  // scores: [panel][row][PANEL]
-  float maximum_[ROWS], sum_[ROWS], rescale_[ROWS], key_bias_[KEYS];
-  int64_t batch_ = 0, head_ = 0, query_ = 0, queries_ = 0, rows_ = 0;
+  const AttentionShape& shape_;
+  const AttentionOperands& operands_;
+  const Panels<T>& panels_;
+  int64_t q_pitch_, weights_pitch_, out_pitch_;
+  Scratch<Activations<T>> q_, weights_;
+  Scratch<float> scores_, out_;
+  Softmax<T, ROWS, KEYS> softmax_;
+  QueryRows rows_ = {};
+};
+
+// Blocks of rows for each pair of batch and key head.
+struct Blocks {
+  int64_t group, queries, head_rows, query_rows, head_blocks, query_blocks;
+
+  explicit Blocks(const AttentionShape& shape)
+      : group(shape.group()),
+        queries(shape.queries),
+        head_rows(min_of(group, ROWS)),
+        query_rows(min_of(queries, ROWS / head_rows)),
+        head_blocks(ceil_div(group, head_rows)),
+        query_blocks(ceil_div(queries, query_rows)) {}
+
+  int64_t count() const { return head_blocks * query_blocks; }
+
+  // Late queries, which may see most keys, come first.
+  QueryRows rows(int64_t batch, int64_t kv_head, int64_t block) const {
+    int64_t head = block % head_blocks * head_rows;
+    int64_t query = (query_blocks - 1 - block / head_blocks) * query_rows;
+    return {batch, kv_head, kv_head * group + head, min_of(head_rows, group - head),
+            query, min_of(query_rows, queries - query)};
+  }
 };
 
 template <class T>
+void attend_packed(const AttentionShape& shape, const AttentionOperands& operands) {
+  constexpr int64_t PACKED_BYTES = 64 << 20;  // of the heads that are packed at a time
+  int64_t first, last;
+  shape.visible_to(0, shape.queries, &first, &last);
+  Panels<T> panels(shape, first / PANEL * PANEL, last);
+  Blocks blocks(shape);
+  int64_t pairs = shape.batch * shape.kv_heads, size = panels.size();
+  auto pack = [&](int64_t pair, int64_t block, T* packed) {
+    panels.pack(operands, pair / shape.kv_heads, pair % shape.kv_heads, block, packed);
+  };
+  auto rows = [&](int64_t pair, int64_t block) {
+    return blocks.rows(pair / shape.kv_heads, pair % shape.kv_heads, block);
+  };
+
+  if (pairs >= 4 * int64_t{fusec_threads()}) {
+    // Each thread packs for itself, and finds what it packed in its cache.
+    parallel_for(pairs, 1, [&](int64_t begin, int64_t end, int) {
+      Scratch<T> packed(size);
+      Task<T> task(shape, operands, panels);
+      for (int64_t pair = begin; pair < end; ++pair) {
+        for (int64_t block = 0; block < panels.blocks(); ++block) pack(pair, block, packed);
+        for (int64_t block = 0; block < blocks.count(); ++block) {
+          task.run(rows(pair, block), packed);
+        }
+      }
+    });
+    return;
+  }
+  int64_t most = max_of<int64_t>(1, PACKED_BYTES / max_of<int64_t>(1, size * sizeof(T)));
+  int64_t together = min_of(pairs, most);
+  Scratch<T> packed(together * size);
+  for (int64_t pair = 0; pair < pairs; pair += together) {
+    int64_t count = min_of(together, pairs - pair);
+    parallel_for(count * panels.blocks(), 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        int64_t at = i / panels.blocks();
+        pack(pair + at, i % panels.blocks(), packed + at * size);
+      }
+    });
+    parallel_for(count * blocks.count(), 1, [&](int64_t begin, int64_t end, int) {
+      Task<T> task(shape, operands, panels);
+      for (int64_t i = begin; i < end; ++i) {
+        int64_t at = i / blocks.count();
+        task.run(rows(pair + at, i % blocks.count()), packed + at * size);
+      }
+    });
+  }
+}
+
+template <class T>
 void attention(void* const* buffers, const int64_t* params) {
-  Shape shape(params);
+  AttentionShape shape(params);
   if (shape.batch == 0 || shape.heads == 0 || shape.queries == 0) return;
-  Operands operands(buffers, shape);
-  int64_t group = shape.heads / shape.kv_heads;
-  int64_t head_rows = min_of(group, ROWS);
-  int64_t query_rows = min_of(shape.queries, ROWS / head_rows);
-  int64_t head_blocks = ceil_div(group, head_rows);
-  int64_t query_blocks = ceil_div(shape.queries, query_rows);
-  int64_t tasks = shape.batch * shape.kv_heads * head_blocks * query_blocks;
-  int64_t task_work = head_rows * query_rows * shape.keys * (shape.depth + shape.value_depth) / 16;
-  parallel_for(tasks, grain_for(task_work), [&](int64_t begin, int64_t end, int) {
-    Task<T> task(shape, operands, head_rows, query_rows);
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t query = i % query_blocks * query_rows, rest = i / query_blocks;
-      int64_t head = rest % head_blocks * head_rows;
-      rest /= head_blocks;
-      int64_t kv_head = rest % shape.kv_heads, batch = rest / shape.kv_heads;
-      task.run(batch, kv_head, kv_head * group + head, min_of(head_rows, group - head), query,
-               min_of(query_rows, shape.queries - query));
-    }
-  });
+  AttentionOperands operands(buffers, shape);
+  if (FewRows<T>::takes(shape)) {
+    FewRows<T>(shape, operands).run();
+  } else {
+    attend_packed<T>(shape, operands);
+  }
 }
 
 // One query row at a time, with all its scores at once.
 void attention_f64(void* const* buffers, const int64_t* params) {
-  Shape shape(params);
+  AttentionShape shape(params);
   if (shape.batch == 0 || shape.heads == 0 || shape.queries == 0) return;
-  Operands operands(buffers, shape);
+  AttentionOperands operands(buffers, shape);
   double scale = f64_param(params[19]), softcap = f64_param(params[20]);
-  int64_t group = shape.heads / shape.kv_heads;
+  int64_t group = shape.group();
   auto masked = [&](int64_t b, int64_t h, int64_t s, int64_t t, double score) {
     const int64_t* strides = shape.mask_strides;
     int64_t at = b * strides[0] + h * strides[1] + s * strides[2] + t * strides[3];

@@ -186,9 +186,7 @@ def delta_rule(
 # ---- workloads ----
 
 
-def attention(
-    name: str, *sizes: int, window: int | None = None, sinks: bool = False
-) -> Workload:
+def attention(name: str, *sizes: int, window: int | None = None, sinks: bool = False) -> Workload:
     """B, H, Hkv, S, T, D, Dv; with sinks a model computes eagerly, else `sdpa`."""
     batch, heads, kv_heads, queries, keys, depth, value_depth = sizes
     whole = (batch, heads, kv_heads, queries, keys, depth, value_depth)
@@ -200,7 +198,9 @@ def attention(
     )
 
 
-def rotation(name: str, q_heads: int, k_heads: int, length: int, depth: int, norm: bool) -> Workload:
+def rotation(
+    name: str, q_heads: int, k_heads: int, length: int, depth: int, norm: bool
+) -> Workload:
     """Queries and keys [4, heads, S, D], normed first with `norm`."""
 
     def inputs(dtype: torch.dtype) -> Tensors:
@@ -342,7 +342,9 @@ def error(found: torch.Tensor | Tensors, exact: torch.Tensor | Tensors) -> float
     return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
-def least_times(contestants: Mapping[str, Function], threads: int, seconds: float) -> dict[str, float]:
+def least_times(
+    contestants: Mapping[str, Function], threads: int, seconds: float
+) -> dict[str, float]:
     """The least time of each contestant, in milliseconds; they take turns for `seconds` each."""
     clock = time.process_time if threads == 1 else time.perf_counter
     least = dict.fromkeys(contestants, float("inf"))
@@ -397,7 +399,9 @@ def main() -> None:
     target = CPU_ARCHES[options.target] if options.target else best_cpu_arch(host_features())
     assert target is not None
     peers = ["eager"] if options.eager_only else ["eager", "compile"]
-    print(f"{target.name}, PyTorch {torch.__version__}; ms (error); ratio of the best peer to fusec")
+    print(
+        f"{target.name}, PyTorch {torch.__version__}; ms (error); ratio of the best peer to fusec"
+    )
     print()
     print("| workload | threads |", " | ".join(["fusec", *peers, "ratio"]), "|")
     print("|---|" + "---|" * (3 + len(peers)))

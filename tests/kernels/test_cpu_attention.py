@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from cpu_library import (
     DTYPES,
+    MATRIX_LEVELS,
     Module,
     assert_close,
     bits,
     blank,
+    cpu_library,
     decode,
     encode,
-    matrices,
     random,
 )
 
-__all__ = ["matrices"]
+library = cpu_library("attention", levels=MATRIX_LEVELS)
 
 # Weights of the softmax are rounded to the dtype before they meet the values, as on GPUs.
 TOLERANCE = {"f32": 2e-6, "bf16": 1.2e-2, "f16": 1e-3}
@@ -122,7 +123,7 @@ def simple(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_masks_of_finite_and_infinite_numbers(matrices: Module, dtype: str) -> None:
+def test_masks_of_finite_and_infinite_numbers(library: Module, dtype: str) -> None:
     rng = np.random.default_rng(0)
     q, kv = np.round(rng.standard_normal((4, 40)), 1), np.round(rng.standard_normal((150, 40)), 1)
     kv = decode(encode(kv, dtype), dtype)
@@ -131,7 +132,7 @@ def test_masks_of_finite_and_infinite_numbers(matrices: Module, dtype: str) -> N
     mask[1] = np.finfo(np.float32).min  # everything alike: as good as no scores at all
     mask[2, :140] = -np.inf  # the first block of keys is hidden, the second is not
     mask[3, 1:] = -1e30
-    out = simple(matrices, dtype, q, kv, mask)
+    out = simple(library, dtype, q, kv, mask)
     assert (out[0] == 0).all()
     assert_close(out[1], kv.mean(0), TOLERANCE[dtype])
     scores = decode(encode(q, dtype), dtype)[2] @ kv[140:].T
@@ -141,18 +142,18 @@ def test_masks_of_finite_and_infinite_numbers(matrices: Module, dtype: str) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_scores_and_nan(matrices: Module, dtype: str) -> None:
+def test_large_scores_and_nan(library: Module, dtype: str) -> None:
     q, kv = np.full((3, 16), 60.0), np.zeros((70, 16))
     kv[33] = 60.0  # a score of 57600
     q[1, 3] = np.nan
-    out = simple(matrices, dtype, q, kv, np.zeros((3, 70), np.float32))
+    out = simple(library, dtype, q, kv, np.zeros((3, 70), np.float32))
     assert (out[[0, 2]] == 60).all()
     assert np.isnan(out[1]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_attention(matrices: Module, dtype: str, case: Case) -> None:
+def test_attention(library: Module, dtype: str, case: Case) -> None:
     rng = np.random.default_rng(len(case.name))
     # q and out are [B, S, H, D] in memory, k and v halves of one projection: nothing is contiguous.
     q = random(rng, (case.batch, case.queries, case.heads, case.depth), dtype)
@@ -202,7 +203,7 @@ def test_attention(matrices: Module, dtype: str, case: Case) -> None:
     params += [bits(scale), bits(case.softcap), int(case.causal), case.window, kinds[case.mask]]
     params += [*mask_strides, case.sinks, int(case.padding), *padding_strides]
     buffers = [q, kv, kv.reshape(-1)[case.depth :], *extra, out]
-    actual = matrices.call(f"fusec_attention_{dtype}", buffers, params)[-1]
+    actual = library.call(f"fusec_attention_{dtype}", buffers, params)[-1]
     expected = reference(
         case,
         wide_q,
@@ -214,6 +215,6 @@ def test_attention(matrices: Module, dtype: str, case: Case) -> None:
         scale,
     )
     assert_close(decode(actual, dtype).swapaxes(1, 2), expected, TOLERANCE[dtype])
-    matrices.threads(1)
-    again = matrices.call(f"fusec_attention_{dtype}", buffers, params)[-1]
+    library.threads(1)
+    again = library.call(f"fusec_attention_{dtype}", buffers, params)[-1]
     assert again.tobytes() == actual.tobytes()
