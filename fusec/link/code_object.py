@@ -13,14 +13,12 @@ import io
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import msgpack
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import NoteSection
+from typing import TYPE_CHECKING, Any, Literal
 
 from fusec.diagnostics import UnsupportedError
+
+if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
 
 ArgumentKind = Literal["pointer", "value", "hidden", "unknown"]
 
@@ -69,9 +67,16 @@ class CodeObject:
 def read_code_object(code: bytes) -> CodeObject:
     """Read the metadata of a code object.
 
+    The readers of the formats are imported here: they come with the extra `gpu`, without which
+    everything else of the linker works.
+
     Raises:
         UnsupportedError: it is not a code object of an AMD or NVIDIA GPU.
     """
+    import msgpack
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
     try:
         file = ELFFile(io.BytesIO(code))
         read = _READERS[file["e_machine"]]
@@ -122,6 +127,9 @@ _SETTINGS = ((0x300, _XNACK), (0xC00, _SRAMECC))
 
 
 def _metadata(file: ELFFile) -> Any:
+    import msgpack
+    from elftools.elf.sections import NoteSection
+
     for section in file.iter_sections():
         if isinstance(section, NoteSection):
             for note in section.iter_notes():
