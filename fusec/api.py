@@ -481,18 +481,14 @@ def _said_of_decisions(logs: Mapping[str, DecisionLog], most: int = 5) -> list[s
 def _said_of_requests(
     quantize: Sequence[str], graph: Graph, logs: Mapping[Target, DecisionLog]
 ) -> list[str]:
-    """That a request fits nothing, and that a CPU multiplies plain values, whatever is asked for.
+    """That a request fits nothing.
 
     Args:
         quantize: as on the command line.
         graph: as it was read.
         logs: what was decided, by target.
     """
-    lines = [
-        f"`--quantize` changes nothing for {target.name}: CPU kernels multiply plain weights"
-        for target in logs
-        if quantize and not target.is_gpu
-    ]
+    lines: list[str] = []
     names = {name for held in graph.parameters.values() for name in (held.name, *held.made_from)}
     routed = any(row.fusion.partition("_")[0] == "moe" for log in logs.values() for row in log)
     for request in map(parse_quantise, quantize):

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusec.ir import TensorType, Weight
+from fusec.ir import Graph, Node, TensorType, Weight
+from fusec.ir.types import bool_attr
 from fusec.ir.weights import Bits
-from fusec.kernels.cpu import PANEL
+from fusec.kernels.cpu import FLOATS, PANEL, operands, outer_params
+from fusec.kernels.launch import Call, Launch
+from fusec.symbolic import Dim
 
 DEPTH = 32
 """What K is padded to."""
@@ -20,6 +23,32 @@ CODE_BITS = {"f4e2m1x2": 4, "f8e4m3fn": 8}
 
 ONE = 0x7F
 """The e8m0 byte of the scale 1, for columns that are padding."""
+
+
+def float_rows_refusal(graph: Graph, node: Node) -> str | None:
+    """Why x, codes, scales and perhaps bias are not what the kernels of linears take."""
+    x, out = graph.type(node.inputs[0]).dtype, graph.type(node.output).dtype
+    if x not in FLOATS or out not in (x, "f32"):
+        return f"it computes {', '.join(FLOATS)}, not {out} of {x}"
+    for value in node.inputs[3:]:
+        if graph.type(value).dtype != x:
+            return f"the bias is {graph.type(value).dtype}, the rows are {x}"
+    for value in node.inputs[1:3]:
+        if value not in graph.parameters:
+            return "it packs the weight ahead of time, and this one is computed at run time"
+    return None
+
+
+def linear_launch(call: Call, op: str, params: tuple[Dim, ...]) -> Launch:
+    """A linear of x, codes, scales and perhaps bias; `params` begin with N and K."""
+    x, out = call.inputs[0], call.outputs[0]
+    wide = "" if out.dtype == x.dtype else f"_{out.dtype}"
+    has_bias = int(bool_attr(call.attrs, "has_bias"))
+    return Launch(
+        f"fusec_{op}_{x.dtype}{wide}",
+        operands(call),
+        (*outer_params(x, out), *params, has_bias),
+    )
 
 
 def _up_to(size: int, step: int) -> int:

@@ -1,30 +1,31 @@
 """Linears in few bits, because the source is quantised or because it was asked for.
 
-Fuses, on a GPU,
+Fuses
 
-    linear(x, w)   into   fp8_linear(quantize(x), codes, scales)     fp8 and mxfp8
+    linear(x, w)   into   fp8_linear(quantize(x), codes, scales)     fp8 and mxfp8, on a GPU
     linear(x, w)   into   mxfp4_linear(quantize(x), codes, scales)   mxfp4, with scaled matrix units
     linear(x, w)   into   mxfp4_linear(x, codes, scales)             mxfp4, without
+    linear(x, w)   into   fp8_linear(x, codes, scales)               fp8 and mxfp8, on a CPU
 
-x is quantised as its weight is: in groups of as many elements as a block of the weight has columns,
-else by token, or by the scale that the source gives; in MX formats in groups of 32 with e8m0 scales
-rounded even, to e4m3fn.  Linears that read one x share its codes.  The 8-bit float is the target's:
-e4m3fn codes become e4m3fnuz codes of half the value, with scales twice as large.  mxfp4 weights are
-padded to multiples of 256 in memory, unless `--mxfp4-align reject` says not to; then, too, nothing
-but weights of such sizes is multiplied by scaled matrix units.
+On a GPU x is quantised as its weight is: in groups of as many elements as a block of the weight has
+columns, else by token, or by the scale that the source gives; in MX formats in groups of 32 with
+e8m0 scales rounded even, to e4m3fn.  Linears that read one x share its codes.  The 8-bit float is
+the target's: e4m3fn codes become e4m3fnuz codes of half the value, with scales twice as large.
+mxfp4 weights are padded to multiples of 256 in memory, unless `--mxfp4-align reject` says not to;
+then, too, nothing but weights of such sizes is multiplied by scaled matrix units.  On a CPU x stays
+as it is, nothing is padded, and the kernel widens codes as it multiplies.
 
 A request without a pattern leaves alone what is sensitive, as vLLM and llm-compressor do: what is
 returned (`lm_head`), routers, and gates of one number; and low-rank products, two linears with
 nothing between, such as adapters.  A pattern that fits them takes them.  Embeddings and norms are
-no linears.  On a CPU nothing changes: a weight that the source holds in
-few bits is dequantised when the artifact is written.
+no linears.
 
 Leaves it alone when
   weight      the weight is computed, not stored
   request     the weight was joined from several, and a request fits only some of them
   scales      the codes were lost on the way, or their scales are none that a kernel takes
   fp8.arch    the source has 8-bit codes that the target does not multiply
-  mxfp8.arch  it is mxfp8, and the target has no scaled matrix units
+  mxfp8.arch  it is mxfp8, and the target is a GPU without scaled matrix units
   shape       the inputs are not whole groups that share a scale
   dtype       the rows are of a type that no kernel takes
 """
@@ -36,7 +37,7 @@ from typing import ClassVar
 
 from fusec.formats import MX_GROUP, Scaling, fp8_scaling, mx_scaling
 from fusec.ir import OPS, Attr, Graph, Node
-from fusec.ir.weights import Bits
+from fusec.ir.weights import Bits, Quantised
 from fusec.passes.experts_walk import before
 from fusec.passes.facts import only_reader
 from fusec.passes.mxfp4_layout import ALIGNMENT, aligned, padded, padded_codes, up_to
@@ -54,7 +55,7 @@ from fusec.passes.quantised_weights import (
     quantised_rows,
     weight_facts,
 )
-from fusec.rewrite import DecisionLog, FusionPass, Guard, Match, Rejection
+from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
 
@@ -68,7 +69,7 @@ _AFTER_ROUTER = ("softmax", "cast", "reshape", "slice", "concat", "expand", "tak
 
 
 def _mxfp8(match: Match, target: Target) -> Rejection | None:
-    if formats(match) != ("mxfp8",) or target.native_mxfp4:
+    if formats(match) != ("mxfp8",) or target.native_mxfp4 or not target.is_gpu:
         return None
     reason = f"mxfp8 needs the scaled matrix units of gfx950; this is {target.name}"
     return Rejection("mxfp8.arch", reason, match.values["weight"])
@@ -86,7 +87,7 @@ def _shape(match: Match, target: Target) -> Rejection | None:
 
 def _dtype(match: Match, target: Target) -> Rejection | None:
     x, dtype = match.root.inputs[0], str(match.facts["dtype"])
-    narrow = formats(match) == ("mxfp4",) and not _scaled(match, target)
+    narrow = target.is_gpu and formats(match) == ("mxfp4",) and not _scaled(match, target)
     wanted = NARROW if narrow else FLOATS
     if dtype in wanted:
         return None
@@ -131,10 +132,6 @@ class Quantise(FusionPass):
         """Products with a weight."""
         return frozenset(("linear",))
 
-    def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
-        """Rewrite for GPUs only."""
-        return super().run(graph, target, log) if target.is_gpu else 0
-
     def find(self, graph: Graph, node: Node) -> Match | None:
         """A linear whose weight is in few bits, or is to be."""
         value, settings = node.inputs[1], self.settings
@@ -154,7 +151,9 @@ class Quantise(FusionPass):
         """The format, and what the rows are quantised to."""
         (format,) = formats(match)
         found: dict[str, str | int | float] = {"format": format, "activations": str(target.fp8)}
-        if format.startswith("mx"):
+        if not target.is_gpu:
+            found["activations"] = str(match.facts["dtype"])
+        elif format.startswith("mx"):
             scaled = format == "mxfp8" or _scaled(match, target)
             found["activations"] = "mxfp8" if scaled else str(match.facts["dtype"])
         return found
@@ -163,7 +162,8 @@ class Quantise(FusionPass):
         """Quantise the rows, and multiply."""
         if formats(match) == ("mxfp4",):
             return {match.root.output: _mxfp4(match, target, build)}
-        return {match.root.output: _fp8(match, target, build)}
+        product = _fp8 if target.is_gpu else _fp8_of_floats
+        return {match.root.output: product(match, target, build)}
 
 
 def _fp8(match: Match, target: Target, build: Builder) -> str:
@@ -171,8 +171,6 @@ def _fp8(match: Match, target: Target, build: Builder) -> str:
     x, value, *bias = node.inputs
     (format,) = formats(match)
     held = in_few_bits(match, "weight", target)
-    outputs, length = held.values_shape
-    block = {"fp8-tensor": (outputs, length), "fp8-token": (1, length)}.get(format, held.block)
     codes, scale = held.codes, held.scale
     static = None
     if format == "mxfp8":
@@ -188,7 +186,7 @@ def _fp8(match: Match, target: Target, build: Builder) -> str:
             static = parameter(graph, f"{value}.input_scale", given)
     attrs: dict[str, Attr] = {
         **scaling.attrs(),
-        "weight_block": block,
+        "weight_block": _weight_block(held, format),
         "has_bias": bool(bias),
         "dtype": graph.type(node.output).dtype,
     }
@@ -198,6 +196,34 @@ def _fp8(match: Match, target: Target, build: Builder) -> str:
         parameter(graph, f"{value}.scale", scale),
     ]
     return build.value("fp8_linear", [*operands, *bias], attrs)
+
+
+def _fp8_of_floats(match: Match, target: Target, build: Builder) -> str:
+    """The product of x as it is; e8m0 scales become f32."""
+    graph, node = match.graph, match.root
+    x, value, *bias = node.inputs
+    (format,) = formats(match)
+    held = in_few_bits(match, "weight", target)
+    codes, scale = for_matrix_units(held, target, by_row=format == "fp8-token")
+    operands = [
+        x,
+        parameter(graph, f"{value}.codes", codes),
+        parameter(graph, f"{value}.scale", scale),
+        *bias,
+    ]
+    attrs: dict[str, Attr] = {
+        "weight_block": _weight_block(held, format),
+        "has_bias": bool(bias),
+        "dtype": graph.type(node.output).dtype,
+    }
+    return build.value("fp8_linear", operands, attrs)
+
+
+def _weight_block(held: Quantised, format: str) -> tuple[int, int]:
+    """Rows and columns that share a scale."""
+    outputs, length = held.values_shape
+    blocks = {"fp8-tensor": (outputs, length), "fp8-token": (1, length)}
+    return blocks.get(format, held.block)
 
 
 def _row_scaling(dtype: str, group: int) -> Scaling:
@@ -215,7 +241,7 @@ def _mxfp4(match: Match, target: Target, build: Builder) -> str:
     x, value, *bias = node.inputs
     held = in_few_bits(match, "weight", target)
     outputs, _ = held.values_shape
-    pads = match.facts["pads"] is True
+    pads = target.is_gpu and match.facts["pads"] is True
     step = ALIGNMENT if pads else 1
     codes, scale = padded_codes(held.codes, held.scale, step, step)
     scaled = _scaled(match, target)

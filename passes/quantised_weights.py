@@ -160,7 +160,8 @@ def is_multiplied(match: Match, target: Target) -> Rejection | None:
         if format.startswith("fp8") and held is not None:
             dtype = held.codes.type.dtype
             if dtype not in (target.fp8, "f8e4m3fn"):
-                reason = f"`%{value}` is {dtype}, and {target.name} multiplies {target.fp8}"
+                multiplied = target.fp8 or "f8e4m3fn"
+                reason = f"`%{value}` is {dtype}, and {target.name} multiplies {multiplied}"
                 return Rejection("fp8.arch", reason, value)
     return None
 

@@ -61,10 +61,9 @@ def _bias(match: Match, target: Target) -> Rejection | None:
 
 
 def _scales(match: Match, target: Target) -> Rejection | None:
-    """A CPU dequantises the weights anyway."""
     weights = tuple(match.graph.parameters[node.inputs[1]] for node in match.inner)
     held = [weight for weight in weights if weight.quantised is not None]
-    if not held or not target.is_gpu or concatenated("", weights, axis=0).quantised is not None:
+    if not held or concatenated("", weights, axis=0).quantised is not None:
         return None
     at = match.inner[weights.index(held[0])].inputs[1]
     reason = f"`%{at}` is held as {_form(held[0])}, and joining it would lose that"

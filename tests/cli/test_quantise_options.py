@@ -104,10 +104,11 @@ def test_ranks_are_not_lowered(fusec: Fusec, mlp: Path, tmp_path: Path) -> None:
     assert fusec("compile", mlp, "--target", "gfx950", "--tp", "2", *required).code == 3
 
 
-def test_a_cpu_multiplies_plain_weights(fusec: Fusec, mlp: Path) -> None:
+def test_a_cpu_keeps_rows_as_they_are(fusec: Fusec, mlp: Path) -> None:
     done = fusec("explain", mlp, "--target", "x86-64-v3", "--quantize", "fp8-token")
-    assert "quantise" not in done.out
-    assert "`--quantize` changes nothing for x86-64-v3" in done.err
+    assert "quantise: 4 of 4 fired" in done.out
+    assert "format fp8-token, activations bf16" in done.out
+    assert "--quantize" not in done.err
 
 
 def test_requests_that_fit_nothing_are_named(fusec: Fusec, mlp: Path) -> None:

@@ -232,29 +232,41 @@ def weight_block(attrs: Attrs) -> tuple[int, int]:
 def _infer_fp8_linear(types: Types, attrs: Attrs) -> Types:
     """x [..., K] codes, x_scale, weight [N, K] codes, weight_scale, bias [N] if `has_bias`.
 
-    The attributes of `Scaling` say how x was quantised.  `weight_block` (rows, columns): weight
-    elements that share a scale f32 [ceil(N/rows), ceil(K/columns)]; (1, K) is one for each output,
-    (N, K) one for all.  Gives [..., N] in `dtype`; sums are in f32.
+    The attributes of `Scaling` say how x was quantised; without them x is float, and there is no
+    x_scale.  `weight_block` (rows, columns): weight elements that share a scale f32
+    [ceil(N/rows), ceil(K/columns)]; (1, K) is one for each output, (N, K) one for all.  Gives
+    [..., N] in `dtype`; sums are in f32.
     """
-    arity(types, 4 + bool_attr(attrs, "has_bias"))
-    x, x_scale, weight, weight_scale = types[:4]
-    scaling = scaling_of(attrs)
-    if weight.rank != 2 or x.shape[-1] != weight.shape[1] or scaling.packed:
+    scaled = has_scaled_rows(attrs)
+    arity(types, 3 + scaled + bool_attr(attrs, "has_bias"))
+    x, (weight, weight_scale, *bias) = types[0], types[1 + scaled :]
+    if weight.rank != 2 or x.shape[-1] != weight.shape[1]:
         raise VerifyError(f"`{x}` does not multiply weight `{weight}`")
-    if weight.dtype != x.dtype or x.dtype != scaling.dtype:
-        raise VerifyError(f"`{x}` and weight `{weight}` are of two formats")
-    if x_scale.shape != _scale_shape(x.shape, scaling):
-        raise VerifyError(f"`{x_scale}` are not the scales of `{x}`")
+    if scaled:
+        scaling = scaling_of(attrs)
+        if weight.dtype != x.dtype or x.dtype != scaling.dtype or scaling.packed:
+            raise VerifyError(f"`{x}` and weight `{weight}` are of two formats")
+        if types[1].shape != _scale_shape(x.shape, scaling):
+            raise VerifyError(f"`{types[1]}` are not the scales of `{x}`")
+    else:
+        float_operand(x)
     _scales_fit(weight_scale, weight.shape, weight_block(attrs))
-    _bias_fits(types[4:], weight.shape[0])
+    _bias_fits(bias, weight.shape[0])
     return (TensorType(str_attr(attrs, "dtype"), (*x.shape[:-1], weight.shape[0])),)
 
 
+def has_scaled_rows(attrs: Attrs) -> bool:
+    """Whether an `fp8_linear` multiplies codes, not floats."""
+    return "granularity" in attrs
+
+
 def _fp8_linear(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
-    x, x_scale, weight, weight_scale = arrays[:4]
+    scaled = has_scaled_rows(attrs)
+    x = dequantised(arrays[0], arrays[1], Scaling.of(attrs)) if scaled else arrays[0]
+    weight, weight_scale, *bias = arrays[1 + scaled :]
     wide = weight * expand_blocks(weight_scale, weight_block(attrs), weight.shape)
-    result = dequantised(x, x_scale, Scaling.of(attrs)) @ wide.T
-    return (result + arrays[4] if bool_attr(attrs, "has_bias") else result,)
+    result = x @ wide.T
+    return (result + bias[0] if bias else result,)
 
 
 def _bias_fits(bias: Sequence[TensorType], rows: Dim) -> None:
