@@ -40,6 +40,7 @@ from fusec.runtime.container import (
     marker_text,
     read_directory,
 )
+from fusec.runtime.cpu import available_cpus
 from fusec.runtime.documents import MAX_RANK, Field, parse_json
 from fusec.runtime.errors import (
     ChecksumError,
@@ -53,6 +54,7 @@ from fusec.runtime.errors import (
     VersionError,
     WeightsError,
 )
+from fusec.runtime.pages import prefer_huge_pages, read_ahead
 from fusec.runtime.tensor_file import (
     PADDING,
     TensorPlace,
@@ -74,6 +76,9 @@ MAX_NAME = 4096
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
+
+Checksum = Callable[[memoryview], int]
+"""Computes a CRC-32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,7 @@ class WeightSpec:
         bytes: its size.
         offset: from the end of the safetensors header; `None` where weights are given at load.
         sha256: of its bytes; `None` where weights are given at load.
+        crc32: of its bytes; `None` where weights are given at load, or by an older fusec.
         packing: identifies the layout; `plain` for the source's own bytes.
         sources: names of the tensors of the source that it was made from.
     """
@@ -124,6 +130,7 @@ class WeightSpec:
     bytes: int
     offset: int | None
     sha256: str | None
+    crc32: int | None
     packing: str
     sources: tuple[str, ...]
 
@@ -337,17 +344,35 @@ class Artifact:
             )
         return _weights_file(memoryview(_map_file(file)), table, str(file))
 
-    def verify_weights(self, weights: WeightsFile, progress: Progress | None = None) -> None:
+    def verify_weights(
+        self,
+        weights: WeightsFile,
+        progress: Progress | None = None,
+        *,
+        checksum: Checksum | None = None,
+    ) -> None:
         """Compare the digest of every weight; reads all of their bytes, on several threads.
+
+        Args:
+            weights: of this artifact.
+            progress: is told of bytes.
+            checksum: computes a CRC-32, which finds damage at the speed of memory; without it
+                the SHA-256 is compared.
 
         Raises:
             ChecksumError: a bit differs.
         """
         table = self.manifest.weights
 
+        def intact(tensor: WeightSpec, data: memoryview) -> bool:
+            if checksum is not None and tensor.crc32 is not None:
+                return checksum(data) == tensor.crc32
+            return tensor.sha256 is None or _sha256(data) == tensor.sha256
+
         def check(tensor: WeightSpec) -> int:
             data = weights[tensor.name]
-            if tensor.sha256 is not None and hashlib.sha256(data).hexdigest() != tensor.sha256:
+            read_ahead(data)
+            if not intact(tensor, data):
                 raise ChecksumError(
                     f"the weight `{tensor.name}` is not the one that was written",
                     at=str(self.path),
@@ -359,8 +384,9 @@ class Artifact:
             if any(filler):
                 raise ChecksumError("the space between weights is not empty", at=str(self.path))
         done = 0
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for size in pool.map(check, table.tensors):
+        largest_first = sorted(table.tensors, key=lambda tensor: -tensor.bytes)
+        with ThreadPoolExecutor(min(8, available_cpus())) as pool:
+            for size in pool.map(check, largest_first):
                 done += size
                 if progress is not None:
                     progress(done, table.tensor_bytes)
@@ -543,9 +569,14 @@ def _weight(field: Field, stored: bool) -> WeightSpec:
         bytes=size,
         offset=field.get("offset").integer() if stored else None,
         sha256=field.get("sha256").sha256() if stored else None,
+        crc32=_crc32(field.get_or_none("crc32")) if stored else None,
         packing=field.get("packing").string(),
         sources=field.get("sources").tuple_of(Field.string),
     )
+
+
+def _crc32(field: Field | None) -> int | None:
+    return None if field is None else field.integer(0, 0xFFFFFFFF)
 
 
 def _check_unique(names: list[str], path: str, field: Field) -> None:
@@ -635,6 +666,7 @@ def _weights_file(data: memoryview, table: WeightsTable, at: str) -> WeightsFile
     padding = [place for name, place in places.items() if PADDING.fullmatch(name)]
     if table.storage != "none" and len(chosen) + len(padding) != len(places):
         raise WeightsError("the file has weights that are not in the manifest", at=at)
+    prefer_huge_pages(data)
     return WeightsFile(data, chosen, padding, header)
 
 

@@ -8,18 +8,32 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import math
 import os
 import platform
 import re
 import struct
 import threading
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from fusec.diagnostics import DeviceError, InputError
-from fusec.runtime.errors import CodeError, TargetError
+from fusec.runtime.errors import ChecksumError, CodeError, TargetError
+
+CORE_SYMBOLS = (
+    "fusec_crc32",
+    "fusec_execute",
+    "fusec_last_error",
+    "fusec_set_threads",
+    "fusec_threads",
+)
+"""Functions that every module has, besides its kernels."""
 
 _CPUINFO = Path("/proc/cpuinfo")
+_ROOT = Path("/")
 _MAX_THREADS = 1024
 _X86_64 = ("x86_64", "AMD64")
 _ELF_HEADER = struct.Struct("<16s2HI3QI6H")
@@ -42,8 +56,63 @@ def host_features() -> frozenset[str]:
             f"this machine is `{platform.system()}` on `{platform.machine()}`, but CPU targets "
             "need Linux on x86-64"
         )
-    found = re.search(r"^flags\s*:(.*)$", _CPUINFO.read_text(encoding="utf-8"), re.MULTILINE)
-    return frozenset(found[1].split()) if found is not None else frozenset()
+    with _CPUINFO.open(encoding="utf-8") as file:
+        # All processors of a machine are listed; one tells, and hundreds take long to read.
+        flags = next((line for line in file if line.startswith("flags")), ":")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def available_cpus(root: Path = _ROOT) -> int:
+    """CPUs that this process may keep busy: as many as its affinity and its containers allow.
+
+    A container with a share of a CPU counts it whole, as other runtimes do.
+
+    Args:
+        root: of the file system in which the limits are looked up.
+    """
+    limits = [math.ceil(limit) for limit in _container_limits(root)]
+    return max(1, min([len(os.sched_getaffinity(0)), *limits]))
+
+
+def _container_limits(root: Path) -> Iterator[float]:
+    """CPUs that each control group around this process grants, where it sets a limit.
+
+    Version 2 has both numbers in `cpu.max`, version 1 has a file for each; a group may also lie
+    under the mount point itself, where a container sees no other.  See the kernel's
+    `admin-guide/cgroup-v2.rst` and `scheduler/sched-bwc.rst`.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    mounts = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = mounts / "cpu" if controllers else mounts
+        path = mount / group.lstrip("/")
+        for folder in (path, *path.parents):
+            limit = _limit_of(folder)
+            if limit is not None:
+                yield limit
+            if folder == mount:
+                break
+
+
+def _limit_of(group: Path) -> float | None:
+    """CPUs that one control group grants; `None` for no limit."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota, period = (
+                (group / name).read_text(encoding="ascii").strip()
+                for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            )
+    except (OSError, ValueError):
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def require_features(arch: str, needed: Iterable[str], at: str) -> None:
@@ -104,7 +173,7 @@ class Module:
     def __init__(self, library: ctypes.CDLL, at: str) -> None:
         self._library = library
         self._at = at
-        for name in ("fusec_execute", "fusec_last_error", "fusec_set_threads", "fusec_threads"):
+        for name in CORE_SYMBOLS:
             self.address(name)
         self._execute = library.fusec_execute
         self._execute.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
@@ -116,6 +185,10 @@ class Module:
         self._last_error.argtypes = (ctypes.c_void_p,)
         self._last_error.restype = None
         library.fusec_threads.restype = ctypes.c_int
+        self._has_products = "pclmulqdq" in host_features()
+        self._crc32 = library.fusec_crc32
+        self._crc32.argtypes = (ctypes.c_void_p, ctypes.c_int64)
+        self._crc32.restype = ctypes.c_uint32
 
     def address(self, symbol: str) -> int:
         """Where a function is.
@@ -141,6 +214,13 @@ class Module:
         if threads != self.threads:
             self._set_threads(threads)
 
+    def crc32(self, data: memoryview) -> int:
+        """The CRC-32 of contiguous bytes, as `zlib.crc32` gives it, faster where it can be."""
+        if not self._has_products:
+            return zlib.crc32(data)
+        address = np.frombuffer(data, np.uint8).ctypes.data
+        return int(self._crc32(address, data.nbytes))
+
     def execute(self, steps: int, count: int, seconds: int | None) -> None:
         """Run `count` steps of the `FusecStep` array at address `steps`.
 
@@ -163,19 +243,28 @@ _modules: dict[str, Module] = {}
 _modules_lock = threading.Lock()
 
 
-def load_module(code: memoryview, at: str) -> Module:
+def load_module(code: memoryview, sha256: str, at: str) -> Module:
     """Load a shared object from memory; the same bytes are loaded once a process.
 
-    The caller has checked the target and the digest.  Loading runs the code's initialisers.
+    The caller has checked the target.  Loading runs the code's initialisers.
+
+    Args:
+        code: the shared object; may lie in a file that somebody else writes to.
+        sha256: what its digest has to be.
+        at: where it is from.
 
     Raises:
         CodeError: it is no shared object for this machine, or lacks fusec's core.
+        ChecksumError: it is not the one that was written.
     """
-    digest = hashlib.sha256(code).hexdigest()
     with _modules_lock:
-        if digest not in _modules:
-            _modules[digest] = _load(code, at)
-        return _modules[digest]
+        if sha256 not in _modules:
+            # A copy: what is checked is what runs, whatever becomes of the file.
+            copy = bytes(code)
+            if hashlib.sha256(copy).hexdigest() != sha256:
+                raise ChecksumError("the module is not the one that was written", at=at)
+            _modules[sha256] = _load(copy, at)
+        return _modules[sha256]
 
 
 def request_tiles(at: str) -> None:
@@ -200,7 +289,7 @@ def check_threads(threads: int | None) -> None:
         raise InputError(f"`threads` must be from 1 to {_MAX_THREADS}, not `{threads}`")
 
 
-def _load(code: memoryview, at: str) -> Module:
+def _load(code: bytes, at: str) -> Module:
     _check_elf(code, at)
     # The descriptor stays open: the loader tells libraries apart by path, and a closed number
     # would be given to the next file.
@@ -218,9 +307,9 @@ def _load(code: memoryview, at: str) -> Module:
     return Module(library, at)
 
 
-def _check_elf(code: memoryview, at: str) -> None:
+def _check_elf(code: bytes, at: str) -> None:
     """Refuse what the loader would crash on: other files, and segments outside of the file."""
-    if len(code) < _ELF_HEADER.size or bytes(code[:6]) != b"\x7fELF\x02\x01":
+    if len(code) < _ELF_HEADER.size or code[:6] != b"\x7fELF\x02\x01":
         raise CodeError("the module is not a 64-bit ELF file", at=at)
     _, kind, machine, _, _, table, _, _, _, entry_size, entries, *_ = _ELF_HEADER.unpack_from(code)
     if machine != _ELF_X86_64 or kind != _ELF_SHARED:

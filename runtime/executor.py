@@ -8,8 +8,7 @@ every parameter.  A run then fills in the addresses of its inputs and outputs an
 from __future__ import annotations
 
 import ctypes
-import mmap
-import os
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -19,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusec.diagnostics import InputError
+from fusec.dtypes import DTYPES
 from fusec.runtime.cpu import (
     DIVISION_BY_ZERO,
     INDEX_OUT_OF_RANGE,
     Module,
     StepError,
+    available_cpus,
 )
 from fusec.runtime.errors import CodeError, WeightsError
 from fusec.runtime.layout import (
@@ -42,8 +43,12 @@ from fusec.runtime.layout import (
     place,
 )
 from fusec.runtime.onnx_part import OnnxPart
+from fusec.runtime.pages import Bytes, Recycler, new_pages
 from fusec.runtime.program import THREADS
 from fusec.runtime.steps import KernelStep, OnnxStep, Program
+
+RECYCLED_BYTES = 1 << 20
+"""Outputs from this size on lie in memory of earlier ones that nobody holds any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +62,25 @@ class Part:
     outputs: tuple[Place, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """Everything about a run that follows from the sizes of its inputs.
 
     Attributes:
         layout: sizes, places and parameters.
-        pointers: the addresses that steps read; written before each run.
+        bases: the address of each buffer; those of inputs and outputs are written before each run.
+        pointers: the addresses that steps read; likewise.
+        moving: which of them point into inputs and outputs.
+        arena: where the arena was when the others were written.
         steps: the `FusecStep` array, three addresses a row.
         parts: what to do, in order.
     """
 
     layout: Layout
+    bases: NDArray[np.int64]
     pointers: NDArray[np.int64]
+    moving: NDArray[np.int64]
+    arena: int
     steps: NDArray[np.int64]
     parts: tuple[Part, ...]
 
@@ -92,7 +103,7 @@ class Executor:
             module: its code; `None` if no step needs any.
             weights: the bytes of each weight.
             onnx: each model that a step names.
-            threads: that take part in a step; `None` for the CPUs this process may use.
+            threads: that take part in a step; `None` for the CPUs this process may keep busy.
 
         Raises:
             CodeError: the module lacks a function.
@@ -101,7 +112,7 @@ class Executor:
         self.program = program
         self._module = module
         self._onnx = onnx
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or available_cpus()
         self._weights = weights
         self._lock = threading.Lock()
         self._plans: OrderedDict[Key, Plan] = OrderedDict()
@@ -110,6 +121,8 @@ class Executor:
         self._functions = self._resolve_functions()
         self._bases = np.zeros(len(program.buffers), np.int64)
         self._is_arena = np.array([b.kind == "arena" for b in program.buffers], np.bool_)
+        self._is_moving = np.array([b.kind in ("input", "output") for b in program.buffers])
+        self._recycler = Recycler()
         # Held, because the addresses in `_bases` are theirs.
         self._aligned = self._place_weights()
 
@@ -138,17 +151,19 @@ class Executor:
             if self._module is not None:
                 self._module.set_threads(self.threads)  # another model may share the module
             plan = self._plan(symbols)
-            layout = plan.layout
-            bases = np.where(self._is_arena, layout.arena_offsets, self._bases)
-            bases[self._is_arena] += self._arena.address(layout.arena_bytes)
             for binding in self.program.inputs:
-                check_input(self.program, layout, binding.buffer, inputs[binding.spec.name])
-                bases[binding.buffer] = inputs[binding.spec.name].ctypes.data
-            outputs = self._new_outputs(plan, bases)
-            offsets = layout.pointer_offsets
-            np.add(bases[self.program.pointer_buffers], offsets, out=plan.pointers)
-            self._execute(plan, bases, times)
-            return self._finished(plan, bases, outputs)
+                array = inputs[binding.spec.name]
+                check_input(self.program, plan.layout, binding.buffer, array)
+                plan.bases[binding.buffer] = array.ctypes.data
+            outputs = self._new_outputs(plan)
+            self._place_arena(plan)
+            moving = plan.moving
+            plan.pointers[moving] = (
+                plan.bases[self.program.pointer_buffers[moving]]
+                + plan.layout.pointer_offsets[moving]
+            )
+            self._execute(plan, times)
+            return self._finished(plan, outputs)
 
     def arena_bytes(self, symbols: Mapping[str, int]) -> int:
         """The size of the arena for these sizes of the inputs."""
@@ -201,7 +216,10 @@ class Executor:
         pointers = np.zeros(max(1, count), np.int64)[:count]
         return Plan(
             layout=layout,
+            bases=self._bases.copy(),
             pointers=pointers,
+            moving=np.flatnonzero(self._is_moving[self.program.pointer_buffers]),
+            arena=-1,
             steps=self._steps(pointers, layout.params),
             parts=self._parts(layout),
         )
@@ -236,17 +254,41 @@ class Executor:
 
     # --- running ---
 
-    def _new_outputs(self, plan: Plan, bases: NDArray[np.int64]) -> dict[int, Storage]:
+    def _place_arena(self, plan: Plan) -> None:
+        """Write the addresses that stay as long as the arena does not move."""
+        arena = self._arena.address(plan.layout.arena_bytes)
+        if plan.arena == arena:
+            return
+        plan.arena = arena
+        np.copyto(plan.bases, plan.layout.arena_offsets + arena, where=self._is_arena)
+        np.add(
+            plan.bases[self.program.pointer_buffers],
+            plan.layout.pointer_offsets,
+            out=plan.pointers,
+        )
+
+    def _new_output(self, dtype: str, shape: tuple[int, ...]) -> Storage:
+        storage = DTYPES[dtype].numpy
+        size = math.prod(shape) * storage.itemsize
+        if size < RECYCLED_BYTES:
+            return new_array(dtype, shape)
+        try:
+            return self._recycler.take(size).view(storage).reshape(shape)
+        except (OSError, ValueError, OverflowError):
+            raise out_of_memory(size) from None
+
+    def _new_outputs(self, plan: Plan) -> dict[int, Storage]:
         """Memory for every output buffer, by index."""
         outputs: dict[int, Storage] = {}
         for binding, shape in zip(self.program.outputs, plan.layout.output_shapes, strict=True):
             if self.program.buffers[binding.buffer].kind == "output":
-                array = new_array(binding.spec.dtype, shape)
+                array = self._new_output(binding.spec.dtype, shape)
                 outputs[binding.buffer] = array
-                bases[binding.buffer] = array.ctypes.data
+                plan.bases[binding.buffer] = array.ctypes.data
         return outputs
 
-    def _execute(self, plan: Plan, bases: NDArray[np.int64], times: list[StepTime] | None) -> None:
+    def _execute(self, plan: Plan, times: list[StepTime] | None) -> None:
+        bases = plan.bases
         for part in plan.parts:
             if part.onnx is not None:
                 model = self._onnx[part.onnx.model]
@@ -292,16 +334,14 @@ class Executor:
             f"the kernel `{step.kernel}` does not take {error.value}; it takes {error.bound}", at=at
         )
 
-    def _finished(
-        self, plan: Plan, bases: NDArray[np.int64], outputs: Mapping[int, Storage]
-    ) -> dict[str, Storage]:
+    def _finished(self, plan: Plan, outputs: Mapping[int, Storage]) -> dict[str, Storage]:
         result: dict[str, Storage] = {}
         for binding, shape in zip(self.program.outputs, plan.layout.output_shapes, strict=True):
             array = outputs.get(binding.buffer)
             if array is None:
                 # The output is an input, a weight or what is left in the arena.
-                array = new_array(binding.spec.dtype, shape)
-                ctypes.memmove(array.ctypes.data, int(bases[binding.buffer]), array.nbytes)
+                array = self._new_output(binding.spec.dtype, shape)
+                ctypes.memmove(array.ctypes.data, int(plan.bases[binding.buffer]), array.nbytes)
             result[binding.spec.name] = array
         return result
 
@@ -310,17 +350,14 @@ class _Arena:
     """Memory that steps share; grows to the largest run and stays."""
 
     def __init__(self) -> None:
-        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._memory: Bytes = np.empty(0, np.uint8)
 
     def address(self, size: int) -> int:
         """Where `size` bytes are; what was in them is lost when they move."""
         if size > self._memory.nbytes:
             self._memory = np.empty(0, np.uint8)
             try:
-                mapped = mmap.mmap(-1, size)
+                self._memory = new_pages(size)
             except (OSError, ValueError, OverflowError):
                 raise out_of_memory(size) from None
-            # One entry of the page table for 2 MiB instead of 512.
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-            self._memory = np.frombuffer(mapped, np.uint8)
         return int(self._memory.ctypes.data)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from fusec.diagnostics import UsageError
 from fusec.runtime.artifact import (
     Artifact,
+    Checksum,
     Progress,
     TargetSpec,
     TensorSpec,
@@ -19,6 +22,7 @@ from fusec.runtime.artifact import (
     open_artifact,
 )
 from fusec.runtime.cpu import (
+    available_cpus,
     check_threads,
     host_features,
     load_module,
@@ -31,9 +35,10 @@ from fusec.runtime.errors import MalformedError, TargetError, WeightsError
 from fusec.runtime.executor import Executor
 from fusec.runtime.external import load_external
 from fusec.runtime.gpu_executor import GpuExecutor
-from fusec.runtime.layout import CACHE_LINE, Storage, new_array
+from fusec.runtime.layout import CACHE_LINE, Storage, new_array, out_of_memory
 from fusec.runtime.model import Model, to_storage
 from fusec.runtime.onnx_part import OnnxPart
+from fusec.runtime.pages import new_pages
 from fusec.runtime.program import read_program
 from fusec.runtime.steps import ExternalStep, OnnxStep, Program
 
@@ -53,6 +58,7 @@ def load(
     progress: Progress | None = None,
     driver: Driver | None = None,
     graphs: bool = True,
+    huge_pages: bool = False,
 ) -> Model:
     """Load an artifact; its native code runs in this process, so load only what you trust.
 
@@ -60,15 +66,17 @@ def load(
         path: of the artifact.
         device: `cpu`, `hip:0` or `cuda:0`.
         threads: of the CPU that take part in each step; by default as many as this process may
-            use.
+            keep busy, which containers can limit.
         weights: for an artifact compiled with `--weights none`, or external weights that moved.
             Arrays go by the name in the artifact or, where a weight is the source's own bytes,
             by its name in the source.
-        verify: read all weights once and compare their digests.  Without it a flipped bit in a
-            weight goes unnoticed; everything else is always verified.
+        verify: read all weights once and compare their checksums.  Without it a flipped bit in a
+            weight goes unnoticed; everything else is always verified, by its digest.
         progress: called with bytes of weights verified and in all.
         driver: of the GPU to run on, instead of that of `device`; it stays the caller's to close.
         graphs: whether a GPU keeps the launches of the last combinations of sizes as graphs.
+        huge_pages: on a CPU, copy weights into memory with pages of 2 MiB instead of mapping them
+            from the file, whose pages are of 4 KiB on most file systems before Linux 6.16.
 
     Raises:
         InputError: the file cannot be read, or onnxruntime is needed and not installed.
@@ -80,7 +88,7 @@ def load(
     check_threads(threads)
     artifact = open_artifact(path)
     if kind == "cpu" and driver is None:
-        return _load_on_cpu(artifact, threads, weights, verify, progress)
+        return _load_on_cpu(artifact, threads, weights, verify, progress, huge_pages)
     owns_driver = driver is None
     if driver is None:
         _sections(artifact, _FAMILIES[kind], device)
@@ -101,17 +109,22 @@ def _load_on_cpu(
     weights: Weights | None,
     verify: bool,
     progress: Progress | None,
+    huge_pages: bool,
 ) -> Model:
     at = str(artifact.path)
     section = choose_cpu_target(artifact)
     program = _program(artifact, section)
     if any(name.startswith("amx") for name in section.features):
         request_tiles(at)
-    arrays = _weight_arrays(artifact, weights, verify, progress)
     module = None
     for entry in program.modules:
-        module = load_module(artifact.entry(entry), f"{at}: {entry}")
+        digest = artifact.manifest.entries[entry][1]
+        module = load_module(artifact.entry(entry), digest, f"{at}: {entry}")
+    checksum = zlib.crc32 if module is None else module.crc32
+    arrays = _weight_arrays(artifact, weights, verify, progress, checksum)
     onnx = _onnx_parts(artifact, program, threads)
+    if huge_pages:
+        arrays = _in_huge_pages(arrays)
     placed = {name: _on_cache_line(array) for name, array in arrays.items()}
     executor = Executor(program, module, placed, onnx, threads)
     return Model(artifact, section.target, executor)
@@ -139,7 +152,7 @@ def _load_on_gpu(
         load_external(step.call) for step in program.steps if isinstance(step, ExternalStep)
     )
     onnx = _onnx_parts(artifact, program, threads)
-    arrays = _weight_arrays(artifact, weights, verify, progress)
+    arrays = _weight_arrays(artifact, weights, verify, progress, zlib.crc32)
     executor = GpuExecutor(
         program, driver, code, arrays, onnx, external, graphs=graphs, owns_driver=owns_driver
     )
@@ -200,7 +213,11 @@ def _sections(artifact: Artifact, family: str, device: str) -> list[TargetSpec]:
 
 
 def _weight_arrays(
-    artifact: Artifact, given: Weights | None, verify: bool, progress: Progress | None
+    artifact: Artifact,
+    given: Weights | None,
+    verify: bool,
+    progress: Progress | None,
+    checksum: Checksum,
 ) -> dict[str, Storage]:
     """Every weight; those of a file are mapped, and not read unless they are verified."""
     table = artifact.manifest.weights
@@ -208,7 +225,7 @@ def _weight_arrays(
         return {tensor.name: _given_weight(tensor, given, artifact) for tensor in table.tensors}
     file = artifact.weights(None if given is None else Path(given))
     if verify:
-        artifact.verify_weights(file, progress)
+        artifact.verify_weights(file, progress, checksum=checksum)
     return {tensor.name: np.frombuffer(file[tensor.name], np.uint8) for tensor in table.tensors}
 
 
@@ -230,6 +247,28 @@ def _given_weight(
         at=str(artifact.path),
         hint=f"it is {tensor.dtype}{list(tensor.shape)}, packed as `{tensor.packing}`",
     )
+
+
+def _in_huge_pages(arrays: Mapping[str, Storage]) -> dict[str, Storage]:
+    """Copies of all arrays, one after the other on cache lines."""
+    begins: dict[str, int] = {}
+    end = 0
+    for name, array in arrays.items():
+        begins[name] = end
+        end += -(-array.nbytes // CACHE_LINE) * CACHE_LINE
+    try:
+        memory = new_pages(end)
+    except OSError:
+        raise out_of_memory(end) from None
+
+    def copied(name: str) -> Storage:
+        raw = arrays[name].reshape(-1).view(np.uint8)
+        copy = memory[begins[name] : begins[name] + raw.nbytes]
+        copy[:] = raw
+        return copy
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        return dict(zip(arrays, pool.map(copied, arrays), strict=True))
 
 
 def _on_cache_line(array: Storage) -> Storage:

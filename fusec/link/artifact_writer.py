@@ -367,7 +367,7 @@ class _StreamedWeights:
     crc32: int
     sha256: str
     header_sha256: str
-    tensors: Mapping[str, str]
+    tensors: Mapping[str, _Digest]
 
 
 def _weights_layout(weights: Sequence[WeightData]) -> TensorFileLayout:
@@ -384,7 +384,7 @@ def _stream_weights(
     progress: Progress | None,
 ) -> _StreamedWeights:
     by_name = {weight.name: weight for weight in weights}
-    tensors: dict[str, str] = {}
+    tensors: dict[str, _Digest] = {}
     with ThreadPoolExecutor(3) as pool:
         hashes = _Hashes(pool)
         hashes.write(file, layout.header)
@@ -392,7 +392,7 @@ def _stream_weights(
         for place in layout.tensors:
             weight = by_name.get(place.name)
             chunks = (bytes(place.bytes),) if weight is None else weight.chunks()
-            digest = hashlib.sha256()
+            digest = _Digest()
             written = 0
             for chunk in _bounded(chunks):
                 hashes.write(file, chunk, digest)
@@ -405,31 +405,44 @@ def _stream_weights(
                 )
             done += written
             if weight is not None:
-                tensors[place.name] = digest.hexdigest()
+                tensors[place.name] = digest
     header_sha256 = hashlib.sha256(layout.header).hexdigest()
-    return _StreamedWeights(hashes.crc32, hashes.whole.hexdigest(), header_sha256, tensors)
+    whole = hashes.whole
+    return _StreamedWeights(whole.crc32, whole.sha256.hexdigest(), header_sha256, tensors)
+
+
+class _Digest:
+    """Both checks of a stream of bytes."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self.crc32 = 0
+
+    def update_sha256(self, chunk: Chunk) -> None:
+        self.sha256.update(chunk)
+
+    def update_crc32(self, chunk: Chunk) -> None:
+        self.crc32 = zlib.crc32(chunk, self.crc32)
 
 
 class _Hashes:
-    """Updates three digests of one stream at once; each of them releases the interpreter lock."""
+    """Updates the digests of one stream at once; each of them releases the interpreter lock."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.pool = pool
-        self.whole = hashlib.sha256()
-        self.crc32 = 0
+        self.whole = _Digest()
 
-    def write(self, file: IO[bytes], chunk: Chunk, digest: hashlib._Hash | None = None) -> None:
-        pending: list[Future[None]] = [self.pool.submit(self.whole.update, chunk)]
-        if digest is not None:
-            pending.append(self.pool.submit(digest.update, chunk))
-        checksum = self.pool.submit(zlib.crc32, chunk, self.crc32)
+    def write(self, file: IO[bytes], chunk: Chunk, digest: _Digest | None = None) -> None:
+        pending: list[Future[None]] = []
+        for updated in (self.whole,) if digest is None else (self.whole, digest):
+            pending.append(self.pool.submit(updated.update_sha256, chunk))
+            pending.append(self.pool.submit(updated.update_crc32, chunk))
         try:
             file.write(chunk)
         finally:
             # The caller may reuse the memory of `chunk` as soon as this returns or raises.
             for future in pending:
                 future.result()
-            self.crc32 = checksum.result()
 
 
 def _bounded(chunks: Iterable[Chunk]) -> Iterator[memoryview]:
@@ -461,7 +474,8 @@ def _weights_table(
         }
         if streamed is not None:
             row["offset"] = places[weight.name].offset
-            row["sha256"] = streamed.tensors[weight.name]
+            digest = streamed.tensors[weight.name]
+            row["sha256"], row["crc32"] = digest.sha256.hexdigest(), digest.crc32
         tensors.append(row)
     if streamed is None:
         return {"storage": storage, "file": None, "tensors": tensors}

@@ -19,10 +19,8 @@ from fusec.link.elf import dynamic_symbols
 from fusec.link.toolchain import Toolchain
 from fusec.lower.codegen_cpp import print_file
 from fusec.lower.steps import Lowered
+from fusec.runtime.cpu import CORE_SYMBOLS
 from fusec.target import Target
-
-CORE_SYMBOLS = ("fusec_execute", "fusec_last_error", "fusec_set_threads", "fusec_threads")
-"""Functions of the core that the runtime calls."""
 
 LIBRARY_SYMBOLS = frozenset(
     "abort calloc clock_gettime fprintf fputs free getpid madvise malloc memcmp memcpy memmove "

@@ -1,4 +1,5 @@
 // The runtime inside every CPU module: thread pool, scratch memory, errors, and the step loop.
+#include <fusec/checksum.h>
 #include <fusec/kernel.h>
 
 #include <pthread.h>
@@ -308,6 +309,11 @@ FUSEC_KERNEL void fusec_parallel_for(int64_t n, int64_t grain,
     pthread_mutex_unlock(&pool.mutex);
   }
   release_pool();
+}
+
+// The CRC-32 of `count` bytes, as zlib computes it.  The processor must have `pclmulqdq`.
+FUSEC_KERNEL uint32_t fusec_crc32(const void* data, int64_t count) {
+  return fusec::crc32(static_cast<const uint8_t*>(data), count);
 }
 
 FUSEC_KERNEL void fusec_raise(int64_t code, int64_t value, int64_t bound) {

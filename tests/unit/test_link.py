@@ -17,9 +17,10 @@ from fusec.diagnostics import InputError, InternalError, UnsupportedError
 from fusec.ir import Graph, TensorType
 from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.link.elf import dynamic_symbols
-from fusec.link.linker import CORE_SYMBOLS, LinkError, headers_digest, link
+from fusec.link.linker import LinkError, headers_digest, link
 from fusec.link.toolchain import Toolchain, find_toolchain
 from fusec.lower import Lowered, lower
+from fusec.runtime.cpu import CORE_SYMBOLS
 from fusec.target import CPU_ARCHES
 
 
