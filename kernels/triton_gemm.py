@@ -4,8 +4,8 @@ The rows M of the first operand are known at run time only.  A product with few 
 reading the weight, one with some has too few tiles for every compute unit: both have small tiles,
 and their sums over K are split among programs until each unit has one.  The parts are added in
 order by a second launch, so the result is the same in every run.  A product with many rows has
-large tiles.  Which of the three runs is decided by the range of M where that suffices; else all
-that may be needed are launched, with grids that are empty but for one, and an empty grid is not
+large tiles.  Which of them runs is decided by the range of M where that suffices; else all that
+may be needed are launched, with grids that are empty but for one, and an empty grid is not
 launched.
 
 Large tiles are numbered so that neighbours share rows and columns in the cache; on GPUs of several
@@ -15,7 +15,7 @@ dies, each die gets neighbours (`tile_at` in `fp8_linear/triton_kernel.py`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusec import symbolic
@@ -29,11 +29,25 @@ from fusec.kernels.triton_rows import FAMILIES, FLOATS, is_divisible, row_layout
 from fusec.symbolic import Dim
 from fusec.target import Family, Target
 
-FEW_ROWS, SOME_ROWS = 64, 512
-"""The most rows of a product that has few, and of one that has some."""
 
-TYPICAL_ROWS = {FEW_ROWS: 1, SOME_ROWS: 256}
-"""For how many rows every compute unit should have a program."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How many rows of a product a tile is for.
+
+    Attributes:
+        most: rows.
+        typical: for how many every compute unit should have a program.
+    """
+
+    most: int
+    typical: int
+
+
+FEW_ROWS, SEVERAL_ROWS, SOME_ROWS = Rows(16, 1), Rows(64, 64), Rows(512, 256)
+"""Rows of tiles for a step of one sequence, for one of many, and for a short prompt."""
+
+FEW_OR_SEVERAL_ROWS = Rows(64, 1)
+"""The first two, where one tile serves both."""
 
 RAGGED = 64
 """The most rows and columns of a tile where rows of the result are not whole vectors."""
@@ -231,31 +245,37 @@ class Product:
     constants: Mapping[str, int]
     epilogue: Epilogue | None = None
 
-    def launches(self, few: Tile, some: Tile, many: Tile) -> tuple[Launch, ...]:
-        """What runs, with tiles for few rows, for some and for many."""
+    def launches(self, tiers: Sequence[tuple[Rows, Tile]], many: Tile) -> tuple[Launch, ...]:
+        """What runs.
+
+        Args:
+            tiers: tiles for at most so many rows, the smallest first.
+            many: the tile for more rows than those.
+        """
         if not is_divisible(row_stride(self.call.outputs[0])):
             family = self.call.target.family
-            few, some, many = (tile.for_ragged_rows(family) for tile in (few, some, many))
+            tiers = [(rows, tile.for_ragged_rows(family)) for rows, tile in tiers]
+            many = many.for_ragged_rows(family)
         _, most = symbolic.bounds(self.rows, self.call.graph.symbols)
-        above_few, above_some = (
-            above(self.rows, edge, self.call.graph) for edge in (FEW_ROWS, SOME_ROWS)
-        )
         found: list[Launch] = []
-        if above_few != 1:
-            found += self._split(few.for_rows(most), FEW_ROWS, 1 - above_few)
-        if above_few != 0 and above_some != 1:
-            found += self._split(some, SOME_ROWS, above_few - above_some)
-        if above_some != 0:
-            found.append(self._whole(many, above_some))
+        is_above: Dim = 1
+        for rows, tile in tiers:
+            is_further = above(self.rows, rows.most, self.call.graph)
+            if is_above != 0 and is_further != 1:
+                fitting = tile.for_rows(min(most, rows.most))
+                found += self._split(fitting, rows, is_above - is_further)
+            is_above = is_further
+        if is_above != 0:
+            found.append(self._whole(many, is_above))
         return tuple(found)
 
-    def _split(self, tile: Tile, most: int, runs: Dim) -> tuple[Launch, ...]:
-        """Launches for at most `most` rows, whose sums are split if there are units for it."""
-        tiles = -(-TYPICAL_ROWS[most] // tile.rows) * -(-self.columns // tile.columns)
+    def _split(self, tile: Tile, for_rows: Rows, runs: Dim) -> tuple[Launch, ...]:
+        """Launches for so many rows at most, whose sums are split if there are units for it."""
+        tiles = -(-for_rows.typical // tile.rows) * -(-self.columns // tile.columns)
         splits = splits_of(self.length, tiles, tile, self.call.target)
         if splits == 1:
             return (self._whole(tile, runs),)
-        rows = symbolic.minimum(self.rows, most)
+        rows = symbolic.minimum(self.rows, for_rows.most)
         parts = self.call.scratch("f32", (splits, rows, self.columns))
         operands = {name: each for name, each in self.operands.items() if name != "bias"}
         product = self._launch(tile, {**operands, "y": parts}, self.columns, splits, runs)

@@ -108,8 +108,10 @@ def tile_of(
     shares = SHARES[target.family]
     block = min(most, power_above(length, least))
     rows = max(together, shares.least // block)
-    lanes = block * rows // (shares.narrow if narrow else shares.elements)
-    return Tile(block, rows, min(shares.warps, max(1, lanes // target.wave_size)))
+    elements = shares.narrow if narrow else shares.elements
+    # Lanes beyond the end of a row would only wait: what there is decides, not the block.
+    filled = min(block, max(length, least)) * rows / elements / target.wave_size
+    return Tile(block, rows, min(shares.warps, nearest_power(filled)))
 
 
 def column_tile_of(length: int, target: Target, *, narrow: bool = False, group: int = 1) -> Tile:
@@ -123,6 +125,11 @@ def column_tile_of(length: int, target: Target, *, narrow: bool = False, group: 
 def power_above(length: int, least: int = 64) -> int:
     """The least power of two that is not below `length`."""
     return max(least, 1 << (length - 1).bit_length())
+
+
+def nearest_power(value: float) -> int:
+    """The power of two nearest to `value` by ratio, at least 1."""
+    return 1 << max(0, round(math.log2(max(value, 1))))
 
 
 def row_length(type: TensorType) -> int:

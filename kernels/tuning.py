@@ -30,7 +30,15 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from fusec.diagnostics import InputError
 from fusec.dtypes import DTYPES
-from fusec.kernels.triton_gemm import MFMA_16, UNITS, Tile, splits_of
+from fusec.kernels.triton_gemm import (
+    FEW_ROWS,
+    MFMA_16,
+    SEVERAL_ROWS,
+    SOME_ROWS,
+    UNITS,
+    Tile,
+    splits_of,
+)
 from fusec.kernels.triton_rows import is_power_of_two
 from fusec.target import Family, Target
 
@@ -39,17 +47,24 @@ SCHEMA = "fusec.tuning/1"
 SHIPPED = Path(__file__).with_name("tuning")
 """The folder of the tables that ship with fusec."""
 
-Tier = Literal["few", "some", "many"]
-"""How many rows a product has: up to `FEW_ROWS`, up to `SOME_ROWS`, or more."""
+Tier = Literal["few", "several", "some", "many"]
+"""How many rows a product has: at most as `ROWS_OF_TIERS` says, or more."""
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
-TYPICAL_ROWS: dict[Tier, int] = {"few": 1, "some": 256, "many": 4096}
+ROWS_OF_TIERS = (FEW_ROWS, SEVERAL_ROWS, SOME_ROWS)
+"""How many rows there are in each tier but the last."""
+
+TYPICAL_ROWS: dict[Tier, int] = {"few": 1, "several": 64, "some": 256, "many": 4096}
 """For how many rows a tile is chosen."""
 
 WIDE_CANDIDATES: dict[Family, dict[Tier, tuple[Tile, ...]]] = {
     "amdgpu": {
         "few": (
+            Tile(rows=32, columns=64, depth=64, warps=4, stages=2, options=MFMA_16),
+            Tile(rows=32, columns=32, depth=64, warps=4, stages=2, options=MFMA_16),
+        ),
+        "several": (
             Tile(rows=32, columns=64, depth=64, warps=4, stages=2, options=MFMA_16),
             Tile(rows=32, columns=32, depth=64, warps=4, stages=2, options=MFMA_16),
         ),
@@ -64,6 +79,7 @@ WIDE_CANDIDATES: dict[Family, dict[Tier, tuple[Tile, ...]]] = {
     },
     "nvidia": {
         "few": (Tile(rows=32, columns=64, depth=16, warps=4, stages=3),),
+        "several": (Tile(rows=32, columns=64, depth=16, warps=4, stages=3),),
         "some": (Tile(rows=64, columns=64, depth=32, warps=4, stages=3),),
         "many": (Tile(rows=64, columns=64, depth=32, warps=4, stages=3),),
     },
@@ -73,11 +89,16 @@ WIDE_CANDIDATES: dict[Family, dict[Tier, tuple[Tile, ...]]] = {
 CANDIDATES: dict[Family, dict[Tier, tuple[Tile, ...]]] = {
     "amdgpu": {
         "few": (
+            Tile(rows=16, columns=64, depth=128, warps=4, stages=2, options=MFMA_16),
+            Tile(rows=16, columns=64, depth=128, warps=4, stages=3, options=MFMA_16),
+            Tile(rows=16, columns=32, depth=256, warps=4, stages=2, options=MFMA_16),
+            Tile(rows=16, columns=128, depth=128, warps=4, stages=2, options=MFMA_16),
+        ),
+        "several": (
+            Tile(rows=64, columns=64, depth=128, warps=4, stages=2, options=MFMA_16),
             Tile(rows=32, columns=64, depth=128, warps=4, stages=2, options=MFMA_16),
             Tile(rows=32, columns=64, depth=128, warps=4, stages=3, options=MFMA_16),
-            Tile(rows=32, columns=32, depth=256, warps=4, stages=2, options=MFMA_16),
             Tile(rows=32, columns=128, depth=128, warps=4, stages=2, options=MFMA_16),
-            Tile(rows=16, columns=64, depth=128, warps=4, stages=2, options=MFMA_16),
         ),
         "some": (
             Tile(rows=128, columns=128, depth=64, warps=4, stages=2, options=MFMA_16),
@@ -94,14 +115,23 @@ CANDIDATES: dict[Family, dict[Tier, tuple[Tile, ...]]] = {
     },
     "nvidia": {
         "few": (
+            Tile(rows=16, columns=64, depth=256, warps=4, stages=4),
+            Tile(rows=16, columns=128, depth=128, warps=4, stages=4),
+            Tile(rows=16, columns=32, depth=256, warps=4, stages=4),
+        ),
+        "several": (
             Tile(rows=64, columns=64, depth=128, warps=4, stages=4),
             Tile(rows=64, columns=128, depth=64, warps=4, stages=4),
-            Tile(rows=64, columns=32, depth=128, warps=4, stages=4),
+            Tile(rows=64, columns=64, depth=64, warps=4, stages=4),
+            Tile(rows=32, columns=128, depth=128, warps=4, stages=3),
         ),
         "some": (
             Tile(rows=128, columns=128, depth=64, warps=8, stages=4),
+            Tile(rows=128, columns=256, depth=64, warps=8, stages=3),
             Tile(rows=128, columns=64, depth=64, warps=4, stages=4),
             Tile(rows=64, columns=128, depth=64, warps=4, stages=4),
+            Tile(rows=64, columns=128, depth=128, warps=4, stages=3),
+            Tile(rows=64, columns=64, depth=128, warps=4, stages=3),
             Tile(rows=64, columns=64, depth=64, warps=4, stages=4),
         ),
         "many": (
@@ -112,7 +142,8 @@ CANDIDATES: dict[Family, dict[Tier, tuple[Tile, ...]]] = {
 }
 """Tiles of products of bf16 and f16.  All fit into the shared memory of the smallest target of the
 family, and their code objects have no spills; the first is taken where the model sees no
-difference."""
+difference.  Matrix units of NVIDIA that are fed from shared memory take 64 rows at least: few rows
+go through the older ones, and so read no more than there is."""
 
 MOST_SUMS = {"linear_epilogue.triton": 64}
 """Sums of a lane, at most, for kernels that need registers for more than the product."""

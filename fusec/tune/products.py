@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from fusec import symbolic
 from fusec.dtypes import DTYPES
 from fusec.ir import Graph, Node, TensorType
 from fusec.kernels.launch import Call, Launch, Storage, dense_strides
 from fusec.kernels.registry import Kernel, choose
-from fusec.kernels.triton_gemm import FEW_ROWS, SOME_ROWS, Tile
+from fusec.kernels.triton_gemm import Tile
 from fusec.kernels.tuning import (
+    ROWS_OF_TIERS,
+    TIERS,
     TYPICAL_ROWS,
     Key,
     Tier,
@@ -28,10 +31,11 @@ from fusec.target import Target
 TUNED = ("linear.triton", "linear_epilogue.triton")
 """The kernels that ask for their tiles."""
 
+_EDGES = (0, *(rows.most for rows in ROWS_OF_TIERS), math.inf)
+
 ROWS_OF_TIER: dict[Tier, tuple[int, float]] = {
-    "few": (1, FEW_ROWS),
-    "some": (FEW_ROWS + 1, SOME_ROWS),
-    "many": (SOME_ROWS + 1, math.inf),
+    tier: (int(below) + 1, most)
+    for tier, (below, most) in zip(TIERS, pairwise(_EDGES), strict=True)
 }
 """The fewest and the most rows that a tile is for."""
 

@@ -244,10 +244,9 @@ class _Attention:
 
     def launches(self) -> tuple[Launch, ...]:
         """What runs."""
-        queries, keys = self.sizes.values()
+        queries = self.sizes["S"]
         least, most = symbolic.bounds(queries, self.call.graph.symbols)
-        # As many keys as queries are few, too.
-        if least > FEW_QUERIES or queries == keys:
+        if least > FEW_QUERIES:
             return (self._many(1),)
         if most <= FEW_QUERIES:
             return self._few(1)
@@ -293,6 +292,8 @@ class _Attention:
 
     def _most_parts(self, tile: Tile) -> int:
         """Into how many parts the keys are divided at most."""
+        if self.sizes["T"] == self.sizes["S"]:  # as many keys as queries are few, too
+            return 1
         _, keys = symbolic.bounds(self.sizes["T"], self.call.graph.symbols)
         if self.constants["WINDOW"] >= 0:
             keys = min(keys, 2 * self.constants["WINDOW"] + FEW_QUERIES)

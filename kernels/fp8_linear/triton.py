@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from fusec.formats import MX_GROUP, Scaling
 from fusec.ir import Graph, Node
-from fusec.ir.ops.quantised import weight_block
+from fusec.ir.ops.quantised import has_scaled_rows, weight_block
 from fusec.kernels.launch import Call, Launch
 from fusec.kernels.mxfp4_linear.triton import launch_scaled, scaled_refusal
 from fusec.kernels.triton_gemm import (
+    FEW_OR_SEVERAL_ROWS,
     MFMA_16,
+    SOME_ROWS,
     Product,
     Tile,
     bias_operand,
@@ -41,6 +43,8 @@ MANY = {
 
 
 def _supports_f32_scales(graph: Graph, node: Node, target: Target) -> str | None:
+    if not has_scaled_rows(node.attrs):
+        return "scales: it takes x as codes with scales"
     x, x_scale, weight, weight_scale = map(graph.type, node.inputs[:4])
     if x.dtype != target.fp8:
         return f"fp8.arch: the matrix units of {target.name} take {target.fp8}, not {x.dtype}"
@@ -91,10 +95,12 @@ def _launch_f32_scales(call: Call) -> tuple[Launch, ...]:
     depths = [_depth(group) for group in (scaling.group, columns) if 0 < group < k]
     tiles = (tier[call.target.family] for tier in (FEW, SOME, MANY))
     few, some, many = (tile.at_most(min((tile.depth, *depths))) for tile in tiles)
-    return product.launches(few, some, many)
+    return product.launches(((FEW_OR_SEVERAL_ROWS, few), (SOME_ROWS, some)), many)
 
 
 def _supports_e8m0_scales(graph: Graph, node: Node, target: Target) -> str | None:
+    if not has_scaled_rows(node.attrs):
+        return "scales: it takes x as codes with scales"
     x, x_scale, weight, weight_scale = map(graph.type, node.inputs[:4])
     if {x_scale.dtype, weight_scale.dtype} != {"e8m0"}:
         return f"scales: it takes e8m0, not {x_scale.dtype} and {weight_scale.dtype}"

@@ -15,7 +15,7 @@ from fusec.kernels.triton_gemm import (
     weight_refusal,
 )
 from fusec.kernels.triton_rows import FLOATS, is_divisible, row_count, row_stride
-from fusec.kernels.tuning import TIERS, Key, tile_for
+from fusec.kernels.tuning import ROWS_OF_TIERS, TIERS, Key, tile_for
 from fusec.symbolic import Dim
 from fusec.target import Family, Target
 
@@ -117,8 +117,8 @@ def linear_launches(
         return found.for_ragged_rows(call.target.family).at_most(RAGGED_DEPTH[call.target.family])
 
     kernel = "linear.triton" if epilogue == NO_EPILOGUE else "linear_epilogue.triton"
-    few, some, many = (tile(Key(kernel, x.dtype, n, k, tier)) for tier in TIERS)
-    return product.launches(few, some, many)
+    *tiles, many = (tile(Key(kernel, x.dtype, n, k, tier)) for tier in TIERS)
+    return product.launches([*zip(ROWS_OF_TIERS, tiles, strict=True)], many)
 
 
 LINEAR = product_kernel("linear", "triton", "linear", _supports, _launch)

@@ -14,7 +14,7 @@ from fusec.ir import Graph, Node
 from fusec.kernels.launch import Call, Launch, Layout, Storage
 from fusec.kernels.registry import Kernel
 from fusec.kernels.triton_gemm import (
-    FEW_ROWS,
+    FEW_OR_SEVERAL_ROWS,
     LEAST_ROWS,
     MFMA_16,
     SCALAR_SPILLS,
@@ -101,7 +101,7 @@ def _launches(
     few, many = (fitted(call, tier[call.target.family], a, b, y) for tier in (FEW, MANY))
     if few == many:
         return (_launch(call, a, b, y, bias, few, 1),)
-    many_run = above(y.shape[-2], FEW_ROWS, call.graph)
+    many_run = above(y.shape[-2], FEW_OR_SEVERAL_ROWS.most, call.graph)
     tiers = ((few, 1 - many_run), (many, many_run))
     return tuple(_launch(call, a, b, y, bias, tile, runs) for tile, runs in tiers if runs != 0)
 

@@ -10,7 +10,9 @@ from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr
 from fusec.kernels.launch import Call, Launch
 from fusec.kernels.triton_gemm import (
+    FEW_OR_SEVERAL_ROWS,
     MFMA_16,
+    SOME_ROWS,
     Product,
     Tile,
     bias_operand,
@@ -93,7 +95,7 @@ def launch_scaled(call: Call) -> tuple[Launch, ...]:
         },
     )
     some, many = SCALED_SOME[scaling.dtype], SCALED_MANY[scaling.dtype]
-    return product.launches(SCALED_FEW, some, many)
+    return product.launches(((FEW_OR_SEVERAL_ROWS, SCALED_FEW), (SOME_ROWS, some)), many)
 
 
 def _supports_scaled(graph: Graph, node: Node, target: Target) -> str | None:
@@ -139,7 +141,7 @@ def _launch_dequant(call: Call) -> tuple[Launch, ...]:
     )
     tiers = (DEQUANT_FEW, DEQUANT_SOME, DEQUANT_MANY)
     few, some, many = (tier[call.target.family] for tier in tiers)
-    return product.launches(few, some, many)
+    return product.launches(((FEW_OR_SEVERAL_ROWS, few), (SOME_ROWS, some)), many)
 
 
 SCALED = product_kernel(

@@ -217,7 +217,8 @@ def test_heads_in_powers_of_two(size: int, parts: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("queries", "keys", "count"),
     [
-        ((1, 8192), QUERIES, 1),
+        ((1, 8192), QUERIES, 2),
+        ((1, FEW_QUERIES), QUERIES, 1),
         ((1, 8192), KEYS, 3),
         ((1, FEW_QUERIES), KEYS, 2),
         ((FEW_QUERIES + 1, None), KEYS, 1),

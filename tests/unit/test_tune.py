@@ -124,7 +124,7 @@ def test_one_product_for_each_form_and_tier() -> None:
     assert keys == [
         (columns, tier, rows)
         for columns in (32, 64)
-        for tier, rows in (("few", 1), ("some", 256), ("many", 4096))
+        for tier, rows in (("few", 1), ("several", 64), ("some", 256), ("many", 4096))
     ]
     assert {(each.key.kernel, each.key.dtype, each.key.length) for each in found} == {
         ("linear.triton", "bf16", 64)
@@ -137,8 +137,8 @@ def test_one_product_for_each_form_and_tier() -> None:
     ("rows", "measured"),
     [
         ((1, 3), [("few", 1)]),
-        ((7, 64), [("few", 7)]),
-        ((7, 70), [("few", 7), ("some", 70)]),
+        ((7, 16), [("few", 7)]),
+        ((7, 70), [("few", 7), ("several", 64), ("some", 70)]),
         ((300, 600), [("some", 300), ("many", 600)]),
         ((9000, 9000), [("many", 9000)]),
     ],
@@ -257,7 +257,7 @@ def test_a_first_candidate_that_cannot_run_is_a_bug(built: list[Candidate]) -> N
 
 
 def test_sums_that_are_split_are_measured_with_what_adds_them() -> None:
-    split = products_of(graph_of((1, 3), length=1024), SM_90)[0]
+    split = products_of(graph_of((1, 3), length=4096), SM_90)[0]
     (found,) = compiled(split)
     assert all(len(each.kernels) == len(each.variant.scratch) + 1 == 2 for each in found)
     (results,) = measure([found], device_for(found), QUICK, groups)
@@ -275,7 +275,7 @@ def test_a_failing_candidate_is_named(built: list[Candidate]) -> None:
     with pytest.raises(CodeError, match="an illegal address") as caught:
         next(measure([built], device, QUICK, groups))
     (detail,) = caught.value.detail
-    assert "n = 32, k = 64, few rows" in detail and "Tile(rows=64" in detail
+    assert "n = 32, k = 64, few rows" in detail and "Tile(rows=16" in detail
 
 
 def test_events_take_the_median_and_memory_is_given_back(built: list[Candidate]) -> None:
