@@ -18,7 +18,15 @@ from fusec.diagnostics import InternalError
 from fusec.dtypes import DTYPES
 from fusec.ir import Attr
 from fusec.lower.region import ARG_REDUCTIONS, REDUCTIONS, SCANS, Region, Store, Value, simplified
-from fusec.lower.region_plan import FOLDS, RegionPlan, axis_of, cost_of, numbers_of, operand_of
+from fusec.lower.region_plan import (
+    FOLDS,
+    RegionPlan,
+    axis_of,
+    cost_of,
+    numbers_of,
+    operand_of,
+    permuted,
+)
 from fusec.symbolic import Dim, Expr
 
 STORAGE_TYPES = {
@@ -57,6 +65,10 @@ _SUM_BLOCK = 2048
 _TASK_ELEMENTS = 16384
 # Rows that are reduced side by side where they are neighbours in memory.
 _LANES = 64
+# Elements along the last axis up to which functions of them are computed along another axis.
+_SHORT = 8
+# What a function costs at least, in additions.
+_FUNCTION_COST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +106,10 @@ def print_function(region: Region, comment: str) -> GeneratedFunction:
         region: what to compute.
         comment: what it is and one place it comes from; not part of the hash.
     """
-    printer = _Printer(simplified(region))
+    region = simplified(region)
+    if not region.row_axes:
+        region = simplified(permuted(region, _walk(region)))
+    printer = _Printer(region)
     body = printer.function()
     symbol = "fusec_region_" + hashlib.sha256(body.encode()).hexdigest()[:12]
     text = f"// {comment}\nFUSEC_KERNEL void {symbol}{body}"
@@ -104,6 +119,21 @@ def print_function(region: Region, comment: str) -> GeneratedFunction:
 def print_file(functions: Iterable[GeneratedFunction]) -> str:
     """A source file that defines `functions`."""
     return HEADER + "\n" + "\n".join(function.text for function in functions) + "\n" + FOOTER
+
+
+def _walk(region: Region) -> list[int]:
+    """The order in which to walk the axes: functions are not computed along a short one."""
+    order, last = list(range(len(region.axes))), region.axes[-1]
+    is_short = isinstance(last, int) and last <= _SHORT
+    if not is_short or all(cost_of(value) < _FUNCTION_COST for value in region.values):
+        return order
+    longest = max(order, key=lambda axis: _length(region.axes[axis]))
+    order.remove(longest)
+    return [*order, longest]
+
+
+def _length(size: Dim) -> float:
+    return size if isinstance(size, int) else math.inf
 
 
 class _Printer:
@@ -173,61 +203,87 @@ class _Printer:
         if self.plan.is_rows:
             columns = self._product(region.axes[self.outer :])
             self._line(f"const int64_t rows = {rows};")
-            self._open_parallel("rows", f"grain_for({columns} * {work})", "row")
-            self._row_start()
-            self._stages()
-            self._close()
-            self._close("});")
+            self._rows(f"grain_for({columns} * {work})", "")
             return
         size = region.axes[-1]
         self._line(f"const int64_t columns = {self.dim(size)};")
         if isinstance(size, int) and size <= _TASK_ELEMENTS:
             self._line(f"const int64_t rows = {rows};")
-            self._open_parallel("rows", f"grain_for(columns * {work})", "row")
-            self._line("const int64_t first = 0, last = columns;")
-        else:
-            self._line(f"const int64_t block = min_of<int64_t>(columns, {_TASK_ELEMENTS});")
-            self._line("const int64_t blocks = columns > 0 ? ceil_div(columns, block) : 0;")
-            self._line(f"const int64_t tasks = ({rows}) * blocks;")
-            self._open_parallel("tasks", f"grain_for(block * {work})", "task")
-            row = "const int64_t row = task / blocks, " if self.outer else "const int64_t "
-            cut = "task % blocks" if self.outer else "task"
-            self._line(f"{row}first = ({cut}) * block;")
-            self._line("const int64_t last = min_of(columns, first + block);")
-        self._row_start()
+            self._rows(f"grain_for(columns * {work})", "const int64_t first = 0, last = columns;")
+            return
+        self._line(f"const int64_t block = min_of<int64_t>(columns, {_TASK_ELEMENTS});")
+        self._line("const int64_t blocks = columns > 0 ? ceil_div(columns, block) : 0;")
+        # Rows that lie between each other share lines of the cache: one block of all comes first.
+        self._line(f"const int64_t rows = {rows}, tasks = rows * blocks;")
+        self._open_parallel("tasks", f"grain_for(block * {work})")
+        self._open("for (int64_t task = begin; task < end; ++task)")
+        row = "const int64_t row = task % rows, " if self.outer else "const int64_t "
+        cut = "task / rows" if self.outer else "task"
+        self._line(f"{row}first = ({cut}) * block;")
+        self._line("const int64_t last = min_of(columns, first + block);")
+        self._coordinates("row", "const int64_t")
+        self._places()
         self._stages()
         self._close()
         self._close("});")
 
-    def _open_parallel(self, count: str, grain: str, name: str) -> None:
+    def _open_parallel(self, count: str, grain: str) -> None:
         self._open(f"parallel_for({count}, {grain}, [=](int64_t begin, int64_t end, int)")
-        self._open(f"for (int64_t {name} = begin; {name} < end; ++{name})")
+
+    def _rows(self, grain: str, start: str) -> None:
+        """A loop over rows, which are counted along each axis: quotients cost more than a row."""
+        self._open_parallel("rows", grain)
+        self._coordinates("begin", "int64_t")
+        self._open("for (int64_t row = begin; row < end; ++row)")
+        if start:
+            self._line(start)
+        self._places()
+        self._stages()
+        self._advance()
+        self._close()
+        self._close("});")
 
     def _product(self, dims: Sequence[Dim]) -> str:
         known = math.prod(dim for dim in dims if isinstance(dim, int))
         texts = [self.dim(dim) for dim in dims if not isinstance(dim, int)]
         return " * ".join([*([str(known)] if known != 1 or not texts else []), *texts])
 
-    def _row_start(self) -> None:
-        """Coordinates of the row, and where it begins in each operand."""
-        sizes = self.region.axes[: self.outer]
+    def _counted(self) -> range:
+        """The outer axes along which a row has a place, and those inside of them."""
         needed = {
             axis
             for axis in range(self.outer)
             if any(operand.strides[axis] != 0 for operand in self.region.operands)
         }
         needed |= {axis for axis in self.region.indexed_axes() if axis < self.outer}
-        if needed:
-            lowest = min(needed)
-            rest = "row"
-            for axis in range(self.outer - 1, lowest - 1, -1):
-                size = self.dim(sizes[axis])
-                last = axis == 0
-                if axis in needed:
-                    self._line(f"const int64_t i{axis} = {rest if last else f'{rest} % {size}'};")
-                if axis > lowest:
-                    self._line(f"const int64_t rest{axis} = {rest} / {size};")
-                    rest = f"rest{axis}"
+        return range(min(needed, default=self.outer), self.outer)
+
+    def _coordinates(self, row: str, kind: str) -> None:
+        """The place of a row along each axis."""
+        counted = self._counted()
+        for axis in reversed(counted):
+            last = axis == counted[0]
+            size = self.dim(self.region.axes[axis])
+            self._line(f"{kind} i{axis} = {row if axis == 0 else f'{row} % {size}'};")
+            if not last:
+                self._line(f"const int64_t rest{axis} = {row} / {size};")
+                row = f"rest{axis}"
+
+    def _advance(self) -> None:
+        """The place of the next row."""
+        counted = self._counted()
+        for axis in reversed(counted):
+            if axis == 0:
+                self._line("++i0;")
+            else:
+                self._open(f"if (++i{axis} == {self.dim(self.region.axes[axis])})")
+                self._line(f"i{axis} = 0;")
+        for axis in counted:
+            if axis != 0:
+                self._close()
+
+    def _places(self) -> None:
+        """Where a row begins in each operand."""
         for number, operand in enumerate(self.region.operands):
             steps = [
                 self._step(f"i{axis}", operand.strides[axis])
@@ -255,7 +311,7 @@ class _Printer:
             if value.op not in FOLDS:
                 self._define(position, value)
         for store in self.plan.row_stores(stage):
-            self._line(f"r{store.operand}[0] = {self._narrow(store.value, store.operand)};")
+            self._line(f"r{store.operand}[0] = {self._stored(store)};")
 
     def _pass(self, stage: int) -> None:
         """One loop over the row: what is reduced and what is stored in this pass."""
@@ -264,7 +320,10 @@ class _Printer:
         stores = self.plan.element_stores(stage)
         if not folds and not stores:
             return
-        needed = self.plan.needed(folds, stores)
+        if not folds and all(self._is_run(store) for store in stores):
+            self._copies(stores)
+            return
+        needed = self.plan.needed(folds, (store for store in stores if not self._is_copy(store)))
         serial = any(values[position].op in SCANS for position in needed) or any(
             values[position].op in ARG_REDUCTIONS for position in folds
         )
@@ -321,8 +380,7 @@ class _Printer:
         for position in folds:
             self._fold(position, serial)
         for store in stores:
-            target = self._element(store.operand)
-            self._line(f"{target} = {self._narrow(store.value, store.operand)};")
+            self._line(f"{self._element(store.operand)} = {self._stored(store)};")
         self._close()
         for acc in blocked if not serial else ():
             self._line(f"{acc.name} {acc.combine}= {acc.partial};")
@@ -338,9 +396,36 @@ class _Printer:
                 parts.append(self._step(index, strides[axis]))
         return f"r{operand}[{' + '.join(parts) or '0'}]"
 
-    def _narrow(self, value: int, operand: int) -> str:
-        kind = STORAGE_TYPES[self.region.operands[operand].dtype]
-        return f"Narrow<{kind}>::from(v{value})"
+    def _stored(self, store: Store) -> str:
+        """The element that is written: what was read, where nothing is computed of it."""
+        if self._is_copy(store):
+            return self._element(operand_of(self.region.values[store.value]))
+        kind = STORAGE_TYPES[self.region.operands[store.operand].dtype]
+        return f"Narrow<{kind}>::from(v{store.value})"
+
+    def _is_copy(self, store: Store) -> bool:
+        """Whether an element is written as it was read."""
+        value = self.region.values[store.value]
+        if value.op != "load" or self.lane:
+            return False
+        source, target = operand_of(value), store.operand
+        return self.region.operands[source].dtype == self.region.operands[target].dtype
+
+    def _is_run(self, store: Store) -> bool:
+        """Whether elements are written as they were read, and are neighbours in both places."""
+        if not self._is_copy(store) or len(self.region.axes) - self.outer > 1:
+            return False
+        places = (operand_of(self.region.values[store.value]), store.operand)
+        return all(self.region.operands[place].strides[-1] == 1 for place in places)
+
+    def _copies(self, stores: list[Store]) -> None:
+        """Runs of elements."""
+        first, last = ("0", self.dim(self.region.axes[-1]))
+        if not self.plan.is_rows:
+            first, last = "first", "last"
+        for store in stores:
+            source, target = operand_of(self.region.values[store.value]), store.operand
+            self._line(f"copy_run(r{target} + {first}, r{source} + {first}, {last} - {first});")
 
     # --- columns ----------------------------------------------------------------------------
 
@@ -370,13 +455,15 @@ class _Printer:
         self._line(f"const int64_t columns = {self.dim(region.axes[self.outer])};")
         self._line(f"const int64_t blocks = ceil_div(columns, {_LANES});")
         self._line(f"const int64_t tasks = {self._product(region.axes[: self.outer])} * blocks;")
-        self._open_parallel("tasks", f"grain_for({length} * {_LANES * work})", "task")
+        self._open_parallel("tasks", f"grain_for({length} * {_LANES * work})")
+        self._open("for (int64_t task = begin; task < end; ++task)")
         if self.outer:
             self._line("const int64_t row = task / blocks;")
         cut = "task % blocks" if self.outer else "task"
         self._line(f"const int64_t first = ({cut}) * {_LANES};")
         self._line(f"const int64_t last = min_of<int64_t>(columns, first + {_LANES});")
-        self._row_start()
+        self._coordinates("row", "const int64_t")
+        self._places()
         folds = [n for n, value in enumerate(region.values) if value.op in REDUCTIONS]
         for acc in (acc for position in folds for acc in self._accumulators(position)):
             self._line(f"{acc.kind} {acc.name}[{_LANES}];")
@@ -405,8 +492,7 @@ class _Printer:
             elif not self.plan.per_element[position]:
                 self._define(position, value)
         for store in region.stores:
-            target = self._element(store.operand)
-            self._line(f"{target} = {self._narrow(store.value, store.operand)};")
+            self._line(f"{self._element(store.operand)} = {self._stored(store)};")
         self._close()
         self._close()
         self._close("});")

@@ -193,6 +193,54 @@ def test_columns_are_reduced_side_by_side(cache: Path, dtype: str, axes: tuple[i
         )
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 5, 1500])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_functions_of_short_rows_are_computed_along_another_axis(
+    cache: Path, dtype: str, tokens: int
+) -> None:
+    size = symbolic.symbol("tokens")
+    graph = Graph("case", {"tokens": (0, 4096)})
+    graph.add_input("x", TensorType(dtype, (size, 3, 4)))
+    graph.add_input("w", TensorType(dtype, (3, 2)))
+    window: Attrs = {"axis": 2, "start": 1, "step": 1, "stop": 3}
+    part = graph.add("slice", ["x"], window).output
+    total = graph.add("add", [part, "w"]).output
+    graph.outputs = [graph.add("sigmoid", [total]).output]
+    graph.output_names = ["y"]
+    compiled = Compiled(graph, cache)
+    assert "r0[j * 12]" in compiled.lowered.generated_source()
+    random = np.random.default_rng(0)
+    given = {
+        "x": random_array(random, (tokens, 3, 4), dtype),
+        "w": random_array(random, (3, 2), dtype),
+    }
+    results, expected = compiled(given), interpret(graph, given)
+    got = decoded(results["y"], dtype).astype(np.float64)
+    np.testing.assert_allclose(got, expected["y"], rtol=2**-8 if dtype == "bf16" else 1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 300])
+def test_runs_are_copied_as_they_are(cache: Path, rows: int) -> None:
+    size = symbolic.symbol("rows")
+    graph = Graph("case", {"rows": (0, 4096)})
+    graph.add_input("x", TensorType("bf16", (size, 3, 11)))
+    graph.add_input("z", TensorType("bf16", (size, 3, 1)))
+    window: Attrs = {"axis": 2, "start": 2, "step": 1, "stop": 9}
+    part = graph.add("slice", ["x"], window).output
+    wide = graph.add("expand", ["z"], {"shape": (size, 3, 2)}).output
+    graph.outputs = [graph.add("concat", [part, wide], {"axis": 2}).output]
+    graph.output_names = ["y"]
+    compiled = Compiled(graph, cache)
+    source = compiled.lowered.generated_source()
+    assert source.count("copy_run") == 1
+    assert "Narrow" not in source
+    # Every pattern of bits, signalling NaNs as well: nothing is computed.
+    random = np.random.default_rng(0)
+    x, z = (random.integers(0, 1 << 16, (rows, 3, n)).astype(np.uint16) for n in (11, 1))
+    wanted = np.concatenate([x[:, :, 2:9], np.repeat(z, 2, axis=2)], axis=2)
+    np.testing.assert_array_equal(compiled({"x": x, "z": z})["y"], wanted)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_any_number_of_threads_gives_the_same_bits(cache: Path, threads: int) -> None:
     rows = symbolic.symbol("rows")

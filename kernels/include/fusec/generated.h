@@ -147,6 +147,11 @@ struct Narrow<f8e5m2> {
   }
 };
 
+template <class T>
+FUSEC_INLINE void copy_run(T* target, const T* source, int64_t count) {
+  __builtin_memmove(target, source, static_cast<size_t>(count) * sizeof(T));
+}
+
 // The value that storing as T and loading again gives.
 template <class T>
 FUSEC_INLINE auto rounded(decltype(read(T{})) value) {
