@@ -80,14 +80,16 @@ class Worker:
         """Let it compile the workload."""
         self._log = folder / f"{self.peer}{self.threads}.log"
         how = ["--peer", self.peer, "--threads", str(self.threads)]
-        self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), "run", str(folder), *options, *how],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log.open("w"),
-            env=_environment(self.threads),
-            text=True,
-        )
+        command = [sys.executable, str(SCRIPT), "run", str(folder), *options, *how]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(self.threads),
+                text=True,
+            )
         self._ready = self._answer(limit)
 
     def pin(self, processors: Sequence[int]) -> None:

@@ -133,6 +133,7 @@ def _summary(results: Sequence[Result]) -> str:
             continue
         best = min(peers.values(), key=lambda each: each.median)
         quickest = min(each.least for each in peers.values())
+        cheapest = min(each.least_processor for each in peers.values())
         ratio = best.median / ours.median
         eager = peers.get("eager")
         rows.append(
@@ -146,6 +147,7 @@ def _summary(results: Sequence[Result]) -> str:
                 _error(best),
                 f"**{ratio:.2f}**" if ratio >= ours.goal else f"{ratio:.2f}",
                 f"{quickest / ours.least:.2f}",
+                f"{cheapest / ours.least_processor:.2f}",
                 f"{ours.goal:.1f}",
                 "" if eager is None else f"{eager.median / ours.median:.2f}",
             )
@@ -160,6 +162,7 @@ def _summary(results: Sequence[Result]) -> str:
         "its error",
         "ratio",
         "of least",
+        "of processor",
         "goal",
         "eager / fusec",
     )

@@ -89,11 +89,9 @@ class Cell:
     def run(self, peers: Sequence[str], threads: Sequence[int]) -> None:
         """Build it, compile it for every peer, and time all of them."""
         why = self._prepare(peers)
-        keys = [(peer, count) for count in threads for peer in peers]
+        workers = [Worker(peer, count, why.get(peer)) for count in threads for peer in peers]
         with ThreadPoolExecutor(self.given.jobs) as pool:
-            workers = list(
-                pool.map(lambda key: self._worker(key[0], key[1], why.get(key[0])), keys)
-            )
+            list(pool.map(self._start, workers))
         try:
             for count in threads:
                 self._time([each for each in workers if each.threads == count], count)
