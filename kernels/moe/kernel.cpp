@@ -1,10 +1,11 @@
 // moe: every token through its top-k experts, in two grouped products.
 //
 // Tokens are sorted by expert, so that each expert's weights are read once; experts without tokens
-// are not read at all. The first product ends in the activation, the second adds into an f32 row per
+// are not read at all. The first product ends in the activation, the second adds into an f32 row a
 // token. A task of the second product owns some columns of all the tokens and goes through the
 // experts in order, so that the sum has one order for any number of threads.
 #include <fusec/gemm.h>
+#include <fusec/quantised.h>
 
 namespace fusec {
 namespace {
@@ -20,6 +21,8 @@ struct MoeParams {
   float alpha, limit;
   bool gated, has_bias, interleaved_bias;
 
+  static constexpr int COUNT = 17;
+
   explicit MoeParams(const int64_t* p)
       : tokens(p[0]), hidden(p[1]), inner(p[2]), experts(p[3]), top_k(p[4]), x_stride(p[5]),
         out_stride(p[6]), weights_stride(p[7]), indices_stride(p[8]), weights_kind(p[9]),
@@ -27,28 +30,72 @@ struct MoeParams {
         gated(p[14] != 0), has_bias(p[15] != 0), interleaved_bias(p[16] != 0) {}
 };
 
+// ---- the weights of one product: panels of all experts, numbered through ----
+//
+// Each says what the rows that it is multiplied with are, and multiplies them.
+
+template <class T>
+struct PlainWeight {
+  using Row = Activations<T>;
+  const T* panels;
+  int64_t k;
+
+  int64_t pitch() const { return block_pitch<T>(k); }
+  void fill(const T* source, Row* target) const { fill_block_row(source, 1, k, target); }
+  void multiply(const Row* rows, int64_t row_pitch, int64_t count, int64_t panel, float* c) const {
+    panel_product(rows, row_pitch, count, panels + panel * panel_size<T>(k), padded_depth<T>(k), c);
+  }
+};
+
+template <class T, class Codes>
+struct QuantisedWeight {
+  using Row = Activations<Wide<T>>;
+  Codes codes;
+
+  int64_t pitch() const { return quantised_pitch<T>(codes.k); }
+  void fill(const T* source, Row* target) const { fill_quantised_row(source, codes.k, target); }
+  void multiply(const Row* rows, int64_t row_pitch, int64_t count, int64_t panel, float* c) const {
+    quantised_product<Wide<T>>(rows, row_pitch, count, codes, panel, c);
+  }
+};
+
 // A stretch of sorted rows with one expert, at most TILE_ROWS long.
 struct Block {
   int64_t expert, row, rows;
 };
 
-template <class T>
+// The rows of some tokens in the order of their experts; within one they keep that of the tokens.
+struct SortedRows {
+  explicit SortedRows(const MoeParams& p, int64_t tokens)
+      : begin(p.experts + 1), next(p.experts), token(tokens * p.top_k), weight(tokens * p.top_k),
+        blocks(ceil_div(tokens * p.top_k, TILE_ROWS) + p.experts) {}
+
+  Scratch<int64_t> begin, next;  // of the rows of each expert
+  Scratch<int64_t> token;        // of each row
+  Scratch<float> weight;         // of each row
+  Scratch<Block> blocks;
+  int64_t block_count = 0;
+};
+
+template <class T, class Weight>
 class Moe {
+  using Row = typename Weight::Row;
+
  public:
-  Moe(const MoeParams& params, void* const* buffers)
+  // `rest` are the buffers after the weights.
+  Moe(const MoeParams& params, void* const* buffers, const Weight& gate_up, const Weight& down,
+      void* const* rest)
       : p_(params), x_(static_cast<const T*>(buffers[0])), weights_(buffers[1]),
-        indices_(buffers[2]), gate_up_(static_cast<const T*>(buffers[3])),
-        down_(static_cast<const T*>(buffers[4])) {
-    int next = 5;
+        indices_(buffers[2]), gate_up_(gate_up), down_(down) {
     if (p_.has_bias) {
-      gate_up_bias_ = static_cast<const T*>(buffers[next++]);
-      down_bias_ = static_cast<const T*>(buffers[next++]);
+      gate_up_bias_ = static_cast<const T*>(*rest++);
+      down_bias_ = static_cast<const T*>(*rest++);
     }
-    out_ = static_cast<T*>(buffers[next]);
+    out_ = static_cast<T*>(*rest);
   }
 
   void run() {
-    int64_t row_bytes = block_pitch<T>(p_.inner) * static_cast<int64_t>(sizeof(Activations<T>));
+    int64_t row_bytes = down_.pitch() * static_cast<int64_t>(sizeof(Row));
     int64_t chunk = max_of<int64_t>(1, HELD_BYTES / max_of<int64_t>(1, row_bytes * p_.top_k));
     for (int64_t token = 0; token < p_.tokens; token += chunk) {
       run_tokens(token, min_of(chunk, p_.tokens - token));
@@ -69,22 +116,16 @@ class Moe {
   }
 
   void run_tokens(int64_t first_token, int64_t tokens) {
-    int64_t pairs = tokens * p_.top_k;
-    Scratch<int64_t> begin(p_.experts + 1);
-    Scratch<int64_t> row_token(pairs);
-    Scratch<float> row_weight(pairs);
-    Scratch<Block> blocks(ceil_div(pairs, TILE_ROWS) + p_.experts);
-    int64_t block_count = sort_rows(first_token, tokens, begin, row_token, row_weight, blocks);
-
-    int64_t pitch = block_pitch<T>(p_.inner);
-    Scratch<Activations<T>> held(pairs * pitch);
-    expand(row_token, blocks, block_count, held, pitch);
-    contract(first_token, tokens, row_token, row_weight, blocks, block_count, held, pitch);
+    SortedRows sorted(p_, tokens);
+    sort_rows(first_token, tokens, sorted);
+    Scratch<Row> held(tokens * p_.top_k * down_.pitch());
+    expand(sorted, held);
+    contract(first_token, tokens, sorted, held);
   }
 
-  // Counting sort by expert; within one, rows keep the order of tokens. Returns the blocks.
-  int64_t sort_rows(int64_t first_token, int64_t tokens, int64_t* begin, int64_t* row_token,
-                    float* row_weight, Block* blocks) const {
+  // Counting sort by expert.
+  void sort_rows(int64_t first_token, int64_t tokens, SortedRows& sorted) const {
+    int64_t* begin = sorted.begin;
     memset(begin, 0, static_cast<size_t>(p_.experts + 1) * sizeof(int64_t));
     for (int64_t token = first_token; token < first_token + tokens; ++token) {
       for (int64_t slot = 0; slot < p_.top_k; ++slot) {
@@ -92,35 +133,49 @@ class Moe {
         if (expert >= 0 && expert < p_.experts) ++begin[expert + 1];
       }
     }
-    int64_t block_count = 0;
     for (int64_t expert = 0; expert < p_.experts; ++expert) {
       int64_t rows = begin[expert + 1];
       begin[expert + 1] += begin[expert];
       int64_t parts = ceil_div(rows, TILE_ROWS);
       for (int64_t part = 0; part < parts; ++part) {
         int64_t from = rows * part / parts, to = rows * (part + 1) / parts;
-        blocks[block_count++] = {expert, begin[expert] + from, to - from};
+        sorted.blocks[sorted.block_count++] = {expert, begin[expert] + from, to - from};
       }
     }
-    Scratch<int64_t> next(p_.experts);
-    memcpy(next, begin, static_cast<size_t>(p_.experts) * sizeof(int64_t));
+    memcpy(sorted.next, begin, static_cast<size_t>(p_.experts) * sizeof(int64_t));
     for (int64_t token = first_token; token < first_token + tokens; ++token) {
       for (int64_t slot = 0; slot < p_.top_k; ++slot) {
         int64_t expert = expert_of(token, slot);
         if (expert < 0 || expert >= p_.experts) continue;
-        int64_t row = next[expert]++;
-        row_token[row] = token;
-        row_weight[row] = weight_of(token, slot);
+        int64_t row = sorted.next[expert]++;
+        sorted.token[row] = token;
+        sorted.weight[row] = weight_of(token, slot);
       }
     }
-    return block_count;
   }
 
-  float gate_up_bias(int64_t expert, int64_t column, bool up) const {
-    if (!p_.has_bias || column >= p_.inner) return 0.0f;
-    if (!p_.gated) return to_float(gate_up_bias_[expert * p_.inner + column]);
-    int64_t at = p_.interleaved_bias ? 2 * column + up : column + (up ? p_.inner : 0);
-    return to_float(gate_up_bias_[expert * 2 * p_.inner + at]);
+  // Columns [column, column + PANEL) of the gate's and the up product's bias, zeros past their end.
+  void gate_up_bias(int64_t expert, int64_t column, float* gate, float* up) const {
+    memset(gate, 0, PANEL * sizeof(float));
+    memset(up, 0, PANEL * sizeof(float));
+    if (!p_.has_bias) return;
+    int64_t step = p_.gated && p_.interleaved_bias ? 2 : 1;
+    int64_t distance = p_.interleaved_bias ? 1 : p_.inner;  // from a gate to its up
+    const T* bias = gate_up_bias_ + expert * p_.inner * (p_.gated ? 2 : 1) + column * step;
+    int64_t columns = min_of<int64_t>(PANEL, p_.inner - column);
+    for (int64_t i = 0; i < columns; ++i) {
+      gate[i] = to_float(bias[i * step]);
+      if (p_.gated) up[i] = to_float(bias[i * step + distance]);
+    }
+  }
+
+  // Columns [column, column + PANEL) of the second bias, zeros past its end.
+  void down_bias(int64_t expert, int64_t column, float* bias) const {
+    memset(bias, 0, PANEL * sizeof(float));
+    if (!p_.has_bias) return;
+    const T* source = down_bias_ + expert * p_.hidden + column;
+    int64_t columns = min_of<int64_t>(PANEL, p_.hidden - column);
+    for (int64_t i = 0; i < columns; ++i) bias[i] = to_float(source[i]);
   }
 
   FUSEC_INLINE Vec combine(Vec gate, Vec up) const {
@@ -132,40 +187,34 @@ class Moe {
     return activate(p_.activation, gate) * up;
   }
 
-  // held[row] = activation of the gate and up products, as activations for the second product.
-  void expand(const int64_t* row_token, const Block* blocks, int64_t block_count,
-              Activations<T>* held, int64_t held_pitch) const {
-    int64_t panels = ceil_div(p_.inner, PANEL);
-    int64_t task_panels = panels_per_task(panels, block_count);
+  // held[row] = activation of the gate and up products, as rows of the second product.
+  void expand(const SortedRows& sorted, Row* held) const {
+    int64_t panels = ceil_div(p_.inner, PANEL), parts = p_.gated ? 2 : 1;
+    int64_t task_panels = panels_per_task(panels, sorted.block_count);
     int64_t groups = ceil_div(panels, task_panels);
-    int64_t pitch = block_pitch<T>(p_.hidden), parts = p_.gated ? 2 : 1;
-    int64_t size = panel_size<T>(p_.hidden), depth = padded_depth<T>(p_.hidden);
-    parallel_for(block_count * groups, 1, [&](int64_t begin, int64_t end, int) {
-      Scratch<Activations<T>> rows(TILE_ROWS * pitch);
+    int64_t pitch = gate_up_.pitch(), held_pitch = down_.pitch();
+    parallel_for(sorted.block_count * groups, 1, [&](int64_t begin, int64_t end, int) {
+      Scratch<Row> rows(TILE_ROWS * pitch);
       alignas(64) float gate[TILE_ROWS * PANEL], up[TILE_ROWS * PANEL];
+      alignas(64) float gate_bias[PANEL], up_bias[PANEL];
       int64_t filled = -1;
       for (int64_t task = begin; task < end; ++task) {
-        const Block& block = blocks[task / groups];
+        const Block& block = sorted.blocks[task / groups];
         if (filled != task / groups) {
           filled = task / groups;
           for (int64_t i = 0; i < block.rows; ++i) {
-            fill_block_row(x_ + row_token[block.row + i] * p_.x_stride, 1, p_.hidden,
-                           rows + i * pitch);
+            gate_up_.fill(x_ + sorted.token[block.row + i] * p_.x_stride, rows + i * pitch);
           }
         }
         int64_t first = task % groups * task_panels;
         int64_t last = min_of(panels, first + task_panels);
         for (int64_t panel = first; panel < last; ++panel) {
-          const T* packed = gate_up_ + (block.expert * panels + panel) * parts * size;
-          panel_product(rows, pitch, block.rows, packed, depth, gate);
-          if (p_.gated) panel_product(rows, pitch, block.rows, packed + size, depth, up);
-          alignas(64) float gate_bias[PANEL], up_bias[PANEL];
-          for (int64_t i = 0; i < PANEL; ++i) {
-            gate_bias[i] = gate_up_bias(block.expert, panel * PANEL + i, false);
-            up_bias[i] = p_.gated ? gate_up_bias(block.expert, panel * PANEL + i, true) : 0.0f;
-          }
+          int64_t number = (block.expert * panels + panel) * parts;
+          gate_up_.multiply(rows, pitch, block.rows, number, gate);
+          if (p_.gated) gate_up_.multiply(rows, pitch, block.rows, number + 1, up);
+          gate_up_bias(block.expert, panel * PANEL, gate_bias, up_bias);
           for (int64_t i = 0; i < block.rows; ++i) {
-            Activations<T>* target = held + (block.row + i) * held_pitch + panel * PANEL;
+            Row* target = held + (block.row + i) * held_pitch + panel * PANEL;
             for (int j = 0; j < PANEL; j += LANES) {
               Vec value = load(gate + i * PANEL + j) + load(gate_bias + j);
               if (p_.gated) {
@@ -182,41 +231,42 @@ class Moe {
   }
 
   // out[token] = sum over its rows of weight * (held[row] * down + bias).
-  void contract(int64_t first_token, int64_t tokens, const int64_t* row_token,
-                const float* row_weight, const Block* blocks, int64_t block_count,
-                const Activations<T>* held, int64_t held_pitch) const {
-    int64_t panels = ceil_div(p_.hidden, PANEL);
-    int64_t size = panel_size<T>(p_.inner), depth = padded_depth<T>(p_.inner);
-    parallel_for(panels, 1, [&](int64_t begin, int64_t end, int) {
-      Scratch<float> sums(tokens * PANEL);
-      alignas(64) float c[TILE_ROWS * PANEL];
-      for (int64_t panel = begin; panel < end; ++panel) {
-        int64_t column = panel * PANEL, columns = min_of<int64_t>(PANEL, p_.hidden - column);
-        memset(sums, 0, static_cast<size_t>(tokens * PANEL) * sizeof(float));
-        for (int64_t b = 0; b < block_count; ++b) {
-          const Block& block = blocks[b];
-          panel_product(held + block.row * held_pitch, held_pitch, block.rows,
-                        down_ + (block.expert * panels + panel) * size, depth, c);
-          alignas(64) float bias[PANEL] = {};
-          if (p_.has_bias) {
-            for (int64_t i = 0; i < columns; ++i) {
-              bias[i] = to_float(down_bias_[block.expert * p_.hidden + column + i]);
-            }
-          }
-          for (int64_t i = 0; i < block.rows; ++i) {
-            float* target = sums + (row_token[block.row + i] - first_token) * PANEL;
-            Vec weight = set(row_weight[block.row + i]);
-            for (int j = 0; j < PANEL; j += LANES) {
-              Vec value = load(c + i * PANEL + j) + load(bias + j);
-              store(target + j, fma(value, weight, load(target + j)));
+  //
+  // A task has a few panels of columns: rows of an expert are read once for all of them. Its sums
+  // are [tokens][columns of the task].
+  void contract(int64_t first_token, int64_t tokens, const SortedRows& sorted,
+                const Row* held) const {
+    int64_t panels = ceil_div(p_.hidden, PANEL), held_pitch = down_.pitch();
+    int64_t task_panels = panels_per_task(panels, 1), pitch = task_panels * PANEL;
+    parallel_for(ceil_div(panels, task_panels), 1, [&](int64_t begin, int64_t end, int) {
+      Scratch<float> sums(tokens * pitch);
+      alignas(64) float c[TILE_ROWS * PANEL], bias[PANEL];
+      for (int64_t task = begin; task < end; ++task) {
+        int64_t first = task * task_panels, last = min_of(panels, first + task_panels);
+        memset(sums, 0, static_cast<size_t>(tokens * pitch) * sizeof(float));
+        for (int64_t b = 0; b < sorted.block_count; ++b) {
+          const Block& block = sorted.blocks[b];
+          for (int64_t panel = first; panel < last; ++panel) {
+            down_.multiply(held + block.row * held_pitch, held_pitch, block.rows,
+                           block.expert * panels + panel, c);
+            down_bias(block.expert, panel * PANEL, bias);
+            float* column = sums + (panel - first) * PANEL;
+            for (int64_t i = 0; i < block.rows; ++i) {
+              float* target = column + (sorted.token[block.row + i] - first_token) * pitch;
+              Vec weight = set(sorted.weight[block.row + i]);
+              for (int j = 0; j < PANEL; j += LANES) {
+                Vec value = load(c + i * PANEL + j) + load(bias + j);
+                store(target + j, fma(value, weight, load(target + j)));
+              }
             }
           }
         }
+        int64_t column = first * PANEL, columns = min_of(last * PANEL, p_.hidden) - column;
         for (int64_t token = 0; token < tokens; ++token) {
           T* target = out_ + (first_token + token) * p_.out_stride + column;
-          const float* source = sums + token * PANEL;
+          const float* source = sums + token * pitch;
           for_vectors(columns, [=](int64_t j, int count) {
-            store_some(target + j, load(source + j), count);
+            store_some(target + j, load_some(source + j, count), count);
           });
         }
       }
@@ -227,15 +277,43 @@ class Moe {
   const T* x_;
   const void* weights_;
   const void* indices_;
-  const T *gate_up_, *down_;
+  Weight gate_up_, down_;
   const T *gate_up_bias_ = nullptr, *down_bias_ = nullptr;
   T* out_;
 };
 
 template <class T>
 void moe(void* const* buffers, const int64_t* params) {
-  MoeParams parsed(params);
-  Moe<T>(parsed, buffers).run();
+  using Weight = PlainWeight<T>;
+  MoeParams p(params);
+  Weight gate_up{static_cast<const T*>(buffers[3]), p.hidden};
+  Weight down{static_cast<const T*>(buffers[4]), p.inner};
+  Moe<T, Weight>(p, buffers, gate_up, down, buffers + 5).run();
+}
+
+template <class T>
+void moe_mxfp4(void* const* buffers, const int64_t* params) {
+  using Weight = QuantisedWeight<T, Mxfp4Weight>;
+  MoeParams p(params);
+  auto weight_at = [=](int at, int64_t k) {
+    return Weight{{static_cast<const uint16_t*>(buffers[at]),
+                   static_cast<const uint8_t*>(buffers[at + 1]), k}};
+  };
+  Moe<T, Weight>(p, buffers, weight_at(3, p.hidden), weight_at(5, p.inner), buffers + 7).run();
+}
+
+template <class T>
+void moe_fp8(void* const* buffers, const int64_t* params) {
+  using Weight = QuantisedWeight<T, Fp8Weight>;
+  MoeParams p(params);
+  auto weight_at = [=](int at, int64_t k, int64_t group) {
+    return Weight{{static_cast<const uint16_t*>(buffers[at]),
+                   static_cast<const float*>(buffers[at + 1]), k, group}};
+  };
+  const int64_t* groups = params + MoeParams::COUNT;
+  Moe<T, Weight>(p, buffers, weight_at(3, p.hidden, groups[0]), weight_at(5, p.inner, groups[1]),
+                 buffers + 7)
+      .run();
 }
 
 }  // namespace
@@ -258,4 +336,28 @@ FUSEC_KERNEL void fusec_moe_bf16(void* const* buffers, const int64_t* params) {
 }
 FUSEC_KERNEL void fusec_moe_f16(void* const* buffers, const int64_t* params) {
   fusec::moe<fusec::f16>(buffers, params);
+}
+
+// As fusec_moe, with panels of codes and then panels of scales (quantised.h) in the place of packed
+// gate_up and of packed down.
+FUSEC_KERNEL void fusec_moe_mxfp4_f32(void* const* buffers, const int64_t* params) {
+  fusec::moe_mxfp4<float>(buffers, params);
+}
+FUSEC_KERNEL void fusec_moe_mxfp4_bf16(void* const* buffers, const int64_t* params) {
+  fusec::moe_mxfp4<fusec::bf16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_moe_mxfp4_f16(void* const* buffers, const int64_t* params) {
+  fusec::moe_mxfp4<fusec::f16>(buffers, params);
+}
+
+// As fusec_moe_mxfp4; two more params: elements along H and along I that share a scale of gate_up
+// and of down, 0 where all do.
+FUSEC_KERNEL void fusec_moe_fp8_f32(void* const* buffers, const int64_t* params) {
+  fusec::moe_fp8<float>(buffers, params);
+}
+FUSEC_KERNEL void fusec_moe_fp8_bf16(void* const* buffers, const int64_t* params) {
+  fusec::moe_fp8<fusec::bf16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_moe_fp8_f16(void* const* buffers, const int64_t* params) {
+  fusec::moe_fp8<fusec::f16>(buffers, params);
 }
