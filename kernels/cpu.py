@@ -25,7 +25,7 @@ FLOATS = ("f32", "bf16", "f16")
 """Dtypes of the vector kernels; arithmetic is in f32."""
 
 PANEL = 32
-"""Columns of a panel of packed weights; see `include/fusec/gemm.h`."""
+"""Columns of a panel of packed weights; see `include/fusec/panels.h`."""
 
 OUTER_DIMS = 4
 """Strided dims that a row kernel can walk besides the row itself."""
@@ -157,7 +157,7 @@ def packed_size(dtype: str, rows: int, depth: int) -> int:
 
 
 def pack_panels(weight: Bits, dtype: str) -> Bits:
-    """Weight [..., N, K] as panels: `include/fusec/gemm.h` has the layout.
+    """Weight [..., N, K] as panels: `include/fusec/panels.h` has the layout.
 
     Returns:
         [..., panels, K, 32], or for bf16 [..., panels, K/2, 32, 2] with K padded to 32.
@@ -196,9 +196,65 @@ def pack_transposed_weight(weight: Weight) -> Weight:
     return pack_weight(turned)
 
 
+def pack_gate_up(weight: Bits, dtype: str, layout: str) -> Bits:
+    """Weight [..., 2N, K] of gates and ups as panels, those of one column next to each other.
+
+    Args:
+        weight: in storage form.
+        dtype: of the weight.
+        layout: `split` (gate rows first) or `interleaved`.
+
+    Returns:
+        [..., panels, 2, K, 32], or for bf16 [..., panels, 2, K/2, 32, 2] with K padded to 32.
+    """
+    gate, up = (pack_panels(part, dtype) for part in gate_and_up(weight, layout, axis=-2))
+    return np.stack((gate, up), axis=weight.ndim - 1)
+
+
+def gate_and_up(weight: Bits, layout: str, axis: int) -> tuple[Bits, Bits]:
+    """The gates and the ups along an axis that has `split` or `interleaved` ones."""
+    if layout == "interleaved":
+        pairs = np.moveaxis(weight, axis, 0)
+        return np.moveaxis(pairs[::2], 0, axis), np.moveaxis(pairs[1::2], 0, axis)
+    gate, up = np.split(weight, 2, axis=axis)
+    return gate, up
+
+
+def pack_gate_up_weight(weight: Weight, layout: str) -> Weight:
+    """A weight [..., 2N, K], gates and ups `split` or `interleaved`, as `pack_gate_up` has it."""
+    dtype = weight.type.dtype
+    *batch, rows, depth = weight.shape
+    size = int(np.prod(batch, dtype=np.int64)) * 2 * packed_size(dtype, rows // 2, depth)
+    return weight.derive(
+        f"{weight.name}.gate_up_panels",
+        TensorType(dtype, (size,)),
+        f"gate_up panels {layout}",
+        lambda bits: pack_gate_up(bits, dtype, layout).reshape(-1),
+    )
+
+
+def pack_gate_up_bias(bias: Weight, layout: str) -> Weight:
+    """A bias [2N] with the gates first."""
+    return bias.derive(
+        f"{bias.name}.gate_up",
+        bias.type,
+        f"gate_up {layout}",
+        lambda bits: np.concatenate(gate_and_up(bits, layout, axis=-1), axis=-1),
+    )
+
+
+PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
+"""Numbers of `fusec::Precision` in `include/fusec/gemm.h`."""
+
+
+def precision_param(target: Target) -> int:
+    """How precisely products of f32 are computed, as the kernels take it."""
+    return PRECISIONS[target.fp32_precision]
+
+
 def cpp_kernel(
     op: str,
-    launch: Callable[[Call], Launch],
+    launch: Callable[[Call], Launch | tuple[Launch, ...]],
     *,
     supports: Supports = any_float_kernel,
     layouts: Layouts = row_layouts,

@@ -1,5 +1,7 @@
-// rms_norm and its relatives: with a residual added before, with a gate after, two at once.
+// rms_norm and its relatives: with a residual added before, with a gate after, two at once; as they
+// are, or quantised.
 #include <fusec/double.h>
+#include <fusec/quantise_rows.h>
 
 namespace fusec {
 namespace {
@@ -8,143 +10,160 @@ FUSEC_INLINE float inverse_rms(float sum_of_squares, int64_t n, float eps) {
   return 1.0f / __builtin_sqrtf(sum_of_squares / static_cast<float>(n) + eps);
 }
 
-template <class T>
-FUSEC_INLINE void normalise_row(const T* x, const float* weight, int64_t n, float eps, T* out) {
-  float scale = inverse_rms(
-      sum_squares(n, [=](int64_t i, int count) { return load_some(x + i, count); }), n, eps);
-  for_vectors(n, [=](int64_t i, int count) {
-    Vec value = load_some(x + i, count) * set(scale) * load_some(weight + i, count);
-    store_some(out + i, value, count);
-  });
-}
+// The makers below read the params of their kernels: sizes[4], strides[4] of each operand and result,
+// and what else the comments above the symbols name.
 
-// One normalisation of a strided operand: sizes[4], x strides[4], out strides[4], N, eps,
-// weight kind, weight offset.
-struct NormParams {
+// Row a is multiplied by 1 over its root mean square and by the weight.
+template <class T>
+class NormRows {
+ public:
   enum { SIZES = 0, X = 4, OUT = 8, N = 12, EPS, WEIGHT, WEIGHT_OFFSET, COUNT };
+
+  NormRows(Operands& operands, const int64_t* params)
+      : p_(params),
+        x_(operands.take<T>()),
+        weight_(operands, params[WEIGHT], params[WEIGHT_OFFSET], params[N]) {}
+
+  FUSEC_INLINE Outer outer() const { return {p_ + SIZES}; }
+  FUSEC_INLINE const int64_t* out_strides() const { return p_ + OUT; }
+  FUSEC_INLINE int64_t count() const { return outer().rows(); }
+  FUSEC_INLINE int64_t length() const { return p_[N]; }
+  FUSEC_INLINE int64_t work() const { return p_[N]; }
+  FUSEC_INLINE void finish(Operands&) {}
+
+  template <class Take>
+  FUSEC_INLINE void make(int64_t row, float*, const Take& take) const {
+    const T* a = x_ + outer().offset(row, p_ + X);
+    const float* weight = weight_;
+    float squares = sum_squares(p_[N], [=](int64_t i, int count) { return load_some(a + i, count); });
+    Vec scale = set(inverse_rms(squares, p_[N], f32_param(p_[EPS])));
+    take([=](int64_t i, int count) {
+      return load_some(a + i, count) * scale * load_some(weight + i, count);
+    });
+  }
+
+ private:
+  const int64_t* p_;
+  const T* x_;
+  WideWeight<T> weight_;
 };
 
+// The same for the sum of two rows, which is a result, too.
 template <class T>
-int rms_norm(void* const* buffers, const int64_t* params) {
-  int next = 0;
-  const T* x = static_cast<const T*>(buffers[next++]);
-  const void* weight = params[NormParams::WEIGHT] ? buffers[next++] : nullptr;
-  T* out = static_cast<T*>(buffers[next++]);
-  Outer outer{params + NormParams::SIZES};
-  int64_t n = params[NormParams::N];
-  float eps = f32_param(params[NormParams::EPS]);
-  Scratch<float> wide(n);
-  widen_weight<T>(weight, params[NormParams::WEIGHT],
-                  static_cast<float>(params[NormParams::WEIGHT_OFFSET]), n, wide);
-  parallel_for(outer.rows(), grain_for(n), [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; ++row) {
-      normalise_row(x + outer.offset(row, params + NormParams::X), wide, n, eps,
-                    out + outer.offset(row, params + NormParams::OUT));
+class SumNormRows {
+ public:
+  enum { SIZES = 0, X = 4, RESIDUAL = 8, OUT = 12, SUM = 16, N = 20, EPS, WEIGHT, WEIGHT_OFFSET,
+         COUNT };
+
+  SumNormRows(Operands& operands, const int64_t* params)
+      : p_(params),
+        x_(operands.take<T>()),
+        residual_(operands.take<T>()),
+        weight_(operands, params[WEIGHT], params[WEIGHT_OFFSET], params[N]) {}
+
+  FUSEC_INLINE Outer outer() const { return {p_ + SIZES}; }
+  FUSEC_INLINE const int64_t* out_strides() const { return p_ + OUT; }
+  FUSEC_INLINE int64_t count() const { return outer().rows(); }
+  FUSEC_INLINE int64_t length() const { return p_[N]; }
+  FUSEC_INLINE int64_t work() const { return 2 * p_[N]; }
+  FUSEC_INLINE void finish(Operands& operands) { sum_ = operands.take<T>(); }
+
+  template <class Take>
+  FUSEC_INLINE void make(int64_t row, float* scratch, const Take& take) const {
+    const T* a = x_ + outer().offset(row, p_ + X);
+    const T* b = residual_ + outer().offset(row, p_ + RESIDUAL);
+    T* sum = sum_ + outer().offset(row, p_ + SUM);
+    const float* weight = weight_;
+    // The variance and the result use the sum before it is rounded.
+    float squares = sum_squares(p_[N], [=](int64_t i, int count) {
+      Vec value = load_some(a + i, count) + load_some(b + i, count);
+      store_some(scratch + i, value, count);
+      store_some(sum + i, value, count);
+      return value;
+    });
+    Vec scale = set(inverse_rms(squares, p_[N], f32_param(p_[EPS])));
+    take([=](int64_t i, int count) {
+      return load_some(scratch + i, count) * scale * load_some(weight + i, count);
+    });
+  }
+
+ private:
+  const int64_t* p_;
+  const T* x_;
+  const T* residual_;
+  T* sum_ = nullptr;
+  WideWeight<T> weight_;
+};
+
+// A norm, and a gate before or after it.
+template <class T>
+class GatedNormRows {
+ public:
+  enum { SIZES = 0, X = 4, GATE = 8, OUT = 12, N = 16, EPS, WEIGHT, WEIGHT_OFFSET, ACTIVATION,
+         NORM_BEFORE_GATE, COUNT };
+
+  GatedNormRows(Operands& operands, const int64_t* params)
+      : p_(params),
+        x_(operands.take<T>()),
+        weight_(operands, params[WEIGHT], params[WEIGHT_OFFSET], params[N]),
+        gate_(operands.take<T>()),
+        activated_{params[ACTIVATION]} {}
+
+  FUSEC_INLINE Outer outer() const { return {p_ + SIZES}; }
+  FUSEC_INLINE const int64_t* out_strides() const { return p_ + OUT; }
+  FUSEC_INLINE int64_t count() const { return outer().rows(); }
+  FUSEC_INLINE int64_t length() const { return p_[N]; }
+  FUSEC_INLINE int64_t work() const { return 8 * p_[N]; }
+  FUSEC_INLINE void finish(Operands&) {}
+
+  template <class Take>
+  FUSEC_INLINE void make(int64_t row, float* scratch, const Take& take) const {
+    const T* a = x_ + outer().offset(row, p_ + X);
+    const T* g = gate_ + outer().offset(row, p_ + GATE);
+    const float* weight = weight_;
+    AnyActivation activated = activated_;
+    float eps = f32_param(p_[EPS]);
+    int64_t n = p_[N];
+    if (p_[NORM_BEFORE_GATE]) {
+      float squares = sum_squares(n, [=](int64_t i, int count) { return load_some(a + i, count); });
+      Vec scale = set(inverse_rms(squares, n, eps));
+      take([=](int64_t i, int count) {
+        Vec normed = load_some(a + i, count) * scale * load_some(weight + i, count);
+        return normed * activated(load_some(g + i, count));
+      });
+      return;
     }
-  });
-  return next;
-}
+    float squares = sum_squares(n, [=](int64_t i, int count) {
+      Vec gated = load_some(a + i, count) * activated(load_some(g + i, count));
+      store_some(scratch + i, gated, count);
+      return gated;
+    });
+    Vec scale = set(inverse_rms(squares, n, eps));
+    take([=](int64_t i, int count) {
+      return load_some(scratch + i, count) * scale * load_some(weight + i, count);
+    });
+  }
+
+ private:
+  const int64_t* p_;
+  const T* x_;
+  WideWeight<T> weight_;
+  const T* gate_;
+  AnyActivation activated_;
+};
 
 template <class T>
 void dual_rms_norm(void* const* buffers, const int64_t* params) {
-  int used = rms_norm<T>(buffers, params);
-  rms_norm<T>(buffers + used, params + NormParams::COUNT);
-}
-
-struct AddParams {
-  enum { SIZES = 0, X = 4, RESIDUAL = 8, OUT = 12, SUM = 16, N = 20, EPS, WEIGHT, WEIGHT_OFFSET };
-};
-
-template <class T>
-void add_rms_norm(void* const* buffers, const int64_t* params) {
-  int next = 0;
-  const T* x = static_cast<const T*>(buffers[next++]);
-  const T* residual = static_cast<const T*>(buffers[next++]);
-  const void* weight = params[AddParams::WEIGHT] ? buffers[next++] : nullptr;
-  T* out = static_cast<T*>(buffers[next++]);
-  T* sum = static_cast<T*>(buffers[next]);
-  Outer outer{params + AddParams::SIZES};
-  int64_t n = params[AddParams::N];
-  float eps = f32_param(params[AddParams::EPS]);
-  Scratch<float> wide(n);
-  widen_weight<T>(weight, params[AddParams::WEIGHT],
-                  static_cast<float>(params[AddParams::WEIGHT_OFFSET]), n, wide);
-  parallel_for(outer.rows(), grain_for(2 * n), [&](int64_t begin, int64_t end, int) {
-    Scratch<float> row_sum(n);
-    for (int64_t row = begin; row < end; ++row) {
-      const T* a = x + outer.offset(row, params + AddParams::X);
-      const T* b = residual + outer.offset(row, params + AddParams::RESIDUAL);
-      T* o = out + outer.offset(row, params + AddParams::OUT);
-      T* s = sum + outer.offset(row, params + AddParams::SUM);
-      // The variance and the result use the sum before it is rounded.
-      float scale = inverse_rms(sum_squares(n,
-                                            [&](int64_t i, int count) {
-                                              Vec value =
-                                                  load_some(a + i, count) + load_some(b + i, count);
-                                              store_some(row_sum + i, value, count);
-                                              store_some(s + i, value, count);
-                                              return value;
-                                            }),
-                                n, eps);
-      for_vectors(n, [&](int64_t i, int count) {
-        Vec value = load_some(row_sum + i, count) * set(scale) * load_some(wide + i, count);
-        store_some(o + i, value, count);
-      });
-    }
-  });
-}
-
-struct GatedParams {
-  enum { SIZES = 0, X = 4, GATE = 8, OUT = 12, N = 16, EPS, WEIGHT, WEIGHT_OFFSET, ACTIVATION,
-         NORM_BEFORE_GATE };
-};
-
-template <class T>
-void gated_rms_norm(void* const* buffers, const int64_t* params) {
-  int next = 0;
-  const T* x = static_cast<const T*>(buffers[next++]);
-  const void* weight = params[GatedParams::WEIGHT] ? buffers[next++] : nullptr;
-  const T* gate = static_cast<const T*>(buffers[next++]);
-  T* out = static_cast<T*>(buffers[next]);
-  Outer outer{params + GatedParams::SIZES};
-  int64_t n = params[GatedParams::N], activation = params[GatedParams::ACTIVATION];
-  float eps = f32_param(params[GatedParams::EPS]);
-  bool norm_first = params[GatedParams::NORM_BEFORE_GATE] != 0;
-  Scratch<float> wide(n);
-  widen_weight<T>(weight, params[GatedParams::WEIGHT],
-                  static_cast<float>(params[GatedParams::WEIGHT_OFFSET]), n, wide);
-  parallel_for(outer.rows(), grain_for(8 * n), [&](int64_t begin, int64_t end, int) {
-    Scratch<float> gated(n);
-    for (int64_t row = begin; row < end; ++row) {
-      const T* a = x + outer.offset(row, params + GatedParams::X);
-      const T* g = gate + outer.offset(row, params + GatedParams::GATE);
-      T* o = out + outer.offset(row, params + GatedParams::OUT);
-      if (norm_first) {
-        float scale = inverse_rms(
-            sum_squares(n, [=](int64_t i, int count) { return load_some(a + i, count); }), n, eps);
-        for_vectors(n, [&](int64_t i, int count) {
-          Vec value = load_some(a + i, count) * set(scale) * load_some(wide + i, count);
-          store_some(o + i, value * activate(activation, load_some(g + i, count)), count);
-        });
-        continue;
-      }
-      for_vectors(n, [&](int64_t i, int count) {
-        Vec value = load_some(a + i, count) * activate(activation, load_some(g + i, count));
-        store_some(gated + i, value, count);
-      });
-      const float* values = gated;
-      float scale = inverse_rms(
-          sum_squares(n, [=](int64_t i, int count) { return load_some(values + i, count); }), n,
-          eps);
-      for_vectors(n, [&](int64_t i, int count) {
-        store_some(o + i, load_some(values + i, count) * set(scale) * load_some(wide + i, count),
-                   count);
-      });
-    }
-  });
+  Operands operands(buffers);
+  write_plain<T, NormRows<T>>(operands, params);
+  write_plain<T, NormRows<T>>(operands, params + NormRows<T>::COUNT);
 }
 
 // ---- f64 ----
+
+using Norm = NormRows<float>;
+using Add = SumNormRows<float>;
+using Gated = GatedNormRows<float>;
 
 template <class Value>
 FUSEC_INLINE double inverse_rms_f64(int64_t n, double eps, const Value& value) {
@@ -156,16 +175,16 @@ FUSEC_INLINE double inverse_rms_f64(int64_t n, double eps, const Value& value) {
 int rms_norm_f64(void* const* buffers, const int64_t* params) {
   int next = 0;
   const double* x = static_cast<const double*>(buffers[next++]);
-  int64_t kind = params[NormParams::WEIGHT], n = params[NormParams::N];
+  int64_t kind = params[Norm::WEIGHT], n = params[Norm::N];
   const void* weight = kind ? buffers[next++] : nullptr;
   double* out = static_cast<double*>(buffers[next++]);
-  Outer outer{params + NormParams::SIZES};
-  double eps = f64_param(params[NormParams::EPS]);
-  double offset = kind ? static_cast<double>(params[NormParams::WEIGHT_OFFSET]) : 0.0;
+  Outer outer{params + Norm::SIZES};
+  double eps = f64_param(params[Norm::EPS]);
+  double offset = kind ? static_cast<double>(params[Norm::WEIGHT_OFFSET]) : 0.0;
   parallel_for(outer.rows(), grain_for(8 * n), [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
-      const double* a = x + outer.offset(row, params + NormParams::X);
-      double* o = out + outer.offset(row, params + NormParams::OUT);
+      const double* a = x + outer.offset(row, params + Norm::X);
+      double* o = out + outer.offset(row, params + Norm::OUT);
       double scale = inverse_rms_f64(n, eps, [=](int64_t i) { return a[i]; });
       for (int64_t i = 0; i < n; ++i) {
         o[i] = a[i] * scale * (weight_f64(weight, kind, i) + offset);
@@ -177,26 +196,26 @@ int rms_norm_f64(void* const* buffers, const int64_t* params) {
 
 void dual_rms_norm_f64(void* const* buffers, const int64_t* params) {
   int used = rms_norm_f64(buffers, params);
-  rms_norm_f64(buffers + used, params + NormParams::COUNT);
+  rms_norm_f64(buffers + used, params + Norm::COUNT);
 }
 
 void add_rms_norm_f64(void* const* buffers, const int64_t* params) {
   int next = 0;
   const double* x = static_cast<const double*>(buffers[next++]);
   const double* residual = static_cast<const double*>(buffers[next++]);
-  int64_t kind = params[AddParams::WEIGHT], n = params[AddParams::N];
+  int64_t kind = params[Add::WEIGHT], n = params[Add::N];
   const void* weight = kind ? buffers[next++] : nullptr;
   double* out = static_cast<double*>(buffers[next++]);
   double* sum = static_cast<double*>(buffers[next]);
-  Outer outer{params + AddParams::SIZES};
-  double eps = f64_param(params[AddParams::EPS]);
-  double offset = kind ? static_cast<double>(params[AddParams::WEIGHT_OFFSET]) : 0.0;
+  Outer outer{params + Add::SIZES};
+  double eps = f64_param(params[Add::EPS]);
+  double offset = kind ? static_cast<double>(params[Add::WEIGHT_OFFSET]) : 0.0;
   parallel_for(outer.rows(), grain_for(8 * n), [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
-      const double* a = x + outer.offset(row, params + AddParams::X);
-      const double* b = residual + outer.offset(row, params + AddParams::RESIDUAL);
-      double* o = out + outer.offset(row, params + AddParams::OUT);
-      double* s = sum + outer.offset(row, params + AddParams::SUM);
+      const double* a = x + outer.offset(row, params + Add::X);
+      const double* b = residual + outer.offset(row, params + Add::RESIDUAL);
+      double* o = out + outer.offset(row, params + Add::OUT);
+      double* s = sum + outer.offset(row, params + Add::SUM);
       for (int64_t i = 0; i < n; ++i) s[i] = a[i] + b[i];
       double scale = inverse_rms_f64(n, eps, [=](int64_t i) { return s[i]; });
       for (int64_t i = 0; i < n; ++i) {
@@ -209,21 +228,21 @@ void add_rms_norm_f64(void* const* buffers, const int64_t* params) {
 void gated_rms_norm_f64(void* const* buffers, const int64_t* params) {
   int next = 0;
   const double* x = static_cast<const double*>(buffers[next++]);
-  int64_t kind = params[GatedParams::WEIGHT], n = params[GatedParams::N];
+  int64_t kind = params[Gated::WEIGHT], n = params[Gated::N];
   const void* weight = kind ? buffers[next++] : nullptr;
   const double* gate = static_cast<const double*>(buffers[next++]);
   double* out = static_cast<double*>(buffers[next]);
-  Outer outer{params + GatedParams::SIZES};
-  double eps = f64_param(params[GatedParams::EPS]);
-  double offset = kind ? static_cast<double>(params[GatedParams::WEIGHT_OFFSET]) : 0.0;
-  int64_t activation = params[GatedParams::ACTIVATION];
-  bool norm_first = params[GatedParams::NORM_BEFORE_GATE] != 0;
+  Outer outer{params + Gated::SIZES};
+  double eps = f64_param(params[Gated::EPS]);
+  double offset = kind ? static_cast<double>(params[Gated::WEIGHT_OFFSET]) : 0.0;
+  int64_t activation = params[Gated::ACTIVATION];
+  bool norm_first = params[Gated::NORM_BEFORE_GATE] != 0;
   parallel_for(outer.rows(), grain_for(40 * n), [&](int64_t begin, int64_t end, int) {
     Scratch<double> factors(n);
     for (int64_t row = begin; row < end; ++row) {
-      const double* a = x + outer.offset(row, params + GatedParams::X);
-      const double* g = gate + outer.offset(row, params + GatedParams::GATE);
-      double* o = out + outer.offset(row, params + GatedParams::OUT);
+      const double* a = x + outer.offset(row, params + Gated::X);
+      const double* g = gate + outer.offset(row, params + Gated::GATE);
+      double* o = out + outer.offset(row, params + Gated::OUT);
       for (int64_t i = 0; i < n; ++i) factors[i] = activate_f64(activation, g[i]);
       double scale = inverse_rms_f64(
           n, eps, [&](int64_t i) { return norm_first ? a[i] : a[i] * factors[i]; });
@@ -245,13 +264,13 @@ void gated_rms_norm_f64(void* const* buffers, const int64_t* params) {
 // buffers: x, [weight [N]], out (may be x)
 // params:  sizes[4], x strides[4], out strides[4], N, eps (f64), weight_kind, weight_offset
 FUSEC_KERNEL void fusec_rms_norm_f32(void* const* buffers, const int64_t* params) {
-  fusec::rms_norm<float>(buffers, params);
+  fusec::write_plain<float, fusec::NormRows<float>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_rms_norm_bf16(void* const* buffers, const int64_t* params) {
-  fusec::rms_norm<fusec::bf16>(buffers, params);
+  fusec::write_plain<fusec::bf16, fusec::NormRows<fusec::bf16>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_rms_norm_f16(void* const* buffers, const int64_t* params) {
-  fusec::rms_norm<fusec::f16>(buffers, params);
+  fusec::write_plain<fusec::f16, fusec::NormRows<fusec::f16>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_rms_norm_f64(void* const* buffers, const int64_t* params) {
   fusec::rms_norm_f64(buffers, params);
@@ -278,13 +297,13 @@ FUSEC_KERNEL void fusec_dual_rms_norm_f64(void* const* buffers, const int64_t* p
 // params:  sizes[4], x strides[4], residual strides[4], out strides[4], sum strides[4], N,
 //          eps (f64), weight_kind, weight_offset
 FUSEC_KERNEL void fusec_add_rms_norm_f32(void* const* buffers, const int64_t* params) {
-  fusec::add_rms_norm<float>(buffers, params);
+  fusec::write_plain<float, fusec::SumNormRows<float>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_add_rms_norm_bf16(void* const* buffers, const int64_t* params) {
-  fusec::add_rms_norm<fusec::bf16>(buffers, params);
+  fusec::write_plain<fusec::bf16, fusec::SumNormRows<fusec::bf16>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_add_rms_norm_f16(void* const* buffers, const int64_t* params) {
-  fusec::add_rms_norm<fusec::f16>(buffers, params);
+  fusec::write_plain<fusec::f16, fusec::SumNormRows<fusec::f16>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_add_rms_norm_f64(void* const* buffers, const int64_t* params) {
   fusec::add_rms_norm_f64(buffers, params);
@@ -295,14 +314,33 @@ FUSEC_KERNEL void fusec_add_rms_norm_f64(void* const* buffers, const int64_t* pa
 // params:  sizes[4], x strides[4], gate strides[4], out strides[4], N, eps (f64), weight_kind,
 //          weight_offset, activation (simd.h), norm_before_gate
 FUSEC_KERNEL void fusec_gated_rms_norm_f32(void* const* buffers, const int64_t* params) {
-  fusec::gated_rms_norm<float>(buffers, params);
+  fusec::write_plain<float, fusec::GatedNormRows<float>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_gated_rms_norm_bf16(void* const* buffers, const int64_t* params) {
-  fusec::gated_rms_norm<fusec::bf16>(buffers, params);
+  fusec::write_plain<fusec::bf16, fusec::GatedNormRows<fusec::bf16>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_gated_rms_norm_f16(void* const* buffers, const int64_t* params) {
-  fusec::gated_rms_norm<fusec::f16>(buffers, params);
+  fusec::write_plain<fusec::f16, fusec::GatedNormRows<fusec::f16>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_gated_rms_norm_f64(void* const* buffers, const int64_t* params) {
   fusec::gated_rms_norm_f64(buffers, params);
 }
+
+// The same quantised, as `Scaling` of fusec/formats.py says. The result goes nowhere else unless
+// with_plain; its strides are those of the codes otherwise.
+// buffers: those of the plain kernel with, for out: [scale f32 [1] if it is given], codes, [scales
+//          f32 or e8m0, unless they are given], [out if with_plain]
+// params:  those of the plain kernel, then those of `QuantiseParams` in quantise_rows.h
+#define FUSEC_QUANT(name, rows)                                                              \
+  FUSEC_KERNEL void fusec_##name##_quant_f32(void* const* buffers, const int64_t* params) {  \
+    fusec::write_quantised<float, fusec::rows<float>>(buffers, params);                      \
+  }                                                                                          \
+  FUSEC_KERNEL void fusec_##name##_quant_bf16(void* const* buffers, const int64_t* params) { \
+    fusec::write_quantised<fusec::bf16, fusec::rows<fusec::bf16>>(buffers, params);          \
+  }                                                                                          \
+  FUSEC_KERNEL void fusec_##name##_quant_f16(void* const* buffers, const int64_t* params) {  \
+    fusec::write_quantised<fusec::f16, fusec::rows<fusec::f16>>(buffers, params);            \
+  }
+FUSEC_QUANT(rms_norm, NormRows)
+FUSEC_QUANT(add_rms_norm, SumNormRows)
+FUSEC_QUANT(gated_rms_norm, GatedNormRows)

@@ -1,30 +1,10 @@
-// silu_mul, gelu_mul and swiglu_oai: activation(gate) * up, for gate and up anywhere in memory.
+// silu_mul, gelu_mul and swiglu_oai: activation(gate) * up, for gate and up anywhere in memory; as it
+// is, or quantised.
 #include <fusec/double.h>
+#include <fusec/quantise_rows.h>
 
 namespace fusec {
 namespace {
-
-enum GatedParam {
-  SIZES = 0,
-  GATE = 4,
-  UP = 8,
-  OUT = 12,
-  N = 16,
-  GATE_STEP,
-  UP_STEP,
-  ACTIVATION,
-  ALPHA,
-  LIMIT,
-};
-
-FUSEC_INLINE Vec combine(int64_t activation, Vec gate, Vec up, float alpha, float limit) {
-  if (activation == ACTIVATION_SWIGLU_OAI) {
-    gate = min(set(limit), gate);
-    up = max(set(-limit), min(set(limit), up));
-    return gate * sigmoid(set(alpha) * gate) * (up + set(1.0f));
-  }
-  return activate(activation, gate) * up;
-}
 
 // Elements `step` apart, as f32.
 template <class T>
@@ -35,44 +15,68 @@ FUSEC_INLINE Vec load_steps(const T* p, int64_t step, int count) {
   return load(lanes);
 }
 
+// A maker of rows: see quantise_rows.h.
 template <class T>
-void gated_activation(void* const* buffers, const int64_t* p) {
-  const T* gate = static_cast<const T*>(buffers[0]);
-  const T* up = static_cast<const T*>(buffers[1]);
-  T* out = static_cast<T*>(buffers[2]);
-  Outer outer{p + SIZES};
-  int64_t n = p[N], gate_step = p[GATE_STEP], up_step = p[UP_STEP], activation = p[ACTIVATION];
-  float alpha = f32_param(p[ALPHA]), limit = f32_param(p[LIMIT]);
-  parallel_for(outer.rows(), grain_for(8 * n), [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T* g = gate + outer.offset(row, p + GATE);
-      const T* u = up + outer.offset(row, p + UP);
-      T* o = out + outer.offset(row, p + OUT);
-      for_vectors(n, [=](int64_t i, int count) {
-        Vec value = combine(activation, load_steps(g + i * gate_step, gate_step, count),
-                            load_steps(u + i * up_step, up_step, count), alpha, limit);
-        store_some(o + i, value, count);
-      });
-    }
-  });
-}
+class GatedRows {
+ public:
+  enum { SIZES = 0, GATE = 4, UP = 8, OUT = 12, N = 16, GATE_STEP, UP_STEP, ACTIVATION, ALPHA,
+         LIMIT, COUNT };
+
+  GatedRows(Operands& operands, const int64_t* params)
+      : p_(params),
+        gate_(operands.take<T>()),
+        up_(operands.take<T>()),
+        activated_{params[ACTIVATION]} {}
+
+  FUSEC_INLINE Outer outer() const { return {p_ + SIZES}; }
+  FUSEC_INLINE const int64_t* out_strides() const { return p_ + OUT; }
+  FUSEC_INLINE int64_t count() const { return outer().rows(); }
+  FUSEC_INLINE int64_t length() const { return p_[N]; }
+  FUSEC_INLINE int64_t work() const { return 8 * p_[N]; }
+  FUSEC_INLINE void finish(Operands&) {}
+
+  template <class Take>
+  FUSEC_INLINE void make(int64_t row, float*, const Take& take) const {
+    const T* gate = gate_ + outer().offset(row, p_ + GATE);
+    const T* up = up_ + outer().offset(row, p_ + UP);
+    int64_t gate_step = p_[GATE_STEP], up_step = p_[UP_STEP];
+    AnyActivation activated = activated_;
+    Vec alpha = set(f32_param(p_[ALPHA])), limit = set(f32_param(p_[LIMIT]));
+    take([=](int64_t i, int count) {
+      Vec g = load_steps(gate + i * gate_step, gate_step, count);
+      Vec u = load_steps(up + i * up_step, up_step, count);
+      if (activated.number != ACTIVATION_SWIGLU_OAI) return activated(g) * u;
+      g = min(limit, g);
+      u = max(zero() - limit, min(limit, u));
+      return g * sigmoid(alpha * g) * (u + set(1.0f));
+    });
+  }
+
+ private:
+  const int64_t* p_;
+  const T* gate_;
+  const T* up_;
+  AnyActivation activated_;
+};
+
+using Gated = GatedRows<float>;
 
 void gated_activation_f64(void* const* buffers, const int64_t* p) {
   const double* gate = static_cast<const double*>(buffers[0]);
   const double* up = static_cast<const double*>(buffers[1]);
   double* out = static_cast<double*>(buffers[2]);
-  Outer outer{p + SIZES};
-  int64_t n = p[N];
-  double alpha = f64_param(p[ALPHA]), limit = f64_param(p[LIMIT]);
+  Outer outer{p + Gated::SIZES};
+  int64_t n = p[Gated::N];
+  double alpha = f64_param(p[Gated::ALPHA]), limit = f64_param(p[Gated::LIMIT]);
   parallel_for(outer.rows(), grain_for(40 * n), [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
-      const double* gates = gate + outer.offset(row, p + GATE);
-      const double* ups = up + outer.offset(row, p + UP);
-      double* o = out + outer.offset(row, p + OUT);
+      const double* gates = gate + outer.offset(row, p + Gated::GATE);
+      const double* ups = up + outer.offset(row, p + Gated::UP);
+      double* o = out + outer.offset(row, p + Gated::OUT);
       for (int64_t i = 0; i < n; ++i) {
-        double g = gates[i * p[GATE_STEP]], u = ups[i * p[UP_STEP]];
-        if (p[ACTIVATION] != ACTIVATION_SWIGLU_OAI) {
-          o[i] = activate_f64(p[ACTIVATION], g) * u;
+        double g = gates[i * p[Gated::GATE_STEP]], u = ups[i * p[Gated::UP_STEP]];
+        if (p[Gated::ACTIVATION] != ACTIVATION_SWIGLU_OAI) {
+          o[i] = activate_f64(p[Gated::ACTIVATION], g) * u;
           continue;
         }
         g = g > limit ? limit : g;
@@ -93,14 +97,28 @@ void gated_activation_f64(void* const* buffers, const int64_t* p) {
 // params:  sizes[4], gate strides[4], up strides[4], out strides[4], N, inner strides of gate and
 //          up, activation (simd.h), alpha (f64), limit (f64)
 FUSEC_KERNEL void fusec_gated_activation_f32(void* const* buffers, const int64_t* params) {
-  fusec::gated_activation<float>(buffers, params);
+  fusec::write_plain<float, fusec::GatedRows<float>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_gated_activation_bf16(void* const* buffers, const int64_t* params) {
-  fusec::gated_activation<fusec::bf16>(buffers, params);
+  fusec::write_plain<fusec::bf16, fusec::GatedRows<fusec::bf16>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_gated_activation_f16(void* const* buffers, const int64_t* params) {
-  fusec::gated_activation<fusec::f16>(buffers, params);
+  fusec::write_plain<fusec::f16, fusec::GatedRows<fusec::f16>>(buffers, params);
 }
 FUSEC_KERNEL void fusec_gated_activation_f64(void* const* buffers, const int64_t* params) {
   fusec::gated_activation_f64(buffers, params);
+}
+
+// The same quantised, as `Scaling` of fusec/formats.py says.
+// buffers: gate, up, [scale f32 [1] if it is given], codes, [scales f32 or e8m0, unless they are
+//          given], [out if with_plain; its strides are those of the codes otherwise]
+// params:  those of fusec_gated_activation, then those of `QuantiseParams` in quantise_rows.h
+FUSEC_KERNEL void fusec_gated_activation_quant_f32(void* const* buffers, const int64_t* params) {
+  fusec::write_quantised<float, fusec::GatedRows<float>>(buffers, params);
+}
+FUSEC_KERNEL void fusec_gated_activation_quant_bf16(void* const* buffers, const int64_t* params) {
+  fusec::write_quantised<fusec::bf16, fusec::GatedRows<fusec::bf16>>(buffers, params);
+}
+FUSEC_KERNEL void fusec_gated_activation_quant_f16(void* const* buffers, const int64_t* params) {
+  fusec::write_quantised<fusec::f16, fusec::GatedRows<fusec::f16>>(buffers, params);
 }

@@ -150,7 +150,14 @@ def triton_record(op: str) -> Kernel:
     return next(kernel for kernel in kernels()[op] if kernel.provider == "triton")
 
 
-def solve(problem: Problem, run: Run, target: Target, seed: int, answer: float = 1.0) -> None:
+def solve(
+    problem: Problem,
+    run: Run,
+    target: Target,
+    seed: int,
+    answer: float = 1.0,
+    provider: str = "triton",
+) -> None:
     """Run the kernel of a problem and check each result against the reference times `answer`."""
     print(f"{problem} on {target.name}, seed {seed}")
     rng = np.random.default_rng(seed)
@@ -160,7 +167,7 @@ def solve(problem: Problem, run: Run, target: Target, seed: int, answer: float =
         for i, operand in enumerate(problem.operands)
     ]
     node = graph.add(problem.op, names, dict(problem.attrs))
-    record = triton_record(problem.op)
+    record = next(kernel for kernel in kernels()[problem.op] if kernel.provider == provider)
     refused = record.supports(graph, node, target)
     assert refused is None, refused
     memory: Memory = {}

@@ -34,6 +34,20 @@ struct Dims {
 
 using Outer = Dims<OUTER_DIMS>;
 
+// The addresses a kernel is given, taken in order.
+class Operands {
+ public:
+  explicit Operands(void* const* buffers) : next_(buffers) {}
+
+  template <class T>
+  FUSEC_INLINE T* take() {
+    return static_cast<T*>(*next_++);
+  }
+
+ private:
+  void* const* next_;
+};
+
 // Calls body(column, count) for the vectors of a row; count is LANES except for the last one.
 template <class Body>
 FUSEC_INLINE void for_vectors(int64_t n, const Body& body) {
@@ -104,6 +118,11 @@ enum WeightKind : int64_t {
   WEIGHT_F16 = 4,
 };
 
+template <class T>
+constexpr bool IS_F32 = false;
+template <>
+constexpr bool IS_F32<float> = true;
+
 // A weight row widened to f32 once per call, with the offset (0 or 1) added.
 template <class T>
 FUSEC_INLINE void widen_weight(const void* weight, int64_t kind, float offset, int64_t n,
@@ -118,5 +137,26 @@ FUSEC_INLINE void widen_weight(const void* weight, int64_t kind, float offset, i
     store_some(out + i, value, count);
   });
 }
+
+// The same, made if there is need to: a weight of f32 without an offset is read where it is.
+template <class T>
+class WideWeight {
+ public:
+  WideWeight(Operands& operands, int64_t kind, int64_t offset, int64_t n) : wide_(n) {
+    const void* weight = kind == WEIGHT_NONE ? nullptr : operands.take<void>();
+    bool is_f32 = kind == WEIGHT_F32 || (kind == WEIGHT_SAME && IS_F32<T>);
+    if (is_f32 && offset == 0) {
+      data_ = static_cast<const float*>(weight);
+      return;
+    }
+    widen_weight<T>(weight, kind, static_cast<float>(offset), n, wide_);
+    data_ = wide_;
+  }
+  operator const float*() const { return data_; }
+
+ private:
+  Scratch<float> wide_;
+  const float* data_;
+};
 
 }  // namespace fusec

@@ -82,6 +82,45 @@ FUSEC_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
 FUSEC_INLINE Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 FUSEC_INLINE Mask is_nan(Vec a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 FUSEC_INLINE Vec select(Mask mask, Vec yes, Vec no) { return _mm512_mask_blend_ps(mask, no, yes); }
+// Also true where either is NaN.
+FUSEC_INLINE Mask differs(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+FUSEC_INLINE bool any(Mask mask) { return mask != 0; }
+
+// The bits of LANES floats.
+FUSEC_INLINE IntVec bits_of(Vec a) { return _mm512_castps_si512(a); }
+FUSEC_INLINE Vec float_of(IntVec a) { return _mm512_castsi512_ps(a); }
+FUSEC_INLINE IntVec set_bits(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
+FUSEC_INLINE IntVec add_bits(IntVec a, IntVec b) { return _mm512_add_epi32(a, b); }
+FUSEC_INLINE IntVec subtract_bits(IntVec a, IntVec b) { return _mm512_sub_epi32(a, b); }
+FUSEC_INLINE IntVec and_bits(IntVec a, IntVec b) { return _mm512_and_si512(a, b); }
+FUSEC_INLINE IntVec or_bits(IntVec a, IntVec b) { return _mm512_or_si512(a, b); }
+FUSEC_INLINE IntVec max_bits(IntVec a, IntVec b) { return _mm512_max_epu32(a, b); }
+FUSEC_INLINE IntVec select(Mask mask, IntVec yes, IntVec no) {
+  return _mm512_mask_blend_epi32(mask, no, yes);
+}
+FUSEC_INLINE Mask equal_bits(IntVec a, IntVec b) { return _mm512_cmpeq_epi32_mask(a, b); }
+template <int COUNT>
+FUSEC_INLINE IntVec shift_left(IntVec a) {
+  return _mm512_slli_epi32(a, COUNT);
+}
+template <int COUNT>
+FUSEC_INLINE IntVec shift_right(IntVec a) {
+  return _mm512_srli_epi32(a, COUNT);
+}
+FUSEC_INLINE Vec from_integers(IntVec a) { return _mm512_cvtepi32_ps(a); }
+
+// Bytes as lanes, and the low bytes of lanes.
+FUSEC_INLINE IntVec load_bytes(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+FUSEC_INLINE void store_bytes(uint8_t* p, IntVec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
+// Two 4-bit lanes a byte, the even one in the low bits; lanes are below 16.
+FUSEC_INLINE void store_pairs(uint8_t* p, IntVec a) {
+  IntVec both = _mm512_or_si512(a, _mm512_srli_epi64(a, 28));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm512_cvtepi64_epi8(both));
+}
 
 // x * 2^n for integral n, correct for subnormal and infinite results.
 FUSEC_INLINE Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
@@ -170,6 +209,59 @@ FUSEC_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
 FUSEC_INLINE Mask less(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 FUSEC_INLINE Mask is_nan(Vec a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
 FUSEC_INLINE Vec select(Mask mask, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, mask); }
+// Also true where either is NaN.
+FUSEC_INLINE Mask differs(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_NEQ_UQ); }
+FUSEC_INLINE bool any(Mask mask) { return _mm256_movemask_ps(mask) != 0; }
+
+// The bits of LANES floats.
+FUSEC_INLINE IntVec bits_of(Vec a) { return _mm256_castps_si256(a); }
+FUSEC_INLINE Vec float_of(IntVec a) { return _mm256_castsi256_ps(a); }
+FUSEC_INLINE IntVec set_bits(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
+FUSEC_INLINE IntVec add_bits(IntVec a, IntVec b) { return _mm256_add_epi32(a, b); }
+FUSEC_INLINE IntVec subtract_bits(IntVec a, IntVec b) { return _mm256_sub_epi32(a, b); }
+FUSEC_INLINE IntVec and_bits(IntVec a, IntVec b) { return _mm256_and_si256(a, b); }
+FUSEC_INLINE IntVec or_bits(IntVec a, IntVec b) { return _mm256_or_si256(a, b); }
+FUSEC_INLINE IntVec max_bits(IntVec a, IntVec b) { return _mm256_max_epu32(a, b); }
+FUSEC_INLINE IntVec select(Mask mask, IntVec yes, IntVec no) {
+  return _mm256_blendv_epi8(no, yes, _mm256_castps_si256(mask));
+}
+FUSEC_INLINE Mask equal_bits(IntVec a, IntVec b) {
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b));
+}
+template <int COUNT>
+FUSEC_INLINE IntVec shift_left(IntVec a) {
+  return _mm256_slli_epi32(a, COUNT);
+}
+template <int COUNT>
+FUSEC_INLINE IntVec shift_right(IntVec a) {
+  return _mm256_srli_epi32(a, COUNT);
+}
+FUSEC_INLINE Vec from_integers(IntVec a) { return _mm256_cvtepi32_ps(a); }
+
+// Bytes as lanes, and the low bytes of lanes.
+FUSEC_INLINE IntVec load_bytes(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+FUSEC_INLINE __m128i low_bytes(IntVec a) {
+  const __m256i first = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                         -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1);
+  __m256i placed = _mm256_shuffle_epi8(a, first);
+  return _mm_or_si128(_mm256_castsi256_si128(placed), _mm256_extracti128_si256(placed, 1));
+}
+FUSEC_INLINE void store_bytes(uint8_t* p, IntVec a) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), low_bytes(a));
+}
+// Two 4-bit lanes a byte, the even one in the low bits; lanes are below 16.
+FUSEC_INLINE void store_pairs(uint8_t* p, IntVec a) {
+  __m256i both = _mm256_or_si256(a, _mm256_srli_epi64(a, 28));
+  // Bytes 0 and 8 of both halves are wanted.
+  const __m256i first = _mm256_setr_epi8(0, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                         -1, -1, 0, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  __m256i placed = _mm256_shuffle_epi8(both, first);
+  __m128i bytes = _mm_or_si128(_mm256_castsi256_si128(placed), _mm256_extracti128_si256(placed, 1));
+  int word = _mm_cvtsi128_si32(bytes);
+  memcpy(p, &word, sizeof word);
+}
 
 // x * 2^n for integral n, correct for subnormal and infinite results: in two steps, because 2^n
 // itself may not be a float.
@@ -242,6 +334,23 @@ FUSEC_INLINE void store_partial(f16* p, Vec value, int count) {
 
 #endif
 
+// Some bytes only; as lanes, the others are 0.
+FUSEC_INLINE IntVec load_bytes_partial(const uint8_t* p, int count) {
+  uint8_t bytes[LANES] = {};
+  for (int i = 0; i < count; ++i) bytes[i] = p[i];
+  return load_bytes(bytes);
+}
+FUSEC_INLINE void store_bytes_partial(uint8_t* p, IntVec a, int count) {
+  uint8_t bytes[LANES];
+  store_bytes(bytes, a);
+  for (int i = 0; i < count; ++i) p[i] = bytes[i];
+}
+FUSEC_INLINE void store_pairs_partial(uint8_t* p, IntVec a, int count) {
+  uint8_t bytes[LANES / 2];
+  store_pairs(bytes, a);
+  for (int i = 0; i < count / 2; ++i) p[i] = bytes[i];
+}
+
 // ---- reductions over lanes ----
 
 FUSEC_INLINE float reduce_add(__m128 a) {
@@ -258,6 +367,13 @@ FUSEC_INLINE float reduce_add_8(__m256 a) {
 FUSEC_INLINE float reduce_max_8(__m256 a) {
   return reduce_max(_mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)));
 }
+FUSEC_INLINE uint32_t reduce_max_bits(__m128i a) {
+  a = _mm_max_epu32(a, _mm_shuffle_epi32(a, 0x4e));
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(a, _mm_shuffle_epi32(a, 0xb1))));
+}
+FUSEC_INLINE uint32_t reduce_max_bits(__m256i a) {
+  return reduce_max_bits(_mm_max_epu32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
+}
 #if FUSEC_AVX512
 FUSEC_INLINE float reduce_add(Vec a) {
   return reduce_add_8(_mm256_add_ps(lower_half(a), upper_half(a)));
@@ -265,6 +381,10 @@ FUSEC_INLINE float reduce_add(Vec a) {
 // NaN lanes may be lost: callers that must keep NaN add it back (see softmax).
 FUSEC_INLINE float reduce_max(Vec a) {
   return reduce_max_8(_mm256_max_ps(lower_half(a), upper_half(a)));
+}
+FUSEC_INLINE uint32_t reduce_max_bits(IntVec a) {
+  return reduce_max_bits(
+      _mm256_max_epu32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1)));
 }
 #else
 FUSEC_INLINE float reduce_add(Vec a) { return reduce_add_8(a); }
@@ -374,5 +494,19 @@ FUSEC_INLINE Vec activate(int64_t activation, Vec x) {
       return x;
   }
 }
+
+// An activation that is known when the kernel runs: the one of most models inline, the others behind
+// a call, which keeps loops small.
+__attribute__((noinline, unused)) static Vec activate_seldom(int64_t activation, Vec x) {
+  return activate(activation, x);
+}
+
+struct AnyActivation {
+  int64_t number;
+
+  FUSEC_INLINE Vec operator()(Vec x) const {
+    return number == ACTIVATION_SILU ? silu(x) : activate_seldom(number, x);
+  }
+};
 
 }  // namespace fusec
