@@ -15,6 +15,7 @@ namespace {
 // between two steps, so that the pool stays awake inside a model and sleeps between calls.
 constexpr int SPIN_ROUNDS = 1000;
 constexpr int MAX_THREADS = 1024;
+constexpr pid_t NO_PROCESS = 0, CHANGING = -1;
 
 FUSEC_INLINE void relax() { __builtin_ia32_pause(); }
 
@@ -35,10 +36,16 @@ constexpr int GENERATION_SHIFT = 32;
 struct Job {
   void (*body)(void*, int64_t, int64_t, int);
   void* context;
-  int64_t n;
   int64_t chunk;
-  int64_t next;  // first item not yet handed out
+  int threads;
   FusecError* error;
+};
+
+// What one thread does first, in every loop of the same size: its caches know that part of the
+// operands.  A thread that has no more takes from the others.
+struct alignas(64) Share {
+  int64_t next;  // first item not yet handed out
+  int64_t end;
 };
 
 struct Pool {
@@ -52,22 +59,31 @@ struct Pool {
   int stop = 0;
   int threads = 0;  // 0: not decided yet
   int workers = 0;
-  pid_t owner = 0;
+  pid_t owner = NO_PROCESS;  // whose threads the workers are
   Job job = {};
+  Share shares[MAX_THREADS] = {};
   pthread_t handles[MAX_THREADS];
 };
 
 Pool pool;
 __thread bool inside_loop = false;
 
-void run_ranges(Job& job, int thread) {
+void run_share(const Job& job, Share& share, int thread) {
+  // Looking first keeps a share that is used up in the caches of all threads.
+  while (__atomic_load_n(&share.next, __ATOMIC_RELAXED) < share.end) {
+    int64_t begin = __atomic_fetch_add(&share.next, job.chunk, __ATOMIC_RELAXED);
+    if (begin >= share.end) break;
+    job.body(job.context, begin, fusec::min_of(share.end, begin + job.chunk), thread);
+  }
+}
+
+void run_ranges(const Job& job, int thread) {
   FusecError* outer_error = error_slot;
   error_slot = job.error;
   inside_loop = true;
-  for (;;) {
-    int64_t begin = __atomic_fetch_add(&job.next, job.chunk, __ATOMIC_RELAXED);
-    if (begin >= job.n) break;
-    job.body(job.context, begin, fusec::min_of(job.n, begin + job.chunk), thread);
+  for (int i = 0; i < job.threads; ++i) {
+    int owner = thread + i < job.threads ? thread + i : thread + i - job.threads;
+    run_share(job, pool.shares[owner], thread);
   }
   inside_loop = false;
   error_slot = outer_error;
@@ -133,12 +149,35 @@ void stop_workers() {
 }
 
 void start_workers() {
-  pool.owner = getpid();
+  __atomic_store_n(&pool.owner, getpid(), __ATOMIC_RELEASE);
   while (pool.workers < pool.threads - 1) {
     void* thread = reinterpret_cast<void*>(static_cast<intptr_t>(pool.workers + 1));
     // Fewer workers than wanted is slower, not wrong.
     if (pthread_create(&pool.handles[pool.workers], nullptr, worker_main, thread) != 0) break;
     ++pool.workers;
+  }
+}
+
+// A child after fork has the memory of the pool, but none of its threads, and locks that a thread may
+// have held.  The first one to notice begins anew.
+void leave_parent() {
+  const pid_t self = getpid();
+  pid_t owner = __atomic_load_n(&pool.owner, __ATOMIC_ACQUIRE);
+  while (owner != NO_PROCESS && owner != self) {
+    if (owner == CHANGING) {
+      sched_yield();
+      owner = __atomic_load_n(&pool.owner, __ATOMIC_ACQUIRE);
+    } else if (__atomic_compare_exchange_n(&pool.owner, &owner, CHANGING, false, __ATOMIC_ACQUIRE,
+                                           __ATOMIC_ACQUIRE)) {
+      pool.mutex = PTHREAD_MUTEX_INITIALIZER;
+      pool.work = PTHREAD_COND_INITIALIZER;
+      pool.finished = PTHREAD_COND_INITIALIZER;
+      pool.state |= CLOSED;
+      pool.state &= ~RUNNING_MASK;
+      pool.sleepers = pool.waiting = pool.stop = pool.workers = pool.busy = 0;
+      __atomic_store_n(&pool.owner, self, __ATOMIC_RELEASE);
+      return;
+    }
   }
 }
 
@@ -254,6 +293,7 @@ FUSEC_KERNEL int fusec_threads(void) {
 
 FUSEC_KERNEL void fusec_set_threads(int threads) {
   if (inside_loop) return;  // a loop body cannot resize the pool that runs it
+  leave_parent();
   threads = fusec::min_of(fusec::max_of(threads, 1), MAX_THREADS);
   while (!acquire_pool()) sched_yield();
   if (threads != pool.threads) stop_workers();
@@ -276,9 +316,13 @@ FUSEC_KERNEL void fusec_parallel_for(int64_t n, int64_t grain,
   if (pool.threads == 0) __atomic_store_n(&pool.threads, threads, __ATOMIC_RELAXED);
   if (pool.workers < threads - 1) start_workers();
 
-  // A few ranges per thread even out their speeds without making the counter hot.
+  // A few ranges per thread even out their speeds without making the counters hot.
   int64_t chunk = fusec::max_of(grain, fusec::round_up(fusec::ceil_div(n, 4 * threads), grain));
-  pool.job = {body, context, n, chunk, 0, error_slot};
+  int64_t share = fusec::round_up(fusec::ceil_div(n, threads), chunk);
+  for (int i = 0; i < threads; ++i) {
+    pool.shares[i] = {fusec::min_of(n, i * share), fusec::min_of(n, (i + 1) * share)};
+  }
+  pool.job = {body, context, chunk, threads, error_slot};
   uint64_t generation = (__atomic_load_n(&pool.state, __ATOMIC_RELAXED) >> GENERATION_SHIFT) + 1;
   generation &= 0xffffffff;
   __atomic_store_n(&pool.state, generation << GENERATION_SHIFT, __ATOMIC_SEQ_CST);
@@ -332,6 +376,7 @@ FUSEC_KERNEL void fusec_raise(int64_t code, int64_t value, int64_t bound) {
 FUSEC_KERNEL void fusec_last_error(FusecError* error) { *error = last_error; }
 
 FUSEC_KERNEL int64_t fusec_execute(const FusecStep* steps, int64_t count, double* seconds) {
+  if (!inside_loop) leave_parent();
   last_error = FusecError{};
   FusecError* outer = error_slot;
   error_slot = &last_error;

@@ -8,16 +8,19 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_library import LEVELS, Module, bits, compile_object, module, sources
+from cpu_library import LEVELS, Module, bits, compile_object, cpu_library, sources
 
 from fusec.link.toolchain import find_toolchain
+from fusec.runtime.cpu import host_features
 
-__all__ = ["module"]
+module = cpu_library("index", "l2_norm", "scan", "softmax")
 
 Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int)
 
@@ -98,6 +101,65 @@ def test_workers_come_and_go(module: Module) -> None:
     assert len(os.listdir("/proc/self/task")) == tasks + 5
     module.threads(1)
     assert len(os.listdir("/proc/self/task")) == tasks
+
+
+def test_workers_sleep_between_runs(module: Module) -> None:
+    module.threads(4)
+    parallel_for(module, 100, 1, lambda *_: None)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - before < 0.02
+    module.threads(1)
+
+
+FORKS = """
+import ctypes, os, sys, threading
+library = ctypes.CDLL(sys.argv[1])
+Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int)
+library.fusec_set_threads(4)
+
+def loop():
+    seen = []
+    add = lambda _, begin, end, thread: seen.append(end - begin)
+    library.fusec_execute(None, ctypes.c_int64(0), None)
+    library.fusec_parallel_for(ctypes.c_int64(100), ctypes.c_int64(1), Body(add), None)
+    assert sum(seen) == 100
+
+loop()
+child = os.fork()
+if child == 0:
+    loop()
+    assert len(os.listdir("/proc/self/task")) == 4
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+
+for _ in range(20):  # while a loop runs in another thread
+    other = threading.Thread(target=lambda: [loop() for _ in range(5)])
+    other.start()
+    child = os.fork()
+    if child == 0:
+        for _ in range(3):
+            loop()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    other.join()
+loop()
+"""
+
+
+def test_a_forked_child_has_workers_of_its_own(module: Module) -> None:
+    path = module.library._name
+    subprocess.run([sys.executable, "-c", FORKS, path], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 63, 64, 65, 127, 128, 1000, 65536, 100_003])
+def test_crc32(module: Module, size: int) -> None:
+    if "pclmulqdq" not in host_features():
+        pytest.skip("this CPU has no pclmulqdq")
+    data = np.random.default_rng(size).integers(0, 256, size + 3, np.uint8)[3:]
+    found = module.library.fusec_crc32(ctypes.c_void_p(data.ctypes.data), ctypes.c_int64(size))
+    assert found & 0xFFFFFFFF == zlib.crc32(data)
 
 
 def test_execute_runs_steps_until_one_fails(module: Module) -> None:
