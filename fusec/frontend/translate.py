@@ -232,12 +232,14 @@ class _Translation:
         self.renamed: dict[Expr, Dim] = {}
         self.written: dict[str, _Storage] = {}
         self.makers: dict[str, str] = {}
+        self.arguments: set[str] = set()
 
     # --- the whole --------------------------------------------------------------------------
 
     def run(
         self, program: AtenProgram, output_names: Sequence[str] | None, notes: list[str]
     ) -> Graph:
+        self.arguments = {given.name for given in program.inputs if given.kind == "user"}
         values: dict[str, _Held] = {}
         bases: dict[str, Val] = {}
         for given, record in zip(program.inputs, program.graph.inputs, strict=True):
@@ -259,8 +261,7 @@ class _Translation:
                     raise InternalError(f"weight `{given.name}` has no contents")
                 identity = given.weight.identity
                 if identity not in bases:
-                    name = self.graph.fresh(given.name)
-                    added = self.graph.add_parameter(name, given.weight)
+                    added = self.graph.add_parameter(self._free(given.name), given.weight)
                     bases[identity] = Val(self.build, added)
                 base = bases[identity]
                 storage = _Storage(base.name)
@@ -284,6 +285,13 @@ class _Translation:
         self.graph.drop_unused_parameters()
         self._check_state(program, notes)
         return self.graph
+
+    def _free(self, name: str) -> str:
+        """A name for a weight: weights come first, and an argument may have the name of one."""
+        free = self.graph.fresh(name)
+        while free in self.arguments:
+            free = self.graph.fresh(f"{free}_")
+        return free
 
     def _returned(self, argument: Argument, values: Mapping[str, _Held], what: str) -> Val | None:
         held = self._resolve(argument, values)

@@ -71,6 +71,21 @@ def test_named_sizes_are_shared_and_the_numbers_are_eager(
         np.testing.assert_allclose(found[name], value.numpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_an_argument_may_have_the_name_of_a_weight() -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.x
+
+    graph = load_source(Scaled(), example_inputs=torch.ones(4, 2)).graph
+    assert graph.inputs == ["x"] and [each.name for each in graph.parameters.values()] == ["x"]
+    (found,) = interpret(graph, {"x": np.ones((4, 2), np.float32)}).values()
+    np.testing.assert_array_equal(found, np.tile([2, 3], (4, 1)))
+
+
 def test_examples_of_size_one_are_repeated() -> None:
     given = {"x": torch.randn(1, 5, 6), "mask": torch.ones(1, 5)}
     graph = load_source(Net(), example_inputs=given, dims={"batch": "1:64"}).graph
