@@ -93,11 +93,10 @@ class Task {
   void run(const QueryRows& rows, const T* packed) {
     rows_ = rows;
     const T* q = static_cast<const T*>(operands_.q);
-    for (int64_t row = 0; row < rows.count(); ++row) {
-      const T* source = row_of(q, shape_.q_strides, rows.batch, rows.head_of(row),
-                               rows.query_of(row));
-      fill_block_row(source, 1, shape_.depth, q_ + row * q_pitch_);
-    }
+    rows.each([&](int64_t row, int64_t head, int64_t query) {
+      fill_block_row(row_of(q, shape_.q_strides, rows.batch, head, query), 1, shape_.depth,
+                     q_ + row * q_pitch_);
+    });
     softmax_.start(rows);
     memset(out_, 0, static_cast<size_t>(rows.count() * out_pitch_) * sizeof(float));
     int64_t first, last;
@@ -106,11 +105,10 @@ class Task {
       attend(packed, key, ceil_div(min_of(KEYS, last - key), PANEL));
     }
     T* out = static_cast<T*>(operands_.out);
-    for (int64_t row = 0; row < rows.count(); ++row) {
+    rows.each([&](int64_t row, int64_t head, int64_t query) {
       write_row(out_ + row * out_pitch_, softmax_.sum(row), shape_.value_depth,
-                row_of(out, shape_.out_strides, rows.batch, rows.head_of(row),
-                       rows.query_of(row)));
-    }
+                row_of(out, shape_.out_strides, rows.batch, head, query));
+    });
   }
 
  private:
@@ -133,11 +131,9 @@ class Task {
     softmax_.start_block(key, panels * PANEL);
     for (int64_t i = 0; i < count; ++i) {
       const Strip& strip = strips[i];
-      for (int64_t row = strip.row; row < strip.row + strip.rows; ++row) {
-        softmax_.weigh(row, key + strip.first * PANEL, strip.last - strip.first,
-                       scores_ + (strip.first * ROWS + row) * PANEL, ROWS * PANEL,
-                       weights_ + row * weights_pitch_ + strip.first * PANEL);
-      }
+      softmax_.weigh(strip.row, strip.rows, key + strip.first * PANEL, strip.last - strip.first,
+                     scores_ + (strip.first * ROWS + strip.row) * PANEL, PANEL, ROWS * PANEL,
+                     weights_ + strip.row * weights_pitch_ + strip.first * PANEL, weights_pitch_);
     }
     for (int64_t i = 0; i < count; ++i) add_values(packed, key, strips[i]);
   }

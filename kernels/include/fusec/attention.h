@@ -71,6 +71,15 @@ struct QueryRows {
   int64_t count() const { return heads * queries; }
   FUSEC_INLINE int64_t head_of(int64_t row) const { return head + row % heads; }
   FUSEC_INLINE int64_t query_of(int64_t row) const { return query + row / heads; }
+
+  // Calls body(row, head, query) for every row.
+  template <class Body>
+  FUSEC_INLINE void each(const Body& body) const {
+    int64_t row = 0;
+    for (int64_t i = 0; i < queries; ++i) {
+      for (int64_t j = 0; j < heads; ++j) body(row++, head + j, query + i);
+    }
+  }
 };
 
 // The address of row (batch, head, step) of an operand with such strides.
@@ -137,17 +146,18 @@ class Softmax {
 
   void start(const QueryRows& rows) {
     rows_ = rows;
-    for (int64_t row = 0; row < rows.count(); ++row) {
+    rows.each([&](int64_t row, int64_t head, int64_t query) {
       // A sink is a key without a value: it starts the running maximum and the sum.
       float sink = MINUS_INFINITY;
       if (shape_.sinks_kind == MASK_F32) {
-        sink = static_cast<const float*>(operands_.sinks)[rows.head_of(row)];
+        sink = static_cast<const float*>(operands_.sinks)[head];
       } else if (shape_.sinks_kind) {
-        sink = to_float(static_cast<const T*>(operands_.sinks)[rows.head_of(row)]);
+        sink = to_float(static_cast<const T*>(operands_.sinks)[head]);
       }
       maximum_[row] = sink / unit_;
       sum_[row] = sink == MINUS_INFINITY ? 0.0f : 1.0f;
-    }
+      shape_.visible(query, &first_[row], &last_[row]);
+    });
   }
 
   // Sinks count once where several tasks share the keys of a row.
@@ -170,49 +180,56 @@ class Softmax {
     block_ = key;
   }
 
-  // Scores of keys [key, key + panels * PANEL) of the block become weights, which may lie upon them.
-  // Scores of a panel are neighbours, and panels `panel_step` apart.
+  // Scores of rows [row, row + rows) for keys [key, key + panels * PANEL) of the block become weights,
+  // which may lie upon them. Scores of a panel are neighbours.
   template <class Weight>
-  void weigh(int64_t row, int64_t key, int64_t panels, float* scores, int64_t panel_step,
-             Weight* weights) {
-    if (!plain_) transform(row, key, panels, scores, panel_step);
-    int64_t first, last;
-    shape_.visible(rows_.query_of(row), &first, &last);
-    bool edges = first > key || last < key + panels * PANEL || operands_.padding ||
-                 shape_.mask_kind == MASK_BOOL;
-    if (edges) hide(row, key, panels, scores, panel_step, first, last);
-
-    Vec top = set(MINUS_INFINITY);
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      FUSEC_UNROLL
-      for (int i = 0; i < PANEL; i += LANES) top = max(load(scores + panel * panel_step + i), top);
-    }
-    float previous = maximum_[row], maximum = max_of(previous, reduce_max(top));
-    // All hidden so far: any finite shift gives 2^-inf = 0.
-    Vec shift = set(maximum == MINUS_INFINITY ? 0.0f : maximum), factor = set(factor_);
-    Vec total = zero();
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      FUSEC_UNROLL
-      for (int i = 0; i < PANEL; i += LANES) {
-        Vec score = load(scores + panel * panel_step + i);
-        Vec weight = exp2_of_negative<T>((score - shift) * factor);
-        total = total + weight;
-        store_weight(weights + panel * PANEL + i, weight);
+  void weigh(int64_t row, int64_t rows, int64_t key, int64_t panels, float* scores,
+             int64_t row_step, int64_t panel_step, Weight* weights, int64_t weights_pitch) {
+    // One loop after the other: rows do not wait for each other within a loop.
+    for (int64_t i = 0; i < rows; ++i) {
+      float* line = scores + i * row_step;
+      if (!plain_) transform(row + i, key, panels, line, panel_step);
+      bool edges = first_[row + i] > key || last_[row + i] < key + panels * PANEL ||
+                   operands_.padding || shape_.mask_kind == MASK_BOOL;
+      if (edges) hide(row + i, key, panels, line, panel_step);
+      Vec top = set(maximum_[row + i]);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        FUSEC_UNROLL
+        for (int j = 0; j < PANEL; j += LANES) top = max(load(line + panel * panel_step + j), top);
       }
+      next_maximum_[row + i] = reduce_max(top);
     }
-    float rescale = 1.0f;
-    if (previous != maximum) rescale = weight_of(previous, maximum);
-    maximum_[row] = maximum;
-    rescale_[row] = rescale;
-    sum_[row] = sum_[row] * rescale + reduce_add(total);
+    for_vectors(rows, [&](int64_t i, int count) {
+      Vec next = load_some(next_maximum_ + row + i, count);
+      Vec rescale = worth(load_some(maximum_ + row + i, count), next);
+      store_some(maximum_ + row + i, next, count);
+      store_some(rescale_ + row + i, rescale, count);
+      store_some(sum_ + row + i, load_some(sum_ + row + i, count) * rescale, count);
+    });
+    for (int64_t i = 0; i < rows; ++i) {
+      const float* line = scores + i * row_step;
+      float maximum = maximum_[row + i];
+      // All hidden so far: any finite shift gives 2^-inf = 0.
+      Vec shift = set(maximum == MINUS_INFINITY ? 0.0f : maximum), factor = set(factor_);
+      Vec total[2] = {zero(), zero()};
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        FUSEC_UNROLL
+        for (int j = 0; j < PANEL; j += LANES) {
+          Vec score = load(line + panel * panel_step + j);
+          Vec weight = exp2_of_negative<T>((score - shift) * factor);
+          total[j / LANES % 2] = total[j / LANES % 2] + weight;
+          store_weight(weights + i * weights_pitch + panel * PANEL + j, weight);
+        }
+      }
+      sum_[row + i] += reduce_add(total[0] + total[1]);
+    }
   }
 
-  // What a weight that was found when the maximum was `previous` is worth at `maximum`.
-  FUSEC_INLINE float weight_of(float previous, float maximum) const {
-    if (previous == MINUS_INFINITY) return 0.0f;
-    alignas(64) float lanes[LANES];
-    store(lanes, exp2_of_negative<float>(set((previous - maximum) * factor_)));
-    return lanes[0];
+  // What weights that were found when the maximum was `previous` are worth at `maximum`.
+  FUSEC_INLINE Vec worth(Vec previous, Vec maximum) const {
+    Vec less_now = exp2_of_negative<float>((previous - maximum) * set(factor_));
+    Vec value = select(less(previous, maximum), less_now, set(1.0f));
+    return select(less(set(MINUS_INFINITY), previous), value, zero());
   }
 
   float maximum(int64_t row) const { return maximum_[row]; }
@@ -249,10 +266,9 @@ class Softmax {
     }
   }
 
-  // Scores of keys outside [first, last), of padding, and of what a bool mask hides become -inf.
+  // Scores of keys that the row may not see, of padding, and of what a bool mask hides become -inf.
   // Selected, not added: what is hidden must not leak even if its score is NaN.
-  void hide(int64_t row, int64_t key, int64_t panels, float* scores, int64_t panel_step,
-            int64_t first, int64_t last) {
+  void hide(int64_t row, int64_t key, int64_t panels, float* scores, int64_t panel_step) {
     alignas(64) float steps[LANES], masked[KEYS];
     for (int i = 0; i < LANES; ++i) steps[i] = static_cast<float>(i);
     bool has_mask = shape_.mask_kind == MASK_BOOL;
@@ -262,8 +278,8 @@ class Softmax {
       memset(masked, 0, sizeof masked);
       for (int64_t i = 0; i < keys; ++i) masked[i] = mask[i * step] ? 0.0f : MINUS_INFINITY;
     }
-    Vec begin = set(static_cast<float>(max_of<int64_t>(first - key, -1)));
-    Vec end = set(static_cast<float>(min_of(last - key, KEYS)));
+    Vec begin = set(static_cast<float>(max_of<int64_t>(first_[row] - key, -1)));
+    Vec end = set(static_cast<float>(min_of(last_[row] - key, KEYS)));
     Vec hidden = set(MINUS_INFINITY);
     for (int64_t panel = 0; panel < panels; ++panel) {
       for (int i = 0; i < PANEL; i += LANES) {
@@ -294,7 +310,8 @@ class Softmax {
   float unit_, factor_;  // what a score counts; what turns a difference of scores into powers of 2
   QueryRows rows_ = {};
   int64_t block_ = 0;
-  float maximum_[ROWS], sum_[ROWS], rescale_[ROWS];
+  float maximum_[ROWS], next_maximum_[ROWS], sum_[ROWS], rescale_[ROWS];
+  int64_t first_[ROWS], last_[ROWS];  // keys that a row may see
   alignas(64) float padding_bias_[KEYS];
 };
 

@@ -49,6 +49,12 @@ FUSEC_INLINE Vec sum_of_each(const Vec (&x)[LANES]) {
 #endif
 }
 
+FUSEC_INLINE float first_lane(Vec x) {
+  alignas(64) float lanes[LANES];
+  store(lanes, x);
+  return lanes[0];
+}
+
 // Calls body(first row, constant with the number of rows) for rows four, two and one at a time.
 template <int ROWS>
 struct RowCount {
@@ -63,6 +69,13 @@ FUSEC_INLINE void for_rows(int64_t rows, const Body& body) {
     row += 2;
   }
   if (row < rows) body(row, RowCount<1>{});
+}
+
+// Asks for a row of `bytes` before it is read: rows of one head are too far apart for the processor
+// to see that they will be.
+FUSEC_INLINE void prefetch(const void* row, int64_t bytes) {
+  const char* line = static_cast<const char*>(row);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i);
 }
 
 template <class T>
@@ -113,40 +126,37 @@ class FewRows {
 
  private:
   static constexpr int64_t SHORTEST_PIECE = 256;
+  static constexpr int64_t AHEAD = 16;  // rows that are asked for before they are read
   static constexpr int64_t TASKS = 64;
 
-  QueryRows rows_of(int64_t pair) const {
+  QueryRows rows_sharing(int64_t pair) const {
     int64_t kv_head = pair % shape_.kv_heads, group = shape_.group();
     return {pair / shape_.kv_heads, kv_head, kv_head * group, group, 0, shape_.queries};
   }
 
   void attend(int64_t pair, int64_t piece, Softmax<T, ROWS, KEYS>& softmax, float* q,
               float* scores, float* out) {
-    QueryRows rows = rows_of(pair);
+    QueryRows rows = rows_sharing(pair);
     const T* source = static_cast<const T*>(operands_.q);
-    for (int64_t row = 0; row < rows_; ++row) {
-      copy_row(fusec::row_of(source, shape_.q_strides, rows.batch, rows.head_of(row),
-                             rows.query_of(row)),
-               shape_.depth, q + row * q_pitch_);
-    }
+    rows.each([&](int64_t row, int64_t head, int64_t query) {
+      copy_row(row_of(source, shape_.q_strides, rows.batch, head, query), shape_.depth,
+               q + row * q_pitch_);
+    });
     softmax.start(rows);
     if (piece > 0) softmax.forget_sinks();
     memset(out, 0, static_cast<size_t>(rows_ * out_pitch_) * sizeof(float));
     int64_t end = min_of(last_, first_ + (piece + 1) * piece_);
     for (int64_t key = first_ + piece * piece_; key < end; key += KEYS) {
       int64_t keys = min_of(KEYS, end - key), panels = ceil_div(keys, PANEL);
-      const T* k = fusec::row_of(static_cast<const T*>(operands_.k), shape_.k_strides, rows.batch,
+      const T* k = row_of(static_cast<const T*>(operands_.k), shape_.k_strides, rows.batch,
                                  rows.kv_head, key);
-      const T* v = fusec::row_of(static_cast<const T*>(operands_.v), shape_.v_strides, rows.batch,
+      const T* v = row_of(static_cast<const T*>(operands_.v), shape_.v_strides, rows.batch,
                                  rows.kv_head, key);
       for_rows(rows_, [&](int64_t row, auto count) {
-        score<decltype(count)::value>(k, keys, q + row * q_pitch_, scores + row * KEYS);
+        score<decltype(count)::value>(k, keys, q + row * q_pitch_, scores + row * KEYS, row == 0);
       });
       softmax.start_block(key, panels * PANEL);
-      for (int64_t row = 0; row < rows_; ++row) {
-        float* weights = scores + row * KEYS;
-        softmax.weigh(row, key, panels, weights, PANEL, weights);
-      }
+      softmax.weigh(0, rows_, key, panels, scores, KEYS, PANEL, scores, KEYS);
       for_rows(rows_, [&](int64_t row, auto count) {
         add_values<decltype(count)::value>(v, keys, scores + row * KEYS, softmax, row,
                                            out + row * out_pitch_);
@@ -157,11 +167,14 @@ class FewRows {
   // scores[r][t] = q[r] . k[t]: as many keys at a time as there are sums for. Rows past `keys` of the
   // last ones are the last key again.
   template <int COUNT>
-  void score(const T* k, int64_t keys, const float* q, float* scores) const {
+  void score(const T* k, int64_t keys, const float* q, float* scores, bool asks) const {
     constexpr int TOGETHER = LANES / COUNT;
     for (int64_t key = 0; key < keys; key += TOGETHER) {
       const T* row[TOGETHER];
-      for (int j = 0; j < TOGETHER; ++j) row[j] = k + min_of(key + j, keys - 1) * shape_.k_strides[2];
+      for (int j = 0; j < TOGETHER; ++j) {
+        row[j] = k + min_of(key + j, keys - 1) * shape_.k_strides[2];
+        if (asks) prefetch(k + (key + j + AHEAD) * shape_.k_strides[2], shape_.depth * sizeof(T));
+      }
       Vec sum[LANES];
       FUSEC_UNROLL
       for (int i = 0; i < LANES; ++i) sum[i] = zero();
@@ -196,18 +209,19 @@ class FewRows {
     int64_t column = 0;
     for (; column + VECTORS * LANES <= shape_.value_depth; column += VECTORS * LANES) {
       add_columns<COUNT, VECTORS>(v + column, keys, LANES, weights, softmax, first_row,
-                                  out + column);
+                                  out + column, first_row == 0 && column == 0);
     }
     for (; column < shape_.value_depth; column += LANES) {
       int count = static_cast<int>(min_of<int64_t>(LANES, shape_.value_depth - column));
-      add_columns<COUNT, 1>(v + column, keys, count, weights, softmax, first_row, out + column);
+      add_columns<COUNT, 1>(v + column, keys, count, weights, softmax, first_row, out + column,
+                            first_row == 0 && column == 0);
     }
   }
 
   template <int COUNT, int VECTORS>
   FUSEC_INLINE void add_columns(const T* v, int64_t keys, int count, const float* weights,
                                 const Softmax<T, ROWS, KEYS>& softmax, int64_t first_row,
-                                float* out) const {
+                                float* out, bool asks) const {
     Vec sum[COUNT][VECTORS];
     FUSEC_UNROLL
     for (int r = 0; r < COUNT; ++r) {
@@ -215,6 +229,7 @@ class FewRows {
       for (int j = 0; j < VECTORS; ++j) sum[r][j] = zero();
     }
     for (int64_t key = 0; key < keys; ++key, v += shape_.v_strides[2]) {
+      if (asks) prefetch(v + AHEAD * shape_.v_strides[2], shape_.value_depth * sizeof(T));
       Vec x[VECTORS];
       FUSEC_UNROLL
       for (int j = 0; j < VECTORS; ++j) x[j] = load_some(v + j * LANES, count);
@@ -239,26 +254,27 @@ class FewRows {
   // Adds up the pieces of row i % rows of pair i / rows, and writes the result.
   void combine(int64_t i, const Softmax<T, ROWS, KEYS>& softmax, float* outs, const float* maxima,
                const float* sums) const {
-    QueryRows rows = rows_of(i / rows_);
+    QueryRows rows = rows_sharing(i / rows_);
     int64_t row = i % rows_, first = i / rows_ * pieces_ * rows_ + row;
-    float maximum = MINUS_INFINITY, sum = 0.0f;
+    float maximum = MINUS_INFINITY;
+    Vec sum = zero();
     for (int64_t piece = 0; piece < pieces_; ++piece) {
       maximum = max_of(maximum, maxima[first + piece * rows_]);
     }
     float* total = outs + first * out_pitch_;
     for (int64_t piece = 0; piece < pieces_; ++piece) {
       int64_t at = first + piece * rows_;
-      float worth = softmax.weight_of(maxima[at], maximum);
-      sum += sums[at] * worth;
+      Vec worth = softmax.worth(set(maxima[at]), set(maximum));
+      sum = sum + set(sums[at]) * worth;
       const float* found = outs + at * out_pitch_;
       for_vectors(out_pitch_, [=](int64_t column, int) {
         Vec before = piece > 0 ? load(total + column) : zero();
-        store(total + column, fma(load(found + column), set(worth), before));
+        store(total + column, fma(load(found + column), worth, before));
       });
     }
     T* out = static_cast<T*>(operands_.out);
-    write_row(total, sum, shape_.value_depth,
-              fusec::row_of(out, shape_.out_strides, rows.batch, rows.head_of(row),
+    write_row(total, first_lane(sum), shape_.value_depth,
+              row_of(out, shape_.out_strides, rows.batch, rows.head_of(row),
                             rows.query_of(row)));
   }
 
