@@ -115,22 +115,19 @@ def _limit_of(group: Path) -> float | None:
     return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
-def require_features(arch: str, needed: Iterable[str], at: str) -> None:
-    """Refuse code that this processor cannot run.
+def why_not(features: Iterable[str]) -> str | None:
+    """Why code that uses `features` cannot run here, or `None`.
 
-    Raises:
-        TargetError: features are missing.
+    For tile registers the system is asked: a process has them only on request.
     """
-    missing = sorted(set(needed) - host_features())
-    if not missing:
-        return
-    listed = ", ".join(f"`{name}`" for name in missing)
-    raise TargetError(
-        f"the artifact was compiled for `{arch}`, but this processor has no {listed}",
-        at=at,
-        hint="compile it with `--target cpu` on this machine, or for an older level such as "
-        "`x86-64-v3`",
-    )
+    missing = sorted(set(features) - host_features())
+    if missing:
+        return f"this processor has no {', '.join(f'`{name}`' for name in missing)}"
+    if any(name.startswith("amx") for name in features):
+        refusal = _request_tiles()
+        if refusal is not None:
+            return f"the system gives no access to AMX: {refusal}"
+    return None
 
 
 class StepError(Exception):
@@ -273,10 +270,9 @@ def request_tiles(at: str) -> None:
     Raises:
         TargetError: it refuses.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(_SYS_ARCH_PRCTL, _REQUEST_STATE, _TILE_DATA) != 0:
-        reason = os.strerror(ctypes.get_errno()).lower()
-        raise TargetError(f"the system gives no access to AMX: {reason}", at=at)
+    refusal = _request_tiles()
+    if refusal is not None:
+        raise TargetError(f"the system gives no access to AMX: {refusal}", at=at)
 
 
 def check_threads(threads: int | None) -> None:
@@ -287,6 +283,14 @@ def check_threads(threads: int | None) -> None:
     """
     if threads is not None and not 1 <= threads <= _MAX_THREADS:
         raise InputError(f"`threads` must be from 1 to {_MAX_THREADS}, not `{threads}`")
+
+
+def _request_tiles() -> str | None:
+    """Ask for tile registers, for all threads of this process; why they are refused, or `None`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_SYS_ARCH_PRCTL, _REQUEST_STATE, _TILE_DATA) == 0:
+        return None
+    return os.strerror(ctypes.get_errno()).lower()
 
 
 def _load(code: bytes, at: str) -> Module:

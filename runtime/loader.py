@@ -24,10 +24,8 @@ from fusec.runtime.artifact import (
 from fusec.runtime.cpu import (
     available_cpus,
     check_threads,
-    host_features,
     load_module,
-    request_tiles,
-    require_features,
+    why_not,
 )
 from fusec.runtime.devices import check_code, choose_target, family_of, open_driver
 from fusec.runtime.driver import Driver
@@ -112,10 +110,8 @@ def _load_on_cpu(
     huge_pages: bool,
 ) -> Model:
     at = str(artifact.path)
-    section = choose_cpu_target(artifact)
+    section, reason = choose_cpu_target(artifact)
     program = _program(artifact, section)
-    if any(name.startswith("amx") for name in section.features):
-        request_tiles(at)
     module = None
     for entry in program.modules:
         digest = artifact.manifest.entries[entry][1]
@@ -127,7 +123,7 @@ def _load_on_cpu(
         arrays = _in_huge_pages(arrays)
     placed = {name: _on_cache_line(array) for name, array in arrays.items()}
     executor = Executor(program, module, placed, onnx, threads)
-    return Model(artifact, section.target, executor)
+    return Model(artifact, section.target, executor, reason)
 
 
 def _load_on_gpu(
@@ -156,7 +152,7 @@ def _load_on_gpu(
     executor = GpuExecutor(
         program, driver, code, arrays, onnx, external, graphs=graphs, owns_driver=owns_driver
     )
-    return Model(artifact, section.target, executor)
+    return Model(artifact, section.target, executor, f"the device is `{info.arch}`")
 
 
 def _program(artifact: Artifact, section: TargetSpec) -> Program:
@@ -183,8 +179,8 @@ def parse_device(device: str) -> tuple[str, int]:
     return found[1], int(found[2] or 0)
 
 
-def choose_cpu_target(artifact: Artifact) -> TargetSpec:
-    """The richest CPU target of `artifact` that this processor can run.
+def choose_cpu_target(artifact: Artifact) -> tuple[TargetSpec, str]:
+    """The richest CPU target of `artifact` that can run here, and why it is that one.
 
     Raises:
         TargetError: there is none.
@@ -192,12 +188,22 @@ def choose_cpu_target(artifact: Artifact) -> TargetSpec:
     """
     sections = _sections(artifact, "cpu", "cpu")
     sections.sort(key=lambda section: len(section.features), reverse=True)
-    available = host_features()
+    refused: list[str] = []
     for section in sections:
-        if available.issuperset(section.features):
-            return section
-    require_features(sections[-1].arch, sections[-1].features, str(artifact.path))
-    return sections[-1]
+        refusal = why_not(section.features)
+        if refusal is None:
+            alone = len(sections) == 1
+            best = "the only one for a CPU" if alone else "the richest that runs here"
+            return section, "; ".join((best, *refused))
+        refused.append(f"not `{section.target}`: {refusal}")
+    compiled = ", ".join(f"`{section.arch}`" for section in reversed(sections))
+    raise TargetError(
+        f"the artifact was compiled for {compiled}, but {refusal}",
+        at=str(artifact.path),
+        detail=tuple(refused) if len(sections) > 1 else (),
+        hint="compile it with `--target cpu` on this machine, or also for an older level: "
+        "`--target x86-64-v3`",
+    )
 
 
 def _sections(artifact: Artifact, family: str, device: str) -> list[TargetSpec]:

@@ -56,14 +56,16 @@ class Model:
     Attributes:
         artifact: what it was loaded from.
         target: of the artifact that runs.
+        reason: why it is that target.
         inputs: names, dtypes and shapes, in order.
         outputs: names, dtypes and shapes, in order.
         symbols: inclusive range of each symbolic size.
     """
 
-    def __init__(self, artifact: Artifact, target: str, executor: Runner) -> None:
+    def __init__(self, artifact: Artifact, target: str, executor: Runner, reason: str = "") -> None:
         self.artifact = artifact
         self.target = target
+        self.reason = reason
         self.inputs = artifact.manifest.inputs
         self.outputs = artifact.manifest.outputs
         self.symbols = artifact.manifest.symbols

@@ -101,6 +101,7 @@ def run(
                 "failed": summary.failed,
                 "seconds": round(seconds, 6),
                 "target": model.target,
+                "target_reason": model.reason,
                 "threads": threads,
             }
         )
