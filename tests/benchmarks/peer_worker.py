@@ -50,6 +50,7 @@ def compile_artifact(task: Task, target: str) -> None:
         target=target,
         example_inputs=task.inputs,
         quantize=task.workload.quantize,
+        fp32_precision=task.workload.precision,
     )
 
 
@@ -57,6 +58,7 @@ def run(task: Task, peer: str, answers: TextIO) -> None:
     """Compile the workload, say how far its results are off, and run it when told to."""
     begin = time.perf_counter()
     torch.set_num_threads(task.threads)
+    torch.set_float32_matmul_precision(task.workload.precision)
     runner = PEERS[peer].make(task)
     for _ in range(WARM_UP):
         result = runner.call()

@@ -54,6 +54,7 @@ class Workload:
         build: makes the module and its inputs, by the names of the arguments.
         quantize: what `fusec.compile` is asked for; the weights are exact in that format.
         goal: the ratio of the best peer's time to fusec's that is aimed at.
+        precision: of products of f32: what `--fp32-precision` takes, and PyTorch by that name.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Workload:
     build: Callable[[], Built]
     quantize: tuple[str, ...] = ()
     goal: float = 1.5
+    precision: str = "highest"
 
 
 def workloads(smoke: bool) -> Iterator[Workload]:
@@ -83,6 +85,10 @@ def _llama(smoke: bool) -> Iterator[Workload]:
 
             goal = 1.5 if phase == "prefill" else 1.4
             yield Workload(f"llama/{phase}/{dtype}", dtype, build, goal=goal)
+            if phase == "prefill" and dtype == "f32":
+                for precision in ("high", "medium"):
+                    name = f"llama/{phase}/{dtype}-{precision}"
+                    yield Workload(name, dtype, build, goal=goal, precision=precision)
 
 
 def _operations(smoke: bool) -> Iterator[Workload]:
@@ -169,14 +175,15 @@ def _experts(smoke: bool) -> Iterator[Workload]:
 
 
 class First(nn.Module):
-    """The first result of a part of transformers."""
+    """The only or the first result of a part of transformers."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
 
     def forward(self, given: Tensor) -> Tensor:
-        out: Tensor = self.part(given)[0]
+        found = self.part(given)
+        out: Tensor = found if isinstance(found, Tensor) else found[0]
         return out
 
 
