@@ -14,6 +14,7 @@
 // bf16; those of e4m3fn are multiplied by their scales after the product, so no rounding is added.
 #pragma once
 
+#include <fusec/amx.h>
 #include <fusec/gemm.h>
 
 namespace fusec {
@@ -23,8 +24,13 @@ constexpr int64_t MX_GROUP = 32;
 
 FUSEC_INLINE int64_t quantised_depth(int64_t k) { return round_up(k, DEPTH_MULTIPLE); }
 
+template <int RAISED_BY>
+struct E2m1Words;
+struct E4m3Words;
+
 struct Mxfp4Weight {
   static constexpr int CODE_BITS = 4;
+  using Words = E2m1Words<0>;
   const uint16_t* codes;
   const uint8_t* scales;
   int64_t k;
@@ -32,6 +38,7 @@ struct Mxfp4Weight {
 
 struct Fp8Weight {
   static constexpr int CODE_BITS = 8;
+  using Words = E4m3Words;
   const uint16_t* codes;
   const float* scales;
   int64_t k;
@@ -74,11 +81,11 @@ FUSEC_INLINE Vec odd_words(IntVec words) {
 
 // ---- e2m1 ----
 
-// The values 0, 0.5, 1, 1.5, 2, 3, 4, 6 as bf16 times 2^BIAS, and the same with a sign; both zeros
+// The values 0, 0.5, 1, 1.5, 2, 3, 4, 6 as bf16 times 2^RAISED_BY, and the same with a sign; both zeros
 // are the word 0, so that lowering the exponent with saturation keeps them.
-template <int BIAS>
+template <int RAISED_BY>
 struct E2m1Words {
-  static constexpr int raised(int bits) { return bits ? bits + BIAS * 0x80 : 0; }
+  static constexpr int raised(int bits) { return bits ? bits + RAISED_BY * 0x80 : 0; }
   static constexpr int word(int code) {
     constexpr int magnitude[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
     int bits = raised(magnitude[code & 7]);
@@ -321,7 +328,26 @@ inline void decode_panel(const Fp8Weight& weight, int64_t panel, int64_t begin, 
   }
 }
 
-// ---- the product ----
+// ---- scales ----
+
+// Elements along K that one scale holds for.
+FUSEC_INLINE int64_t scale_depth(const Mxfp4Weight&) { return MX_GROUP; }
+FUSEC_INLINE int64_t scale_depth(const Fp8Weight& weight) {
+  return weight.group ? weight.group : quantised_depth(weight.k);
+}
+
+// The scales of row `k` of a panel, for LANES columns from `column`.
+FUSEC_INLINE Vec scales_at(const Mxfp4Weight& weight, int64_t panel, int64_t k, int column) {
+  return e8m0_scales(weight.scales + panel * quantised_depth(weight.k) +
+                     k / MX_GROUP * MX_GROUP + column);
+}
+FUSEC_INLINE Vec scales_at(const Fp8Weight& weight, int64_t panel, int64_t k, int column) {
+  const int64_t groups = weight.group ? ceil_div(weight.k, weight.group) : 1;
+  const int64_t group = weight.group ? k / weight.group : 0;
+  return load(weight.scales + (panel * groups + group) * PANEL + column);
+}
+
+// ---- blocks of rows ----
 
 // The panel that a type of rows is multiplied with, and the rows as panel_product takes them.
 template <class T>
@@ -348,6 +374,90 @@ FUSEC_INLINE void fill_quantised_row(const T* source, int64_t k, Activations<Wid
   memset(target + k, 0, static_cast<size_t>(quantised_depth(k) - k) * sizeof(*target));
 }
 
+// ---- few rows of floats ----
+
+// Rows that are multiplied by codes as they are widened, in registers, at most.
+#ifndef FUSEC_FEW_FLOAT_ROWS
+#define FUSEC_FEW_FLOAT_ROWS (LANES == 16 ? 4 : 2)
+#endif
+constexpr int FEW_FLOAT_ROWS = FUSEC_FEW_FLOAT_ROWS;
+
+// c[ROWS][PANEL] = a[ROWS][K] * panel `panel`; `a` is a block of fill_quantised_row.
+template <int ROWS, class Weight>
+inline void few_rows_product(const float* a, int64_t pitch, const Weight& weight, int64_t panel,
+                             float* c) {
+  constexpr int VECTORS = 2, PLACES = 16 / Weight::CODE_BITS, STEP = 2 * PLACES;
+  constexpr int64_t LONGEST_SUM = 256;
+  const typename Weight::Words values;
+  const int64_t depth = quantised_depth(weight.k);
+  const int64_t longest = min_of(LONGEST_SUM, scale_depth(weight));
+  for (int column = 0; column < PANEL; column += VECTORS * LANES) {
+    const uint16_t* codes = codes_at(weight, panel, 0) + column * 2;
+    Vec total[ROWS][VECTORS];
+    FUSEC_UNROLL
+    for (int r = 0; r < ROWS; ++r) total[r][0] = total[r][1] = zero();
+    for (int64_t begin = 0; begin < depth; begin += longest) {
+      const int64_t end = min_of(depth, begin + longest);
+      Vec even[ROWS][VECTORS], odd[ROWS][VECTORS];
+      FUSEC_UNROLL
+      for (int r = 0; r < ROWS; ++r) {
+        even[r][0] = even[r][1] = odd[r][0] = odd[r][1] = zero();
+      }
+      for (int64_t k = begin; k < end; k += STEP, codes += 2 * PANEL) {
+        __builtin_prefetch(reinterpret_cast<const char*>(codes) + 4096);
+        if (VECTORS * LANES == PANEL) {
+          __builtin_prefetch(reinterpret_cast<const char*>(codes) + 4160);
+        }
+        FUSEC_UNROLL
+        for (int v = 0; v < VECTORS; ++v) {
+          const IntVec words = load_codes(codes + 2 * v * LANES);
+          FUSEC_UNROLL
+          for (int j = 0; j < PLACES; ++j) {
+            const IntVec pair = values(words, j);
+            const Vec first = even_words(pair), second = odd_words(pair);
+            FUSEC_UNROLL
+            for (int r = 0; r < ROWS; ++r) {
+              const float* x = a + r * pitch + k + 2 * j;
+              even[r][v] = fma(set(x[0]), first, even[r][v]);
+              odd[r][v] = fma(set(x[1]), second, odd[r][v]);
+            }
+          }
+        }
+      }
+      FUSEC_UNROLL
+      for (int v = 0; v < VECTORS; ++v) {
+        const Vec scale = scales_at(weight, panel, begin, column + v * LANES);
+        FUSEC_UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+          total[r][v] = fma(even[r][v] + odd[r][v], scale, total[r][v]);
+        }
+      }
+    }
+    FUSEC_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+      FUSEC_UNROLL
+      for (int v = 0; v < VECTORS; ++v) store(c + r * PANEL + column + v * LANES, total[r][v]);
+    }
+  }
+}
+
+template <class Weight>
+inline void few_rows_product(const float* a, int64_t pitch, int64_t rows, const Weight& weight,
+                             int64_t panel, float* c) {
+  switch (rows) {
+    case 1:
+      return few_rows_product<1>(a, pitch, weight, panel, c);
+    case 2:
+      return few_rows_product<2>(a, pitch, weight, panel, c);
+    case 3:
+      return few_rows_product<3>(a, pitch, weight, panel, c);
+    case 4:
+      return few_rows_product<4>(a, pitch, weight, panel, c);
+  }
+}
+
+// ---- many rows ----
+
 // Rows of a panel that are widened at once: few enough for the L1 cache where few rows are
 // multiplied, as many as the L2 cache takes where adding up pieces of the product would cost time.
 constexpr int64_t FEW_ROWS = 32, SHORT_PIECE = 256, LONG_PIECE = 4096;
@@ -369,12 +479,13 @@ FUSEC_INLINE void add_piece(const Mxfp4Weight&, int64_t, int64_t begin, int64_t 
 }
 FUSEC_INLINE void add_piece(const Fp8Weight& weight, int64_t panel, int64_t begin, int64_t rows,
                             const float* piece, float* c) {
-  const int64_t groups = weight.group ? ceil_div(weight.k, weight.group) : 1;
-  const int64_t group = weight.group ? begin / weight.group : 0;
-  const float* scales = weight.scales + (panel * groups + group) * PANEL;
-  for (int64_t i = 0; i < rows * PANEL; i += LANES) {
-    const Vec scaled = load(piece + i) * load(scales + i % PANEL);
-    store(c + i, begin ? load(c + i) + scaled : scaled);
+  FUSEC_UNROLL
+  for (int column = 0; column < PANEL; column += LANES) {
+    const Vec scale = scales_at(weight, panel, begin, column);
+    for (int64_t i = column; i < rows * PANEL; i += PANEL) {
+      const Vec scaled = load(piece + i) * scale;
+      store(c + i, begin ? load(c + i) + scaled : scaled);
+    }
   }
 }
 
@@ -383,6 +494,9 @@ FUSEC_INLINE void add_piece(const Fp8Weight& weight, int64_t panel, int64_t begi
 template <class T, class Weight>
 inline void quantised_product(const Activations<T>* a, int64_t pitch, int64_t rows,
                               const Weight& weight, int64_t panel, float* c) {
+  if constexpr (sizeof(Activations<T>) == sizeof(float)) {
+    if (rows <= FEW_FLOAT_ROWS) return few_rows_product(a, pitch, rows, weight, panel, c);
+  }
   const int64_t depth = quantised_depth(weight.k);
   const int64_t longest = min_of(piece_of(weight, rows), depth);
   if (depth == 0) memset(c, 0, static_cast<size_t>(rows) * PANEL * sizeof(float));
@@ -394,6 +508,234 @@ inline void quantised_product(const Activations<T>* a, int64_t pitch, int64_t ro
     panel_product(a + begin, pitch, rows, static_cast<const T*>(wide), count, piece);
     add_piece(weight, panel, begin, rows, piece, c);
   }
+}
+
+// ---- few rows as 16-bit integers ----
+
+// Rows that are taken as integers at most: more are faster as floats.
+#ifndef FUSEC_INTEGER_ROWS
+#if FUSEC_AMX
+#define FUSEC_INTEGER_ROWS 1
+#elif FUSEC_AVX512
+#define FUSEC_INTEGER_ROWS 4
+#else
+#define FUSEC_INTEGER_ROWS 2
+#endif
+#endif
+constexpr int INTEGER_ROWS = FUSEC_INTEGER_ROWS;
+
+// 32 elements of a row as 16-bit integers times a scale, off by at most 2^-16 of the largest: less
+// than bf16 rounds. An integer is 256 * high + low, so that its products with codes, which are bytes
+// too, are sums of products of bytes. The bytes of every 8 elements are in the order of the nibbles
+// of two words of codes: low ones, then high ones.
+struct IntegerGroup {
+  static constexpr int ORDER[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+  static constexpr int LARGEST = 127 * 256;
+  static constexpr int OFFSET = 12;  // a code's byte is 2 * value + OFFSET, in [0, 24]
+
+  int8_t high[MX_GROUP];
+  int8_t low[MX_GROUP];
+  float scale;  // of an integer times a byte
+  int32_t correction;  // what OFFSET adds to the sum of products, negated
+};
+
+// One row of a block of fill_quantised_row. False if a group cannot be taken as integers: it has an
+// element that is not finite, or its largest is too small to divide by.
+template <class Element>
+inline bool fill_integer_row(const Element* row, int64_t depth, IntegerGroup* groups) {
+  constexpr float SMALLEST = 1e-30f;
+  for (int64_t begin = 0; begin < depth; begin += MX_GROUP, ++groups) {
+    Vec largest = zero(), not_finite = zero();
+    for (int64_t i = 0; i < MX_GROUP; i += LANES) {
+      const Vec x = load(row + begin + i);
+      largest = max(abs(x), largest);
+      not_finite = not_finite + (x - x);
+    }
+    const float most = reduce_max(largest);
+    if (reduce_add(not_finite) != 0 || !(most == 0 || most >= SMALLEST)) return false;
+    const float inverse = most == 0 ? 0 : IntegerGroup::LARGEST / most;
+    alignas(64) float rounded[MX_GROUP];
+    for (int64_t i = 0; i < MX_GROUP; i += LANES) {
+      store(rounded + i, round(load(row + begin + i) * set(inverse)));
+    }
+    int32_t sum = 0;
+    for (int i = 0; i < MX_GROUP; ++i) {
+      const int32_t value = static_cast<int32_t>(rounded[i / 8 * 8 + IntegerGroup::ORDER[i % 8]]);
+      const int32_t high = (value + 128) >> 8;
+      groups->high[i] = static_cast<int8_t>(high);
+      groups->low[i] = static_cast<int8_t>(value - high * 256);
+      sum += value;
+    }
+    groups->scale = most / (2 * IntegerGroup::LARGEST);
+    groups->correction = -IntegerGroup::OFFSET * sum;
+  }
+  return true;
+}
+
+#if FUSEC_AVX512
+FUSEC_INLINE IntVec broadcast_bytes(const int8_t* p) {
+  int32_t four;
+  memcpy(&four, p, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+// sum[i] + the products of bytes 4i..4i+3: codes are unsigned and at most 24, x is signed.
+FUSEC_INLINE IntVec add_products(IntVec sum, IntVec low_codes, IntVec low_x, IntVec high_codes,
+                                 IntVec high_x) {
+#if defined(__AVX512VNNI__)
+  return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, low_codes, low_x), high_codes, high_x);
+#else
+  const IntVec pairs = _mm512_add_epi16(_mm512_maddubs_epi16(low_codes, low_x),
+                                        _mm512_maddubs_epi16(high_codes, high_x));
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#endif
+}
+FUSEC_INLINE IntVec set_integers(int32_t value) { return _mm512_set1_epi32(value); }
+FUSEC_INLINE Vec as_floats(IntVec high, IntVec low) {
+  return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
+}
+#else
+FUSEC_INLINE IntVec broadcast_bytes(const int8_t* p) {
+  int32_t four;
+  memcpy(&four, p, sizeof four);
+  return _mm256_set1_epi32(four);
+}
+FUSEC_INLINE IntVec add_products(IntVec sum, IntVec low_codes, IntVec low_x, IntVec high_codes,
+                                 IntVec high_x) {
+  const IntVec pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low_codes, low_x),
+                                        _mm256_maddubs_epi16(high_codes, high_x));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+FUSEC_INLINE IntVec set_integers(int32_t value) { return _mm256_set1_epi32(value); }
+FUSEC_INLINE Vec as_floats(IntVec high, IntVec low) {
+  return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high, 8), low));
+}
+#endif
+
+// 2 * value + OFFSET for the lower or the higher nibble of every byte.
+struct E2m1Bytes {
+  IntVec table;
+  FUSEC_INLINE E2m1Bytes() {
+    const __m128i bytes = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+#if FUSEC_AVX512
+    table = _mm512_broadcast_i32x4(bytes);
+#else
+    table = _mm256_broadcastsi128_si256(bytes);
+#endif
+  }
+  FUSEC_INLINE IntVec operator()(IntVec codes, bool higher) const {
+#if FUSEC_AVX512
+    const IntVec index = higher ? _mm512_srli_epi16(codes, 4) : codes;
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(index, _mm512_set1_epi8(15)));
+#else
+    const IntVec index = higher ? _mm256_srli_epi16(codes, 4) : codes;
+    return _mm256_shuffle_epi8(table, _mm256_and_si256(index, _mm256_set1_epi8(15)));
+#endif
+  }
+};
+
+// c[ROWS][PANEL] = rows * panel `panel`; row r is at rows + r * pitch.
+template <int ROWS>
+inline void integer_product(const IntegerGroup* rows, int64_t pitch, const Mxfp4Weight& weight,
+                            int64_t panel, float* c) {
+  constexpr int VECTORS = 2;
+  const E2m1Bytes values;
+  const int64_t depth = quantised_depth(weight.k);
+  for (int column = 0; column < PANEL; column += VECTORS * LANES) {
+    const uint16_t* codes = codes_at(weight, panel, 0) + column * 2;
+    const uint8_t* scales = weight.scales + panel * depth + column;
+    Vec total[ROWS][VECTORS];
+    FUSEC_UNROLL
+    for (int r = 0; r < ROWS; ++r) total[r][0] = total[r][1] = zero();
+    for (int64_t group = 0; group < depth / MX_GROUP; ++group) {
+      IntVec high[ROWS][VECTORS], low[ROWS][VECTORS];
+      FUSEC_UNROLL
+      for (int r = 0; r < ROWS; ++r) {
+        high[r][0] = high[r][1] = set_integers(0);
+        low[r][0] = low[r][1] = set_integers(rows[r * pitch + group].correction);
+      }
+      FUSEC_UNROLL
+      for (int z = 0; z < MX_GROUP / 8; ++z, codes += 2 * PANEL) {
+        __builtin_prefetch(reinterpret_cast<const char*>(codes) + 4096);
+        if (VECTORS * LANES == PANEL) {
+          __builtin_prefetch(reinterpret_cast<const char*>(codes) + 4160);
+        }
+        IntVec low_codes[VECTORS], high_codes[VECTORS];
+        FUSEC_UNROLL
+        for (int v = 0; v < VECTORS; ++v) {
+          const IntVec words = load_codes(codes + 2 * v * LANES);
+          low_codes[v] = values(words, false);
+          high_codes[v] = values(words, true);
+        }
+        FUSEC_UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+          const IntegerGroup& x = rows[r * pitch + group];
+          const IntVec high_first = broadcast_bytes(x.high + 8 * z);
+          const IntVec high_last = broadcast_bytes(x.high + 8 * z + 4);
+          const IntVec low_first = broadcast_bytes(x.low + 8 * z);
+          const IntVec low_last = broadcast_bytes(x.low + 8 * z + 4);
+          FUSEC_UNROLL
+          for (int v = 0; v < VECTORS; ++v) {
+            high[r][v] = add_products(high[r][v], low_codes[v], high_first, high_codes[v], high_last);
+            low[r][v] = add_products(low[r][v], low_codes[v], low_first, high_codes[v], low_last);
+          }
+        }
+      }
+      FUSEC_UNROLL
+      for (int v = 0; v < VECTORS; ++v) {
+        const Vec scale = e8m0_scales(scales + group * PANEL + v * LANES);
+        FUSEC_UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+          const Vec product = as_floats(high[r][v], low[r][v]) * set(rows[r * pitch + group].scale);
+          total[r][v] = fma(product, scale, total[r][v]);
+        }
+      }
+    }
+    FUSEC_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+      FUSEC_UNROLL
+      for (int v = 0; v < VECTORS; ++v) store(c + r * PANEL + column + v * LANES, total[r][v]);
+    }
+  }
+}
+
+inline void integer_product(const IntegerGroup* rows, int64_t pitch, int64_t count,
+                            const Mxfp4Weight& weight, int64_t panel, float* c) {
+  switch (count) {
+    case 1:
+      return integer_product<1>(rows, pitch, weight, panel, c);
+    case 2:
+      return integer_product<2>(rows, pitch, weight, panel, c);
+    case 3:
+      return integer_product<3>(rows, pitch, weight, panel, c);
+    case 4:
+      return integer_product<4>(rows, pitch, weight, panel, c);
+  }
+}
+
+// Where that is as accurate as the type of the rows, and faster.
+template <class T, class Weight>
+constexpr bool FEW_AS_INTEGERS = false;
+template <>
+constexpr bool FEW_AS_INTEGERS<bf16, Mxfp4Weight> = true;
+
+// The whole product of at most INTEGER_ROWS rows; false if they cannot be taken as integers.
+template <class T, class Out>
+inline bool integer_gemm(const Activations<T>* block, int64_t pitch, int64_t m, int64_t n,
+                         const Mxfp4Weight& weight, const Epilogue<T, Out>& epilogue) {
+  const int64_t depth = quantised_depth(weight.k), groups = depth / MX_GROUP;
+  Scratch<IntegerGroup> rows(m * groups);
+  for (int64_t i = 0; i < m; ++i) {
+    if (!fill_integer_row(block + i * pitch, depth, rows + i * groups)) return false;
+  }
+  parallel_for(ceil_div(n, PANEL), grain_for(m * weight.k * 2),
+               [&](int64_t begin, int64_t end, int) {
+    alignas(64) float c[INTEGER_ROWS * PANEL];
+    for (int64_t panel = begin; panel < end; ++panel) {
+      integer_product(rows, groups, m, weight, panel, c);
+      epilogue.write(c, 0, m, panel * PANEL, min_of<int64_t>(PANEL, n - panel * PANEL));
+    }
+  });
+  return true;
 }
 
 // Rows that are multiplied by a panel once it is widened: their block stays in the L2 cache.
@@ -421,6 +763,9 @@ inline void quantised_gemm(int64_t m, int64_t n, const Weight& weight, const Fil
     parallel_for(m, grain_for(weight.k), [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) fill_row(i, block + i * pitch);
     });
+    if constexpr (FEW_AS_INTEGERS<T, Weight>) {
+      if (m <= INTEGER_ROWS && integer_gemm<Element>(block, pitch, m, n, weight, epilogue)) return;
+    }
     parallel_for(panels, grain_for(m * weight.k * 2), [&](int64_t begin, int64_t end, int) {
       Scratch<float> c(m * PANEL);
       for (int64_t panel = begin; panel < end; ++panel) multiply(block, 0, m, panel, c);
