@@ -116,14 +116,13 @@ CANDIDATES: dict[Family, dict[Tier, tuple[Tile, ...]]] = {
     "nvidia": {
         "few": (
             Tile(rows=16, columns=64, depth=256, warps=4, stages=4),
-            Tile(rows=16, columns=128, depth=128, warps=4, stages=4),
-            Tile(rows=16, columns=32, depth=256, warps=4, stages=4),
+            Tile(rows=16, columns=64, depth=128, warps=4, stages=6),
+            Tile(rows=16, columns=128, depth=128, warps=8, stages=4),
         ),
         "several": (
             Tile(rows=64, columns=64, depth=128, warps=4, stages=4),
             Tile(rows=64, columns=128, depth=64, warps=4, stages=4),
             Tile(rows=64, columns=64, depth=64, warps=4, stages=4),
-            Tile(rows=32, columns=128, depth=128, warps=4, stages=3),
         ),
         "some": (
             Tile(rows=128, columns=128, depth=64, warps=8, stages=4),

@@ -44,12 +44,12 @@ def test_a_table_is_measured_and_used(tmp_path: Path, capsys: pytest.CaptureFixt
         main(words)
     assert caught.value.code == 0
     document = json.loads(capsys.readouterr().out)
-    assert [each["tier"] for each in document["products"]] == ["few", "some", "many"]
+    assert [each["tier"] for each in document["products"]] == ["few", "several", "some", "many"]
     for product in document["products"]:
         for candidate in product["candidates"]:
             assert candidate["refused"] is None
             assert 1 < candidate["microseconds"] < 1e4
-    assert len(read_table(table, "sm_90")) == 3
+    assert len(read_table(table, "sm_90")) == 4
     assert int(document["made"]["driver"].split()[1]) > 12000
 
     compiled = fusec.compile(archive, tmp_path / "layer.fusec", target="sm_90", tuning=[table])

@@ -179,7 +179,7 @@ def test_candidates_are_compiled_and_the_first_is_static(
 
 
 def test_tiles_that_come_to_the_same_are_measured_once() -> None:
-    ragged = products_of(graph_of((1, 3), columns=33, length=65), SM_90)[0]
+    ragged = products_of(graph_of((20, 60), columns=33, length=65), SM_90)[0]
     assert len(ragged.tiles) == 3
     assert len(candidates_module._different(ragged)) < 3
 
