@@ -1,11 +1,13 @@
 """Experts of 8-bit floats, because the source is quantised or because it was asked for.
 
 Fuses   moe(x, ...)   into   moe_fp8(quantize(x), codes, scales, ...)   on a GPU
+        moe(x, ...)   into   moe_fp8(x, codes, scales, ...)             on a CPU
 
-The tokens, and the activated rows between the products, are quantised in groups of as many elements
-as a block of the weights has columns, else by token: an input scale that the source gives is not
-used, for the rows of an expert are few and their own scales are at least as near.  The 8-bit float
-is the target's, as in `quantise`.
+On a GPU the tokens, and the activated rows between the products, are quantised in groups of as many
+elements as a block of the weights has columns, else by token: an input scale that the source gives
+is not used, for the rows of an expert are few and their own scales are at least as near.  The 8-bit
+float is the target's, as in `quantise`.  On a CPU both stay as they are, and the kernel widens
+codes as it multiplies.
 
 Leaves it alone when
   weight    a weight is computed, not stored
@@ -22,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from fusec.formats import fp8_scaling
+from fusec.formats import Scaling, fp8_scaling
 from fusec.ir import Attr, Graph, Node
 from fusec.ir.types import bool_attr
 from fusec.passes.quantise import FLOATS
@@ -39,7 +41,7 @@ from fusec.passes.quantised_weights import (
     quantised_rows,
     roles,
 )
-from fusec.rewrite import DecisionLog, FusionPass, Guard, Match, Rejection
+from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
 
@@ -47,7 +49,8 @@ WHOLE = {"fp8-tensor", "fp8-token"}
 """Formats in which all inputs of an output share a scale."""
 
 LEAST_GROUP = 64
-"""Inputs of an output that share a scale, at least: kernels multiply as many before they scale."""
+"""Inputs of an output that share a scale, at least: kernels for GPUs multiply as many before they
+scale."""
 
 
 def _scales(match: Match, target: Target) -> Rejection | None:
@@ -63,7 +66,7 @@ def _scales(match: Match, target: Target) -> Rejection | None:
         first, second = ("x".join(map(str, block)) for block in _blocks(match))
         reason = f"scales of gate and up are for each {first}, of down for each {second}"
         return Rejection("scales", reason, value)
-    if 0 < _group(match) < LEAST_GROUP:
+    if target.is_gpu and 0 < _group(match) < LEAST_GROUP:
         reason = f"scales are for each {_group(match)} inputs, fewer than {LEAST_GROUP}"
         return Rejection("scales", reason, value)
     return None
@@ -78,6 +81,12 @@ def _blocks(match: Match) -> list[tuple[int, int]]:
 def _group(match: Match) -> int:
     """Elements along the inputs that share a scale; 0 if all of them do."""
     return _blocks(match)[0][1] if formats(match)[0] == "fp8-block" else 0
+
+
+def _scaling(target: Target, group: int) -> Scaling:
+    """How rows are quantised."""
+    fp8 = str(target.fp8)
+    return fp8_scaling(fp8, "group", group=group) if group else fp8_scaling(fp8, "token")
 
 
 def _shape(match: Match, target: Target) -> Rejection | None:
@@ -117,10 +126,6 @@ class MoeFp8(FusionPass):
         """Experts."""
         return frozenset(("moe",))
 
-    def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
-        """Rewrite for GPUs only."""
-        return super().run(graph, target, log) if target.is_gpu else 0
-
     def find(self, graph: Graph, node: Node) -> Match | None:
         """Experts whose weights are in 8 bits, or are to be."""
         match = expert_match(graph, node, self.settings)
@@ -129,25 +134,27 @@ class MoeFp8(FusionPass):
     def details(self, match: Match, target: Target) -> Mapping[str, str | int | float]:
         """The format, and what the rows are quantised to."""
         weight = match.graph.parameters[match.values["down"]]
+        x = match.graph.type(match.root.inputs[0])
         hidden, intermediate = sizes(match)
         return {
             "format": max(formats(match)),
             "experts": weight.shape[0],
             "hidden": hidden,
             "intermediate": intermediate,
-            "activations": str(target.fp8),
+            "activations": str(target.fp8) if target.is_gpu else x.dtype,
         }
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
-        """Quantise the tokens, and build the node."""
+        """Quantise the tokens for a GPU, and build the node."""
         graph, node = match.graph, match.root
         group, by_row = _group(match), "fp8-token" in formats(match)
-        fp8 = str(target.fp8)
-        scaling = fp8_scaling(fp8, "group", group=group) if group else fp8_scaling(fp8, "token")
+        rows_attrs = _scaling(target, group).attrs() if target.is_gpu else {}
         hidden, intermediate = sizes(match)
         rows = max(hidden, intermediate * (2 if bool_attr(node.attrs, "gated") else 1))
         block = (1 if by_row else rows, max(hidden, intermediate))
-        operands = [*quantised_rows(build, node.inputs[0], scaling.attrs()), *node.inputs[1:3]]
+        x = node.inputs[0]
+        x_rows = quantised_rows(build, x, rows_attrs) if target.is_gpu else [x]
+        operands = [*x_rows, *node.inputs[1:3]]
         for role, value in roles(match).items():
             held = in_few_bits(match, role, target)
             codes, scale = for_matrix_units(held, target, by_row=by_row)
@@ -157,7 +164,7 @@ class MoeFp8(FusionPass):
             ]
         attrs: dict[str, Attr] = {
             **{name: held for name, held in node.attrs.items() if name != "transposed"},
-            **scaling.attrs(),
+            **rows_attrs,
             "weight_block": _blocks(match)[0] if group else block,
             "dtype": graph.type(node.output).dtype,
         }

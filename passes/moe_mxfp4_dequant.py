@@ -1,18 +1,19 @@
-"""Experts of 4-bit floats, dequantised to a 16-bit type inside the kernel.
+"""Experts of 4-bit floats, dequantised to a wider type inside the kernel.
 
 Fuses   moe(x, ...)   into   moe_mxfp4(x, codes, scales, ...)
 
 Where `moe_mxfp4_native` was refused.  The weights take a quarter of the room and of the bandwidth
-that they would take; the products are those of a 16-bit type.  They lie in memory as there, unless
-`--mxfp4-align reject` keeps their sizes.
+that they would take; the products are those of the type of the tokens.  On a GPU they lie in memory
+as there, unless `--mxfp4-align reject` keeps their sizes; on a CPU nothing is padded, and rows keep
+their order.
 
 Leaves it alone when
   weight      a weight or a bias is computed, not stored
   request     a request fits some of the weights, and not others
   scales      the codes were lost on the way, or the scales are none that a kernel takes
   shape       a size is not whole groups of 32
-  activation  the experts have no gate beside which up lies
-  dtype       the tokens are not in a 16-bit type
+  activation  the experts have no gate beside which up lies, on a GPU
+  dtype       the tokens are not in a 16-bit type, or on a CPU no float
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fusec.rewrite import Guard
 
 
 class MoeMxfp4Dequant(Mxfp4Experts):
-    """What any GPU can do."""
+    """What any target can do."""
 
     name: ClassVar[str] = "moe_mxfp4_dequant"
     fusion: ClassVar[str | None] = "moe_mxfp4_dequant"

@@ -28,11 +28,12 @@ from fusec.passes.quantised_weights import (
     quantised_rows,
     roles,
 )
-from fusec.rewrite import DecisionLog, FusionPass, Guard, Match, Rejection
+from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
 
 NARROW = ("bf16", "f16")
+FLOATS = ("f32", *NARROW)
 ACTIVATION_SCALING = mx_scaling("f8e4m3fn", "even")
 """How tokens are quantised for scaled matrix units: the rounding is that of Quark."""
 
@@ -54,7 +55,7 @@ def _bias(match: Match, target: Target) -> Rejection | None:
 
 def _activation(match: Match, target: Target) -> Rejection | None:
     attrs, at = match.root.attrs, match.root.name
-    if bool_attr(attrs, "gated"):
+    if bool_attr(attrs, "gated") or not target.is_gpu:
         return None
     reason = f"the experts have no gate, only `{str_attr(attrs, 'activation')}`"
     return Rejection("activation", reason, at)
@@ -63,9 +64,10 @@ def _activation(match: Match, target: Target) -> Rejection | None:
 def _dtype(match: Match, target: Target) -> Rejection | None:
     x = match.root.inputs[0]
     dtype = match.graph.type(x).dtype
-    if dtype in NARROW:
+    wanted = NARROW if target.is_gpu else FLOATS
+    if dtype in wanted:
         return None
-    return Rejection("dtype", f"the tokens are {dtype}, not one of {', '.join(NARROW)}", x)
+    return Rejection("dtype", f"the tokens are {dtype}, not one of {', '.join(wanted)}", x)
 
 
 def _shape(match: Match, target: Target) -> Rejection | None:
@@ -86,7 +88,7 @@ GUARDS: tuple[Guard, ...] = (
     _activation,
     _dtype,
 )
-"""What holds of experts of 4-bit floats on any GPU."""
+"""What holds of experts of 4-bit floats on any target."""
 
 
 class Mxfp4Experts(FusionPass):
@@ -99,10 +101,6 @@ class Mxfp4Experts(FusionPass):
     def anchors(self) -> frozenset[str]:
         """Experts."""
         return frozenset(("moe",))
-
-    def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
-        """Rewrite for GPUs only."""
-        return super().run(graph, target, log) if target.is_gpu else 0
 
     def find(self, graph: Graph, node: Node) -> Match | None:
         """Experts whose weights are in 4 bits, or are to be."""
@@ -118,7 +116,7 @@ class Mxfp4Experts(FusionPass):
 
     def details(self, match: Match, target: Target) -> Mapping[str, str | int | float]:
         """Sizes and how far they are padded, and what is multiplied."""
-        (hidden, intermediate), step = sizes(match), _step(match)
+        (hidden, intermediate), step = sizes(match), _step(match, target)
         scaled = self.scaling is not None
         found: dict[str, str | int | float] = {
             "how": "scaled MFMA" if scaled else f"dequantises to {match.facts['dtype']}",
@@ -136,8 +134,9 @@ class Mxfp4Experts(FusionPass):
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Put the weights in order, pad them, and build the node."""
         graph, node, scaling = match.graph, match.root, self.scaling
-        (hidden, intermediate), step = sizes(match), _step(match)
-        split = node.attrs["gate_up_layout"] == "split"
+        (hidden, intermediate), step = sizes(match), _step(match, target)
+        layout = node.attrs["gate_up_layout"]
+        split = target.is_gpu and layout == "split"
         x, weights, experts, _, _, *biases = node.inputs
         rows = [x] if scaling is None else quantised_rows(build, x, scaling.attrs())
         operands = [*rows, weights, experts]
@@ -163,7 +162,7 @@ class Mxfp4Experts(FusionPass):
         attrs: dict[str, Attr] = {
             **{name: held for name, held in node.attrs.items() if name != "transposed"},
             **({} if scaling is None else scaling.attrs()),
-            "gate_up_layout": "interleaved",
+            "gate_up_layout": "interleaved" if target.is_gpu else layout,
             "has_x_scale": scaling is not None,
             "hidden_pad": up_to(hidden, step) - hidden,
             "intermediate_pad": up_to(intermediate, step) - intermediate,
@@ -172,9 +171,9 @@ class Mxfp4Experts(FusionPass):
         return {node.output: build.value("moe_mxfp4", operands, attrs)}
 
 
-def _step(match: Match) -> int:
+def _step(match: Match, target: Target) -> int:
     """What sizes are multiples of in memory."""
-    return ALIGNMENT if match.facts["pads"] is True else 1
+    return ALIGNMENT if target.is_gpu and match.facts["pads"] is True else 1
 
 
 def is_aligned(match: Match, target: Target) -> Rejection | None:

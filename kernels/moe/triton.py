@@ -19,6 +19,7 @@ from fusec import symbolic
 from fusec.diagnostics import InternalError
 from fusec.formats import MX_GROUP, Scaling
 from fusec.ir import Graph, Node
+from fusec.ir.ops.quantised import has_scaled_rows
 from fusec.ir.types import bool_attr
 from fusec.kernels.launch import Call, Launch, Layout, Storage
 from fusec.kernels.moe.align import order_rows
@@ -172,6 +173,8 @@ def _supports_moe(graph: Graph, node: Node, target: Target) -> str | None:
 
 
 def _supports_fp8(graph: Graph, node: Node, target: Target) -> str | None:
+    if not has_scaled_rows(node.attrs):
+        return "scales: it takes x as codes with scales"
     scaling = Scaling.of(node.attrs)
     if scaling.dtype != target.fp8:
         return f"fp8.arch: `{target.name}` multiplies {target.fp8}; this is {scaling.dtype}"

@@ -256,7 +256,7 @@ def _infer_fp8_linear(types: Types, attrs: Attrs) -> Types:
 
 
 def has_scaled_rows(attrs: Attrs) -> bool:
-    """Whether an `fp8_linear` multiplies codes, not floats."""
+    """Whether an `fp8_linear` or `moe_fp8` multiplies codes, not floats."""
     return "granularity" in attrs
 
 
@@ -337,22 +337,29 @@ def mxfp4_values(codes: Array, scale: Array) -> Array:
 def _infer_moe_fp8(types: Types, attrs: Attrs) -> Types:
     """Experts of 8-bit floats.
 
-    x [T, H] codes, x_scale, weights [T, k], experts [T, k], gate_up [E, 2I, H] codes,
+    x [T, H], x_scale, weights [T, k], experts [T, k], gate_up [E, 2I, H] codes,
     gate_up_scale, down [E, H, I] codes, down_scale; with `has_bias` gate_up_bias [E, 2I] and
     down_bias [E, H]: the weighted sum [T, H] in `dtype`.
 
     The attributes of `moe` (never `transposed`) and of `Scaling`: x was quantised by it, and the
-    activated rows are quantised by it before the second product.  `weight_block` as in
-    `fp8_linear`.
+    activated rows are quantised by it before the second product.  Without those of `Scaling` x is
+    float, there is no x_scale, and both products take floats.  `weight_block` as in `fp8_linear`.
     """
-    arity(types, 8 + 2 * bool_attr(attrs, "has_bias"))
-    x, x_scale, weights, experts, gate_up, gate_up_scale, down, down_scale = types[:8]
-    scaling = scaling_of(attrs)
-    if x_scale.shape != _scale_shape(x.shape, scaling):
-        raise VerifyError(f"`{x_scale}` are not the scales of `{x}`")
-    if {x.dtype, gate_up.dtype, down.dtype} != {scaling.dtype}:
-        raise VerifyError(f"`{x}`, `{gate_up}` and `{down}` are not all {scaling.dtype}")
-    plain = (x, weights, experts, gate_up, down, *types[8:])
+    scaled = has_scaled_rows(attrs)
+    arity(types, 7 + scaled + 2 * bool_attr(attrs, "has_bias"))
+    x, (weights, experts, gate_up, gate_up_scale, down, down_scale, *biases) = (
+        types[0],
+        types[1 + scaled :],
+    )
+    if scaled:
+        scaling = scaling_of(attrs)
+        if types[1].shape != _scale_shape(x.shape, scaling):
+            raise VerifyError(f"`{types[1]}` are not the scales of `{x}`")
+        if {x.dtype, gate_up.dtype, down.dtype} != {scaling.dtype}:
+            raise VerifyError(f"`{x}`, `{gate_up}` and `{down}` are not all {scaling.dtype}")
+    else:
+        float_operand(x)
+    plain = (x, weights, experts, gate_up, down, *biases)
     op_named("moe").infer(plain, {**attrs, "transposed": False})
     _scales_fit(gate_up_scale, gate_up.shape, weight_block(attrs))
     _scales_fit(down_scale, down.shape, weight_block(attrs))
@@ -360,17 +367,20 @@ def _infer_moe_fp8(types: Types, attrs: Attrs) -> Types:
 
 
 def _moe_fp8(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
-    x, x_scale, weights, experts, gate_up, gate_up_scale, down, down_scale = arrays[:8]
+    scaling = Scaling.of(attrs) if has_scaled_rows(attrs) else None
+    x = arrays[0] if scaling is None else dequantised(arrays[0], arrays[1], scaling)
+    rest = arrays[1 if scaling is None else 2 :]
+    weights, experts, gate_up, gate_up_scale, down, down_scale, *biases = rest
     block = weight_block(attrs)
     return (
         _experts(
-            dequantised(x, x_scale, Scaling.of(attrs)),
+            x,
             (weights, experts),
             gate_up * expand_blocks(gate_up_scale, block, gate_up.shape),
             down * expand_blocks(down_scale, block, down.shape),
-            arrays[8:],
+            biases,
             attrs,
-            Scaling.of(attrs),
+            scaling,
         ),
     )
 
