@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -37,7 +38,11 @@ from fusec.kernels.quantised_panels import pack_code_panels, pack_scale_panels
 
 SOURCES = ("cpu_core", "cpu_gemm", "mxfp4_linear", "fp8_linear")
 BLOCKS = {"fp8-block": (128, 128), "fp8-token": (1, 1 << 30)}
-Way = Callable[[], torch.Tensor]
+DTYPES = ("bf16", "f32")
+PEERS = ("torch", "prepacked")
+Way: TypeAlias = "Callable[[], torch.Tensor]"
+Coded: TypeAlias = "tuple[str, np.ndarray, tuple[np.ndarray, np.ndarray], tuple[int, ...]]"
+"""The kernel, the values, packed codes and scales, the parameters of a weight."""
 
 
 def build(definitions: Sequence[str], march: str, folder: Path) -> ctypes.CDLL:
@@ -48,6 +53,25 @@ def build(definitions: Sequence[str], march: str, folder: Path) -> ctypes.CDLL:
     command = ["g++", *FLAGS, f"-march={march}", *defined, "-I", str(KERNELS / "include")]
     subprocess.run([*command, *sources, "-o", str(path), "-lpthread", "-lm"], check=True)
     return ctypes.CDLL(str(path))
+
+
+def _mxfp4(rng: np.random.Generator, n: int, k: int) -> Coded:
+    codes = rng.integers(0, 256, (n, k // 2)).astype(np.uint8)
+    scale = rng.integers(118, 124, (n, k // 32)).astype(np.uint8)
+    values = unpack_e2m1(codes) * expand_blocks(decode(scale, "e8m0"), (1, 32), (n, k))
+    packed = (pack_code_panels(codes, 4), pack_scale_panels(scale, (1, 32), n))
+    return "mxfp4_linear", values, packed, (n, k)
+
+
+def _fp8(rng: np.random.Generator, n: int, k: int, largest: tuple[int, int]) -> Coded:
+    rows, columns = min(largest[0], n), min(largest[1], k)
+    codes = rng.integers(0, 127, (n, k)).astype(np.uint8)
+    codes |= rng.integers(0, 2, (n, k)).astype(np.uint8) << 7
+    scale = rng.uniform(0.001, 0.002, (-(-n // rows), -(-k // columns))).astype(np.float32)
+    wide = expand_blocks(scale.astype(np.float64), (rows, columns), (n, k))
+    packed = (pack_code_panels(codes, 8), pack_scale_panels(scale, (rows, columns), n))
+    values = decode(codes, "f8e4m3fn") * wide
+    return "fp8_linear", values, packed, (n, k, columns if columns < k else 0)
 
 
 class Weight:
@@ -62,31 +86,12 @@ class Weight:
 
     def __init__(self, format: str, n: int, k: int, copies: int) -> None:
         rng = np.random.default_rng(1)
-        if format == "mxfp4":
-            codes = rng.integers(0, 256, (n, k // 2)).astype(np.uint8)
-            scale = rng.integers(118, 124, (n, k // 32)).astype(np.uint8)
-            plain, wide, block = unpack_e2m1(codes), decode(scale, "e8m0"), (1, 32)
-            bits, group = 4, ()
-        else:
-            rows, columns = (min(size, most) for size, most in zip(BLOCKS[format], (n, k)))
-            codes = rng.integers(0, 127, (n, k)).astype(np.uint8)
-            codes |= rng.integers(0, 2, (n, k)).astype(np.uint8) << 7
-            shape = (-(-n // rows), -(-k // columns))
-            scale = rng.uniform(0.001, 0.002, shape).astype(np.float32)
-            plain, wide, block = (
-                decode(codes, "f8e4m3fn"),
-                scale.astype(np.float64),
-                (rows, columns),
-            )
-            bits, group = 8, (columns if columns < k else 0,)
-        self.op = "mxfp4_linear" if bits == 4 else "fp8_linear"
-        self.params = (n, k, *group)
-        self.values = torch.from_numpy(plain * expand_blocks(wide, block, plain.shape))
-        packed = (pack_code_panels(codes, bits), pack_scale_panels(scale, block, n))
+        coded = _mxfp4(rng, n, k) if format == "mxfp4" else _fp8(rng, n, k, BLOCKS[format])
+        self.op, values, packed, self.params = coded
+        self.values = torch.from_numpy(values)
         self.panels = [tuple(part.copy() for part in packed) for _ in range(copies)]
         self.plain = {
-            dtype: [self.values.to(TORCH[dtype]) for _ in range(copies)]
-            for dtype in ("bf16", "f32")
+            dtype: [self.values.to(TORCH[dtype]) for _ in range(copies)] for dtype in DTYPES
         }
         self.nbytes = sum(part.nbytes for part in packed)
 
@@ -98,7 +103,7 @@ class Problem:
         self.weight, self.m = weight, m
         generator = torch.Generator().manual_seed(1)
         wide = torch.randn(m, weight.params[1], generator=generator)
-        self.x = {dtype: wide.to(TORCH[dtype]) for dtype in ("bf16", "f32")}
+        self.x = {dtype: wide.to(TORCH[dtype]) for dtype in DTYPES}
         self.turn = 0
 
     def next(self) -> int:
@@ -165,7 +170,7 @@ def report(
         ("bf16", "prepacked"): problem.prepacked(),
         ("f32", "torch"): problem.eager("f32"),
     }
-    for dtype in ("bf16", "f32"):
+    for dtype in DTYPES:
         for name, library in libraries:
             ways[dtype, name] = problem.ours(library, dtype)
     errors = [problem.error(dtype, way()) for (dtype, _), way in ways.items()]
@@ -173,7 +178,7 @@ def report(
     least = least_seconds(list(ways.values()), chosen.rounds, chosen.seconds, threads)
     found = dict(zip(ways, zip(least, errors, strict=True), strict=True))
     for (dtype, name), (seconds, error) in found.items():
-        peers = [peer for peer in ways if peer[0] == dtype and peer[1] in ("torch", "prepacked")]
+        peers = [peer for peer in ways if peer[0] == dtype and peer[1] in PEERS]
         ratios = "".join(f"  {peer[1]}/this {found[peer][0] / seconds:5.2f}" for peer in peers)
         rate = problem.weight.nbytes / seconds / 1e9
         print(
