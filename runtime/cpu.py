@@ -27,8 +27,10 @@ CORE_SYMBOLS = (
     "fusec_crc32",
     "fusec_execute",
     "fusec_last_error",
+    "fusec_narrow_bf16",
     "fusec_set_threads",
     "fusec_threads",
+    "fusec_widen_bf16",
 )
 """Functions that every module has, besides its kernels."""
 
@@ -186,6 +188,10 @@ class Module:
         self._crc32 = library.fusec_crc32
         self._crc32.argtypes = (ctypes.c_void_p, ctypes.c_int64)
         self._crc32.restype = ctypes.c_uint32
+        self._widen, self._narrow = library.fusec_widen_bf16, library.fusec_narrow_bf16
+        for convert in (self._widen, self._narrow):
+            convert.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+            convert.restype = None
 
     def address(self, symbol: str) -> int:
         """Where a function is.
@@ -217,6 +223,14 @@ class Module:
             return zlib.crc32(data)
         address = np.frombuffer(data, np.uint8).ctypes.data
         return int(self._crc32(address, data.nbytes))
+
+    def widen_bf16(self, source: int, target: int, count: int) -> None:
+        """Write `count` bf16 elements from address `source` to `target` as f32."""
+        self._widen(source, target, count)
+
+    def narrow_bf16(self, source: int, target: int, count: int) -> None:
+        """Write `count` f32 elements from address `source` to `target` as bf16."""
+        self._narrow(source, target, count)
 
     def execute(self, steps: int, count: int, seconds: int | None) -> None:
         """Run `count` steps of the `FusecStep` array at address `steps`.

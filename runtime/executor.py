@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusec.diagnostics import InputError
-from fusec.dtypes import DTYPES
+from fusec.dtypes import DTYPES, bf16_to_f32, f32_to_bf16
 from fusec.runtime.cpu import (
     DIVISION_BY_ZERO,
     INDEX_OUT_OF_RANGE,
@@ -35,6 +35,7 @@ from fusec.runtime.layout import (
     Place,
     StepTime,
     Storage,
+    address_of,
     check_input,
     index_error,
     lay_out,
@@ -154,7 +155,7 @@ class Executor:
             for binding in self.program.inputs:
                 array = inputs[binding.spec.name]
                 check_input(self.program, plan.layout, binding.buffer, array)
-                plan.bases[binding.buffer] = array.ctypes.data
+                plan.bases[binding.buffer] = address_of(array)
             outputs = self._new_outputs(plan)
             self._place_arena(plan)
             moving = plan.moving
@@ -169,6 +170,22 @@ class Executor:
         """The size of the arena for these sizes of the inputs."""
         with self._lock:
             return self._plan(symbols).layout.arena_bytes
+
+    def widened(self, bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+        """Contiguous bf16 as f32."""
+        if self._module is None:
+            return bf16_to_f32(bits)
+        wide = self._new_output("f32", bits.shape).view(np.float32)
+        self._module.widen_bf16(address_of(bits), address_of(wide), bits.size)
+        return wide
+
+    def narrowed(self, values: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """Contiguous f32 as bf16, rounded to nearest even."""
+        if self._module is None:
+            return f32_to_bf16(values)
+        bits = self._new_output("bf16", values.shape).view(np.uint16)
+        self._module.narrow_bf16(address_of(values), address_of(bits), values.size)
+        return bits
 
     def close(self) -> None:
         """Do nothing: memory of the host goes with the executor."""
@@ -284,7 +301,7 @@ class Executor:
             if self.program.buffers[binding.buffer].kind == "output":
                 array = self._new_output(binding.spec.dtype, shape)
                 outputs[binding.buffer] = array
-                plan.bases[binding.buffer] = array.ctypes.data
+                plan.bases[binding.buffer] = address_of(array)
         return outputs
 
     def _execute(self, plan: Plan, times: list[StepTime] | None) -> None:
@@ -312,7 +329,7 @@ class Executor:
             return
         count = part.end - part.begin
         seconds = None if times is None else np.zeros(count, np.float64)
-        address = plan.steps.ctypes.data + part.begin * plan.steps.strides[0]
+        address = address_of(plan.steps) + part.begin * plan.steps.strides[0]
         try:
             self._module.execute(address, count, None if seconds is None else seconds.ctypes.data)
         except StepError as error:
@@ -360,4 +377,4 @@ class _Arena:
                 self._memory = new_pages(size)
             except (OSError, ValueError, OverflowError):
                 raise out_of_memory(size) from None
-        return int(self._memory.ctypes.data)
+        return address_of(self._memory)

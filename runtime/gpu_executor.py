@@ -17,8 +17,10 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fusec.diagnostics import FusecError
+from fusec.dtypes import bf16_to_f32, f32_to_bf16
 from fusec.runtime.driver import Bytes, Driver
 from fusec.runtime.errors import CodeError
 from fusec.runtime.external import ExternalFunction
@@ -135,6 +137,14 @@ class GpuExecutor:
             self._busy = False
             self._check_errors(plan)
             return outputs
+
+    def widened(self, bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+        """Contiguous bf16 as f32."""
+        return bf16_to_f32(bits)
+
+    def narrowed(self, values: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """Contiguous f32 as bf16, rounded to nearest even."""
+        return f32_to_bf16(values)
 
     def arena_bytes(self, symbols: Mapping[str, int]) -> int:
         """The size of the arena for these sizes of the inputs."""

@@ -202,8 +202,14 @@ def new_array(dtype: str, shape: tuple[int, ...]) -> Storage:
         raw = np.empty(size + CACHE_LINE, np.uint8)
     except (MemoryError, ValueError, OverflowError):
         raise out_of_memory(size) from None
-    begin = -raw.ctypes.data % CACHE_LINE
+    begin = -address_of(raw) % CACHE_LINE
     return raw[begin : begin + size].view(storage).reshape(shape)
+
+
+def address_of(array: NDArray[np.generic]) -> int:
+    """Where an array begins; `array.ctypes.data`, which makes an object first."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def out_of_memory(size: int, detail: tuple[str, ...] = ()) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Protocol, Self
 
 import numpy as np
@@ -15,6 +16,8 @@ from fusec.runtime.layout import StepTime, Storage
 from fusec.symbolic import Dim, Expr, evaluate, symbols_of
 
 Array = NDArray[np.generic]
+Widen = Callable[[NDArray[np.uint16]], NDArray[np.float32]]
+Narrow = Callable[[NDArray[np.float32]], NDArray[np.uint16]]
 
 _NUMPY_NAMES = {
     "bfloat16": "bf16",
@@ -43,6 +46,12 @@ class Runner(Protocol):
 
     def arena_bytes(self, symbols: Mapping[str, int]) -> int:
         """The size of the arena for these sizes of the inputs."""
+
+    def widened(self, bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+        """Contiguous bf16 as f32."""
+
+    def narrowed(self, values: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """Contiguous f32 as bf16, rounded to nearest even."""
 
     def close(self) -> None:
         """Give everything back."""
@@ -137,8 +146,12 @@ class Model:
         self.close()
 
     def _run(self, inputs: Mapping[str, object], times: list[StepTime] | None) -> dict[str, Array]:
-        outputs = self._execute(check_inputs(self.inputs, self.symbols, inputs), times)
-        return {spec.name: shown(spec.dtype, outputs[spec.name]) for spec in self.outputs}
+        narrowed, widened = self._executor.narrowed, self._executor.widened
+        arrays = check_inputs(
+            self.inputs, self.symbols, inputs, partial(to_storage, narrowed=narrowed)
+        )
+        outputs = self._execute(arrays, times)
+        return {spec.name: shown(spec.dtype, outputs[spec.name], widened) for spec in self.outputs}
 
     def _execute(
         self, arrays: Mapping[str, Storage], times: list[StepTime] | None
@@ -164,19 +177,23 @@ def check_inputs(
         InputError: an input is missing or unknown, or has a wrong dtype or rank.
     """
     known = {spec.name: spec for spec in specs}
-    listed = ", ".join(f"`{spec}`" for spec in specs) or "none"
-    for name in inputs:
-        if name not in known:
-            raise InputError(f"there is no input `{name}`", hint=f"the inputs are {listed}")
-    for name in known:
-        if name not in inputs:
-            raise InputError(f"the input `{name}` is missing", hint=f"the inputs are {listed}")
+    if inputs.keys() != known.keys():
+        raise _wrong_names(known, inputs)
     arrays: dict[str, Storage] = {}
     for name, spec in known.items():
         array = (converted or to_storage)(spec, inputs[name])
         check_rank(spec, array)
         arrays[name] = array
     return arrays
+
+
+def _wrong_names(known: Mapping[str, TensorSpec], inputs: Mapping[str, object]) -> InputError:
+    hint = f"the inputs are {', '.join(f'`{spec}`' for spec in known.values()) or 'none'}"
+    unknown = next((name for name in inputs if name not in known), None)
+    if unknown is not None:
+        return InputError(f"there is no input `{unknown}`", hint=hint)
+    missing = next(name for name in known if name not in inputs)
+    return InputError(f"the input `{missing}` is missing", hint=hint)
 
 
 def check_rank(spec: TensorSpec, array: Array) -> None:
@@ -211,8 +228,8 @@ def bind_symbols(
                 if size != dim:
                     raise _wrong_size(spec, axis, size, str(dim), arrays)
                 continue
-            name = str(dim)
-            if symbols_of(dim) != {name}:
+            name = _symbol(dim)
+            if name is None:
                 later.append((spec, axis, dim))
                 continue
             _bind(name, size, spec.name, symbols, values, origin)
@@ -233,13 +250,27 @@ def bind_symbols(
     return values
 
 
-def to_storage(spec: TensorSpec, value: object) -> Storage:
+@cache
+def _symbol(dim: Expr) -> str | None:
+    """The symbol that `dim` is, if it is no more than that."""
+    name = str(dim)
+    return name if symbols_of(dim) == {name} else None
+
+
+def to_storage(spec: TensorSpec, value: object, narrowed: Narrow = f32_to_bf16) -> Storage:
     """`value` as a contiguous array in the storage type of `spec.dtype`.
+
+    Args:
+        spec: what is wanted.
+        value: an array, or something that `numpy.asarray` takes.
+        narrowed: rounds contiguous f32 to bf16.
 
     Raises:
         InputError: its type cannot be turned into that without loss.
     """
     dtype = DTYPES[spec.dtype]
+    if type(value) is np.ndarray and value.dtype == dtype.numpy and dtype.name != "bf16":
+        return np.require(value, requirements=["C", "A"]).reshape(value.shape)
     declared = hasattr(value, "dtype")
     try:
         array = np.asarray(value)
@@ -251,7 +282,7 @@ def to_storage(spec: TensorSpec, value: object) -> Storage:
         if given == spec.dtype:
             return raw
         array = bf16_to_f32(raw.astype(np.uint16, copy=False)) if given == "bf16" else array
-    converted = _converted(dtype, array, declared)
+    converted = _converted(dtype, array, declared, narrowed)
     if converted is None:
         raise _wrong_dtype(spec, array, declared)
     shape = converted.shape
@@ -274,14 +305,14 @@ def as_stored(spec: TensorSpec, value: object) -> Storage:
     )
 
 
-def shown(dtype: str, array: Storage) -> Array:
+def shown(dtype: str, array: Storage, widened: Widen = bf16_to_f32) -> Array:
     """An output as callers get it: bf16 widened to float32."""
     if dtype == "bf16":
-        return bf16_to_f32(array.view(np.uint16))
+        return widened(array.view(np.uint16))
     return array
 
 
-def _converted(dtype: DType, array: Array, declared: bool) -> Array | None:
+def _converted(dtype: DType, array: Array, declared: bool, narrowed: Narrow) -> Array | None:
     """`array` in the storage type of `dtype`, or `None` where that could lose something."""
     source = array.dtype
     if not declared and source.kind in "iuf" and dtype.is_float and dtype.bits >= 16:
@@ -292,7 +323,7 @@ def _converted(dtype: DType, array: Array, declared: bool) -> Array | None:
         return array.astype(dtype.numpy)
     if dtype.name == "bf16":
         if source.kind == "f" and source.itemsize <= 4:
-            return f32_to_bf16(array.astype(np.float32, copy=False))
+            return narrowed(np.require(array, np.float32, ["C", "A"]).reshape(array.shape))
         return None
     if dtype.name == "f16" and source == np.float32:
         with np.errstate(over="ignore"):

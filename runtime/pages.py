@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import threading
 import weakref
 from collections import deque
 
@@ -59,6 +60,7 @@ class Recycler:
 
     def __init__(self) -> None:
         self._kept: deque[Bytes] = deque(maxlen=KEPT_BLOCKS)
+        self._lock = threading.Lock()
 
     def take(self, size: int) -> Bytes:
         """Uninitialised memory; comes back here when its last array is gone.
@@ -66,7 +68,8 @@ class Recycler:
         Raises:
             OSError: there is not as much.
         """
-        block = self._fitting(size)
+        with self._lock:
+            block = self._fitting(size)
         if block is None:
             block = new_pages(-(-size // HUGE_PAGE) * HUGE_PAGE)
         window = (ctypes.c_uint8 * block.nbytes).from_address(block.ctypes.data)

@@ -15,6 +15,7 @@ namespace {
 // between two steps, so that the pool stays awake inside a model and sleeps between calls.
 constexpr int SPIN_ROUNDS = 1000;
 constexpr int MAX_THREADS = 1024;
+constexpr int64_t CONVERTED = 32768;  // elements worth waking a thread for
 constexpr pid_t NO_PROCESS = 0, CHANGING = -1;
 
 FUSEC_INLINE void relax() { __builtin_ia32_pause(); }
@@ -353,6 +354,26 @@ FUSEC_KERNEL void fusec_parallel_for(int64_t n, int64_t grain,
     pthread_mutex_unlock(&pool.mutex);
   }
   release_pool();
+}
+
+// What callers see of bf16 is f32: `count` elements from `source` to `target`, exactly.
+FUSEC_KERNEL void fusec_widen_bf16(const uint16_t* source, uint32_t* target, int64_t count) {
+  fusec::parallel_for(count, CONVERTED, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) target[i] = static_cast<uint32_t>(source[i]) << 16;
+  });
+}
+
+// And back, to nearest even; a NaN becomes a quiet one.
+FUSEC_KERNEL void fusec_narrow_bf16(const uint32_t* source, uint16_t* target, int64_t count) {
+  fusec::parallel_for(count, CONVERTED, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      uint32_t bits = source[i];
+      uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+      uint32_t quiet = (bits >> 16) | 0x40;
+      bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+      target[i] = static_cast<uint16_t>(is_nan ? quiet : rounded);
+    }
+  });
 }
 
 // The CRC-32 of `count` bytes, as zlib computes it.  The processor must have `pclmulqdq`.

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from cpu_library import LEVELS, Module, bits, compile_object, cpu_library, sources
 
+from fusec.dtypes import bf16_to_f32, f32_to_bf16
 from fusec.link.toolchain import find_toolchain
 from fusec.runtime.cpu import host_features
 
@@ -263,3 +264,18 @@ def test_a_double_travels_as_its_bits(module: Module) -> None:
     params = [1, 1, 1, 1, 0, 0, 0, 8, 0, 0, 0, 8, 8, bits(16.0), 0]
     after = module.call("fusec_l2_norm_f32", [x, out], params)[-1]
     assert np.allclose(after, 3 / np.sqrt(72 + 16))
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 100_003])
+def test_bf16_is_widened_and_rounded_as_numpy_does(module: Module, count: int) -> None:
+    rng = np.random.default_rng(count)
+    values = rng.integers(0, 1 << 32, count + 3, np.uint32).view(np.float32)[3:]
+    special = np.array([np.nan, np.inf, -np.inf, 0, -0.0, 3.4e38, 1e-40, 1.00390625, 1.01171875])
+    values[: len(special)] = special[:count]
+    narrow, wide = np.zeros(count, np.uint16), np.zeros(count, np.float32)
+    size = ctypes.c_int64(count)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (values, narrow, wide)]
+    module.library.fusec_narrow_bf16(pointers[0], pointers[1], size)
+    np.testing.assert_array_equal(narrow, f32_to_bf16(values))
+    module.library.fusec_widen_bf16(pointers[1], pointers[2], size)
+    np.testing.assert_array_equal(wide.view(np.uint32), bf16_to_f32(narrow).view(np.uint32))
