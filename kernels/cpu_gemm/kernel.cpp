@@ -1,8 +1,11 @@
-// The register-tiled product of a block of rows with one panel of packed weights (see gemm.h).
-#include <fusec/gemm.h>
+// The register-tiled product of a block of rows with one panel of packed weights (see panels.h), and
+// on tiles of bf16 (see planes.h).
+#include <fusec/planes.h>
 
 namespace fusec {
 namespace {
+
+// ---- vectors ----
 
 // Rows of the register tile. With two vectors of columns a row: 24 of 32 registers accumulate on
 // AVX-512, 12 of 16 on AVX2.
@@ -15,48 +18,106 @@ constexpr int VECTORS = 2;
 constexpr int PASSES = PANEL / (VECTORS * LANES);
 
 // Partial sums along k are at most this long before they are added up, which bounds the rounding
-// error like a pairwise sum and keeps a block of the panel in the L1 cache.
-constexpr int64_t DEPTH = 256;
+// error like a pairwise sum and keeps a stretch of the panel in the L1 cache. Few rows have time for
+// shorter ones: they wait for the panel.
+#ifndef FUSEC_VECTOR_DEPTH
+#define FUSEC_VECTOR_DEPTH 256
+#endif
+#ifndef FUSEC_FEW_ROWS_DEPTH
+#define FUSEC_FEW_ROWS_DEPTH 64
+#endif
+// How far ahead a panel is fetched that is used once, in bytes.
+#ifndef FUSEC_STREAM_AHEAD
+#define FUSEC_STREAM_AHEAD 4096
+#endif
+
+// Steps between two looks at what to prefetch.
+constexpr int UNROLL = 4;
 
 // Few rows leave registers free: independent chains hide the latency of fma.
-constexpr int chains_for(int rows) { return rows <= 2 ? 4 : rows <= 4 ? 2 : 1; }
+// Where several tiles share the rows, each has so many that it has one.
+constexpr int chains_for(int rows) { return rows <= 2 ? 4 : rows <= TILE / 3 ? 2 : 1; }
 
-template <class T, int ROWS>
-struct Tile;
+// What a tile prefetches: `share` bytes with every UNROLL steps.
+struct Ahead {
+  const char* at;
+  int64_t share;
+
+  FUSEC_INLINE void fetch() {
+    for (int64_t line = 0; line < share; line += 64) __builtin_prefetch(at + line, 0, 2);
+    at += share;
+  }
+};
+
+// Rows of the block, three to a base register: with one base and a distance for every row there
+// would not be enough registers.
+template <class A, int ROWS>
+struct Rows {
+  static constexpr int BASES = (ROWS + 2) / 3;
+  const char* base[BASES];
+  int64_t pitch;  // bytes
+
+  FUSEC_INLINE Rows(const A* a, int64_t row_pitch)
+      : pitch(row_pitch * static_cast<int64_t>(sizeof(A))) {
+    FUSEC_UNROLL
+    for (int i = 0; i < BASES; ++i) {
+      base[i] = reinterpret_cast<const char*>(a) + 3 * i * pitch;
+      asm("" : "+r"(base[i]));  // hides that one follows from another
+    }
+  }
+  template <class Item>
+  FUSEC_INLINE Item get(int row, int column) const {
+    Item item;
+    memcpy(&item, base[row / 3] + row % 3 * pitch + column * static_cast<int>(sizeof(A)),
+           sizeof item);
+    return item;
+  }
+  FUSEC_INLINE void advance(int columns) {
+    FUSEC_UNROLL
+    for (int i = 0; i < BASES; ++i) base[i] += columns * static_cast<int>(sizeof(A));
+  }
+};
+
+template <int ROWS>
+FUSEC_INLINE void add_products(const Rows<float, ROWS>& a, int column, Vec b0, Vec b1,
+                               Vec (&sum)[ROWS][VECTORS]) {
+  FUSEC_UNROLL
+  for (int r = 0; r < ROWS; ++r) {
+    Vec x = set(a.template get<float>(r, column));
+    sum[r][0] = fma(x, b0, sum[r][0]);
+    sum[r][1] = fma(x, b1, sum[r][1]);
+  }
+}
 
 // f32 and f16: one row of the panel at a time.
-template <class T, int ROWS>
-struct Tile {
-  static constexpr int STEP = 1;
-  static constexpr int ROW = PANEL;  // elements of the panel per step
+template <class T>
+struct Step {
+  static constexpr int DEPTH = 1;
+  static constexpr int SIZE = PANEL;  // elements of the panel per step
   static constexpr int VECTOR = LANES;
-  static FUSEC_INLINE void step(const float* a, int64_t pitch, const T* b, Vec (&sum)[ROWS][VECTORS]) {
-    Vec b0 = load(b), b1 = load(b + LANES);
-    FUSEC_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-      Vec x = set(a[r * pitch]);
-      sum[r][0] = fma(x, b0, sum[r][0]);
-      sum[r][1] = fma(x, b1, sum[r][1]);
-    }
+  template <int ROWS>
+  static FUSEC_INLINE void add(const Rows<float, ROWS>& a, int column, const T* b,
+                               Vec (&sum)[ROWS][VECTORS]) {
+    add_products(a, column, load(b), load(b + VECTOR), sum);
   }
 };
 
 // bf16: two rows of the panel at a time, interleaved.
-template <int ROWS>
-struct Tile<bf16, ROWS> {
-  static constexpr int STEP = 2;
-  static constexpr int ROW = 2 * PANEL;
+template <>
+struct Step<bf16> {
+  static constexpr int DEPTH = 2;
+  static constexpr int SIZE = 2 * PANEL;
   static constexpr int VECTOR = 2 * LANES;
-#ifdef __AVX512BF16__
-  static FUSEC_INLINE void step(const bf16* a, int64_t pitch, const bf16* b, Vec (&sum)[ROWS][VECTORS]) {
+#if FUSEC_BF16_PAIRS
+  template <int ROWS>
+  static FUSEC_INLINE void add(const Rows<bf16, ROWS>& a, int column, const bf16* b,
+                               Vec (&sum)[ROWS][VECTORS]) {
     __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + VECTOR);
     FUSEC_UNROLL
     for (int r = 0; r < ROWS; ++r) {
-      int pair;
-      memcpy(&pair, a + r * pitch, sizeof pair);
-      __m512i x = _mm512_set1_epi32(pair);
-      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], (__m512bh)x, (__m512bh)b0);
-      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], (__m512bh)x, (__m512bh)b1);
+      __m512i x = _mm512_set1_epi32(a.template get<int>(r, column));
+      sum[r][0] = dot_bf16_pairs(sum[r][0], x, b0);
+      sum[r][1] = dot_bf16_pairs(sum[r][1], x, b1);
     }
   }
 #else
@@ -65,29 +126,19 @@ struct Tile<bf16, ROWS> {
   static FUSEC_INLINE Vec widen(const bf16* pairs, bool odd) {
 #if FUSEC_AVX512
     __m512i bits = _mm512_loadu_si512(pairs);
-    return _mm512_castsi512_ps(odd ? _mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000))
+    return _mm512_castsi512_ps(odd ? _mm512_and_si512(bits, _mm512_set1_epi32(-65536))
                                    : _mm512_slli_epi32(bits, 16));
 #else
     __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs));
-    return _mm256_castsi256_ps(odd ? _mm256_and_si256(bits, _mm256_set1_epi32(0xffff0000))
+    return _mm256_castsi256_ps(odd ? _mm256_and_si256(bits, _mm256_set1_epi32(-65536))
                                    : _mm256_slli_epi32(bits, 16));
 #endif
   }
-  static FUSEC_INLINE void step(const float* a, int64_t pitch, const bf16* b, Vec (&sum)[ROWS][VECTORS]) {
-    Vec b0 = even(b), b1 = even(b + VECTOR);
-    FUSEC_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-      Vec x = set(a[r * pitch]);
-      sum[r][0] = fma(x, b0, sum[r][0]);
-      sum[r][1] = fma(x, b1, sum[r][1]);
-    }
-    b0 = odd(b), b1 = odd(b + VECTOR);
-    FUSEC_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-      Vec x = set(a[r * pitch + 1]);
-      sum[r][0] = fma(x, b0, sum[r][0]);
-      sum[r][1] = fma(x, b1, sum[r][1]);
-    }
+  template <int ROWS>
+  static FUSEC_INLINE void add(const Rows<float, ROWS>& a, int column, const bf16* b,
+                               Vec (&sum)[ROWS][VECTORS]) {
+    add_products(a, column, even(b), even(b + VECTOR), sum);
+    add_products(a, column + 1, odd(b), odd(b + VECTOR), sum);
   }
 #endif
 };
@@ -95,12 +146,13 @@ struct Tile<bf16, ROWS> {
 // c[ROWS][PANEL] (+)= a[ROWS][k] * panel rows [0, k).
 template <class T, int ROWS>
 void multiply_tile(const Activations<T>* a, int64_t pitch, const T* panel, int64_t k, float* c,
-                   bool accumulate) {
-  using Step = Tile<T, ROWS>;
+                   bool accumulate, Ahead ahead) {
+  using Step = Step<T>;
   constexpr int CHAINS = chains_for(ROWS);
   FUSEC_UNROLL
   for (int pass = 0; pass < PASSES; ++pass) {
     const T* b = panel + pass * VECTORS * Step::VECTOR;
+    Rows<Activations<T>, ROWS> rows(a, pitch);
     Vec sum[CHAINS][ROWS][VECTORS];
     FUSEC_UNROLL
     for (int chain = 0; chain < CHAINS; ++chain) {
@@ -108,16 +160,19 @@ void multiply_tile(const Activations<T>* a, int64_t pitch, const T* panel, int64
       for (int r = 0; r < ROWS; ++r) sum[chain][r][0] = sum[chain][r][1] = zero();
     }
     int64_t i = 0;
-    for (; i + CHAINS * Step::STEP <= k; i += CHAINS * Step::STEP) {
+    for (; i + UNROLL * Step::DEPTH <= k; i += UNROLL * Step::DEPTH) {
+      if (pass == 0) ahead.fetch();
       FUSEC_UNROLL
-      for (int chain = 0; chain < CHAINS; ++chain) {
-        // With few rows the panel streams from memory; the hardware stops at page ends.
-        if (CHAINS > 1) __builtin_prefetch(reinterpret_cast<const char*>(b) + 4096);
-        Step::step(a + i + chain * Step::STEP, pitch, b, sum[chain]);
-        b += Step::ROW;
+      for (int step = 0; step < UNROLL; ++step) {
+        Step::add(rows, step * Step::DEPTH, b + step * Step::SIZE, sum[step % CHAINS]);
       }
+      b += UNROLL * Step::SIZE;
+      rows.advance(UNROLL * Step::DEPTH);
     }
-    for (; i < k; i += Step::STEP, b += Step::ROW) Step::step(a + i, pitch, b, sum[0]);
+    for (; i < k; i += Step::DEPTH, b += Step::SIZE) {
+      Step::add(rows, 0, b, sum[0]);
+      rows.advance(Step::DEPTH);
+    }
     FUSEC_UNROLL
     for (int r = 0; r < ROWS; ++r) {
       FUSEC_UNROLL
@@ -134,11 +189,11 @@ void multiply_tile(const Activations<T>* a, int64_t pitch, const T* panel, int64
 
 template <class T>
 void multiply_rows(const Activations<T>* a, int64_t pitch, int64_t rows, const T* panel, int64_t k,
-                   float* c, bool accumulate) {
+                   float* c, bool accumulate, Ahead ahead) {
   switch (rows) {
 #define FUSEC_ROWS(n) \
   case n:             \
-    return multiply_tile<T, n>(a, pitch, panel, k, c, accumulate);
+    return multiply_tile<T, n>(a, pitch, panel, k, c, accumulate, ahead);
     FUSEC_ROWS(1)
     FUSEC_ROWS(2)
     FUSEC_ROWS(3)
@@ -158,35 +213,353 @@ void multiply_rows(const Activations<T>* a, int64_t pitch, int64_t rows, const T
 }
 
 template <class T>
-void product(const Activations<T>* a, int64_t pitch, int64_t rows, const T* panel, int64_t k,
-             float* c) {
-  if (k == 0) memset(c, 0, static_cast<size_t>(rows) * PANEL * sizeof(float));
+void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const T* panel, int64_t k,
+                    float* c, const RowsDone& done) {
+  if (rows == 0) return;
+  if (k == 0) {
+    memset(c, 0, static_cast<size_t>(rows) * PANEL * sizeof(float));
+    return done(0, rows);
+  }
+  using Step = Step<T>;
+  constexpr int64_t STEPS_BYTES = UNROLL * Step::SIZE * static_cast<int64_t>(sizeof(T));
   int64_t tiles = ceil_div(rows, TILE);
-  for (int64_t depth = 0; depth < k; depth += DEPTH) {
-    int64_t count = min_of(DEPTH, k - depth);
+  int64_t depth = tiles == 1 ? FUSEC_FEW_ROWS_DEPTH : FUSEC_VECTOR_DEPTH;
+  for (int64_t begin = 0; begin < k; begin += depth) {
+    int64_t count = min_of(depth, k - begin);
+    const T* stretch = panel + begin * PANEL;
+    // One tile fetches the panel shortly before it needs it; several share the fetching of the next
+    // stretch while this one is in the L1 cache.
+    const T* next = stretch + count * PANEL;
+    Ahead ahead{tiles == 1 ? reinterpret_cast<const char*>(stretch) + FUSEC_STREAM_AHEAD
+                           : reinterpret_cast<const char*>(next),
+                ceil_div(STEPS_BYTES, tiles)};
     // Rows are dealt out evenly: 13 rows are 7 and 6, not 12 and a slow 1.
     for (int64_t tile = 0, row = 0; tile < tiles; ++tile) {
-      int64_t next = rows * (tile + 1) / tiles;
-      multiply_rows<T>(a + row * pitch + depth, pitch, next - row, panel + depth * PANEL, count,
-                       c + row * PANEL, depth > 0);
-      row = next;
+      int64_t end = rows * (tile + 1) / tiles;
+      multiply_rows<T>(a + row * pitch + begin, pitch, end - row, stretch, count, c + row * PANEL,
+                       begin > 0, ahead);
+      if (begin + count == k) done(row, end - row);
+      ahead.at += count / (UNROLL * Step::DEPTH) * ahead.share;
+      row = end;
     }
   }
 }
 
+#if FUSEC_AMX
+
+// ---- tiles ----
+
+// Depth of the stretch of a bf16 panel that stays in the L1 cache while all rows pass by.
+#ifndef FUSEC_TILE_STRETCH
+#define FUSEC_TILE_STRETCH 256
+#endif
+// Fewer rows than these are quicker in vectors.
+#ifndef FUSEC_TILE_LEAST_ROWS
+#define FUSEC_TILE_LEAST_ROWS 4
+#endif
+
+constexpr int64_t PAIR_ROW_BYTES = 2 * PANEL * sizeof(bf16);
+constexpr int64_t B_STEP = TILE_DEPTH * PANEL;  // bf16 numbers of a panel that one step takes
+
+// What the tile registers of this thread are configured for.
+struct Configuration {
+  bool held;  // by a TileScope
+  int first, second;
+};
+thread_local Configuration configuration = {};
+
+// Tiles 0 and 1 hold the sums of the first group of rows, 2 and 3 those of the second, each for half
+// a panel; 4 and 5 hold the rows, 6 and 7 the halves of the panel.
+void configure(int64_t first, int64_t second) {
+  if (configuration.first == first && configuration.second == second) return;
+  configuration.first = static_cast<int>(first), configuration.second = static_cast<int>(second);
+  const uint8_t f = static_cast<uint8_t>(first), s = static_cast<uint8_t>(second);
+  constexpr uint8_t whole = Tiles::ROWS;
+  Tiles::configure({f, f, s, s, f, s, whole, whole});
+}
+
+void release() {
+  if (configuration.held || configuration.first == 0) return;
+  configuration.first = configuration.second = 0;
+  Tiles::release();
+}
+
+// Where rows of A are, in bytes.
+struct TileRows {
+  const char* data;
+  int64_t pitch;  // to the next row of a group of 16
+  int64_t step;   // to the next 32 numbers along k
+  int64_t group;  // to the next 16 rows
+
+  TileRows(const bf16* a, int64_t row_pitch)
+      : data(reinterpret_cast<const char*>(a)), pitch(row_pitch * 2), step(Tiles::ROW_BYTES),
+        group(Tiles::ROWS * pitch) {}
+  TileRows(const bf16* tiles, int64_t k, int planes)
+      : data(reinterpret_cast<const char*>(tiles)), pitch(Tiles::ROW_BYTES),
+        step(planes * Tiles::BYTES), group(ceil_div(k, TILE_DEPTH) * step) {}
+
+  FUSEC_INLINE TileRows from(int64_t row, int64_t depth) const {
+    TileRows moved = *this;
+    moved.data += row / Tiles::ROWS * group + depth / TILE_DEPTH * step;
+    return moved;
+  }
+};
+
+// The planes of A and of B that are multiplied, the small products first. From one to the next only
+// one operand changes.
+struct OnePlane {
+  static constexpr int PLANES = 1, COUNT = 1, A[] = {0}, B[] = {0};
+};
+struct TwoPlanes {
+  static constexpr int PLANES = 2, COUNT = 3, A[] = {1, 0, 0}, B[] = {0, 0, 1};
+};
+struct AllOfTwoPlanes {
+  static constexpr int PLANES = 2, COUNT = 4, A[] = {1, 1, 0, 0}, B[] = {1, 0, 0, 1};
+};
+struct ThreePlanes {
+  static constexpr int PLANES = 3, COUNT = 6, A[] = {2, 1, 1, 0, 0, 0}, B[] = {0, 0, 1, 1, 2, 0};
+};
+
+template <int PLANES, class T>
+struct Products;
+template <>
+struct Products<1, float> : OnePlane {};
+template <>
+struct Products<2, float> : TwoPlanes {};
+template <>
+struct Products<3, float> : ThreePlanes {};
+// Two planes are an f16 exactly, and with all products so is that of two numbers.
+template <>
+struct Products<2, f16> : AllOfTwoPlanes {};
+
+// c[GROUPS * 16][PANEL] (+)= a * b over `steps` times 32 numbers along k; b is [steps][planes] pieces
+// of a bf16 panel. `between(step)` is what else is done meanwhile.
+template <class Pairs, int GROUPS, class Between>
+FUSEC_INLINE void multiply_tiles(const TileRows& a, const bf16* b, int64_t steps, float* c,
+                                 bool accumulate, const Between& between) {
+  constexpr int64_t C_PITCH = PANEL * sizeof(float);
+  float* c_second = c + Tiles::ROWS * PANEL;
+  if (accumulate) {
+    Tiles::load<0>(c, C_PITCH);
+    Tiles::load<1>(c + Tiles::COLUMNS, C_PITCH);
+    if (GROUPS > 1) Tiles::load<2>(c_second, C_PITCH);
+    if (GROUPS > 1) Tiles::load<3>(c_second + Tiles::COLUMNS, C_PITCH);
+  } else {
+    Tiles::zero<0>();
+    Tiles::zero<1>();
+    if (GROUPS > 1) Tiles::zero<2>();
+    if (GROUPS > 1) Tiles::zero<3>();
+  }
+  const char* first = a.data;
+  for (int64_t step = 0; step < steps; ++step, first += a.step, b += Pairs::PLANES * B_STEP) {
+    between(step);
+    FUSEC_UNROLL
+    for (int i = 0; i < Pairs::COUNT; ++i) {
+      bool new_a = i == 0 || Pairs::A[i] != Pairs::A[i - 1];
+      bool new_b = i == 0 || Pairs::B[i] != Pairs::B[i - 1];
+      const char* rows = first + Pairs::A[i] * Tiles::BYTES;
+      const bf16* columns = b + Pairs::B[i] * B_STEP;
+      if (new_b) Tiles::load<6>(columns, PAIR_ROW_BYTES);
+      if (new_a) Tiles::load<4>(rows, a.pitch);
+      Tiles::dot_bf16<0, 4, 6>();
+      if (GROUPS > 1 && new_a) Tiles::load<5>(rows + a.group, a.pitch);
+      if (GROUPS > 1) Tiles::dot_bf16<2, 5, 6>();
+      if (new_b) Tiles::load<7>(columns + 2 * Tiles::COLUMNS, PAIR_ROW_BYTES);
+      Tiles::dot_bf16<1, 4, 7>();
+      if (GROUPS > 1) Tiles::dot_bf16<3, 5, 7>();
+    }
+  }
+  Tiles::store<0>(c, C_PITCH);
+  Tiles::store<1>(c + Tiles::COLUMNS, C_PITCH);
+  if (GROUPS > 1) Tiles::store<2>(c_second, C_PITCH);
+  if (GROUPS > 1) Tiles::store<3>(c_second + Tiles::COLUMNS, C_PITCH);
+}
+
+template <class Pairs, class Between>
+FUSEC_INLINE void multiply_groups(int64_t groups, const TileRows& a, const bf16* b, int64_t steps,
+                                  float* c, bool accumulate, const Between& between) {
+  if (groups == 1) {
+    multiply_tiles<Pairs, 1>(a, b, steps, c, accumulate, between);
+  } else {
+    multiply_tiles<Pairs, 2>(a, b, steps, c, accumulate, between);
+  }
+}
+
+// Rows [from, to) of the product with a bf16 panel, two groups of 16 at a time; the tiles are
+// configured for all of them.
+void multiply_panel(const TileRows& a, int64_t from, int64_t to, const bf16* panel, int64_t k,
+                    float* c, const RowsDone& done) {
+  constexpr int64_t ROWS = 2 * Tiles::ROWS;
+  int64_t pairs = ceil_div(to - from, ROWS);
+  for (int64_t depth = 0; depth < k; depth += FUSEC_TILE_STRETCH) {
+    int64_t count = min_of<int64_t>(FUSEC_TILE_STRETCH, k - depth), steps = count / TILE_DEPTH;
+    const bf16* stretch = panel + depth * PANEL;
+    // The next stretch, or that of the next panel, is fetched bit by bit meanwhile.
+    Ahead ahead{reinterpret_cast<const char*>(stretch + count * PANEL),
+                ceil_div(B_STEP * int64_t{sizeof(bf16)}, pairs)};
+    for (int64_t row = from; row < to; row += ROWS) {
+      int64_t rows = min_of(ROWS, to - row);
+      multiply_groups<OnePlane>(ceil_div(rows, Tiles::ROWS), a.from(row, depth), stretch, steps,
+                                c + row * PANEL, depth > 0, [&](int64_t) { ahead.fetch(); });
+      if (depth + count == k) done(row, rows);
+    }
+  }
+}
+
+void tile_product(const bf16* a, int64_t pitch, int64_t rows, const bf16* panel, int64_t k,
+                  float* c, const RowsDone& done) {
+  TileRows source(a, pitch);
+  int64_t whole = rows / (2 * Tiles::ROWS) * (2 * Tiles::ROWS), rest = rows - whole;
+  if (whole > 0) {
+    configure(Tiles::ROWS, Tiles::ROWS);
+    multiply_panel(source, 0, whole, panel, k, c, done);
+  }
+  if (rest > 0) {
+    int64_t first = min_of<int64_t>(rest, Tiles::ROWS);
+    configure(first, max_of<int64_t>(1, rest - first));
+    multiply_panel(source, whole, rows, panel, k, c, done);
+  }
+  release();
+}
+
+// ---- planes ----
+
+// Splits two rows of a panel into a pair row of each plane.
+template <int PLANES, class T>
+FUSEC_INLINE void split_pair(const T* even, const T* odd, bf16* target) {
+  FUSEC_UNROLL
+  for (int half = 0; half < PANEL; half += LANES) {
+    Vec x = even ? load(even + half) : zero(), y = odd ? load(odd + half) : zero();
+    FUSEC_UNROLL
+    for (int plane = 0; plane < PLANES; ++plane) {
+      __m512i low = take_plane(x, plane == 0), high = take_plane(y, plane == 0);
+      _mm512_storeu_si512(target + plane * B_STEP + 2 * half,
+                          _mm512_or_si512(_mm512_srli_epi32(low, 16), high));
+    }
+  }
+}
+
+// Splits a panel in the order of k, as much at a time as there is time for.
+template <int PLANES, class T>
+class Splitter {
+ public:
+  Splitter(const T* panel, int64_t k) : panel_(panel), k_(k) {}
+
+  // From row `begin` on, `count` rows, a multiple of TILE_DEPTH, to `target`.
+  void start(int64_t begin, int64_t count, bf16* target) {
+    row_ = begin, end_ = begin + count, begin_ = begin, target_ = target;
+  }
+  FUSEC_INLINE void advance(int64_t pairs) {
+    constexpr int64_t AHEAD = 2 * plane_depth<PLANES>();
+    for (int64_t end = min_of(end_, row_ + 2 * pairs); row_ < end; row_ += 2) {
+      const T* even = panel_ + row_ * PANEL;
+      for (int64_t i = 0; i < 2 * PANEL; i += 64 / static_cast<int64_t>(sizeof(T))) {
+        __builtin_prefetch(even + AHEAD * PANEL + i, 0, 2);
+      }
+      int64_t from_begin = row_ - begin_;
+      bf16* target = target_ + from_begin / TILE_DEPTH * PLANES * B_STEP +
+                     from_begin % TILE_DEPTH * PANEL;
+      split_pair<PLANES>(row_ < k_ ? even : nullptr, row_ + 1 < k_ ? even + PANEL : nullptr, target);
+    }
+  }
+
+ private:
+  const T* panel_;
+  int64_t k_, row_ = 0, end_ = 0, begin_ = 0;
+  bf16* target_ = nullptr;
+};
+
+// Sums along k are at most about this long before they are added up.
+constexpr int64_t LONGEST_PLANE_SUM = 1024;
+
+FUSEC_INLINE void add_rows(const float* source, int64_t rows, float* target) {
+  for (int64_t i = 0; i < rows * PANEL; i += LANES) {
+    store(target + i, load(target + i) + load(source + i));
+  }
+}
+
+#endif  // FUSEC_AMX
+
 }  // namespace
 
 void panel_product(const Activations<float>* a, int64_t pitch, int64_t rows, const float* panel,
-                   int64_t k, float* c) {
-  product<float>(a, pitch, rows, panel, k, c);
+                   int64_t k, float* c, const RowsDone& done) {
+  vector_product<float>(a, pitch, rows, panel, k, c, done);
 }
 void panel_product(const Activations<bf16>* a, int64_t pitch, int64_t rows, const bf16* panel,
-                   int64_t k, float* c) {
-  product<bf16>(a, pitch, rows, panel, k, c);
+                   int64_t k, float* c, const RowsDone& done) {
+#if FUSEC_AMX
+  if (rows >= FUSEC_TILE_LEAST_ROWS && k > 0) {
+    return tile_product(a, pitch, rows, panel, k, c, done);
+  }
+#endif
+  vector_product<bf16>(a, pitch, rows, panel, k, c, done);
 }
 void panel_product(const Activations<f16>* a, int64_t pitch, int64_t rows, const f16* panel,
-                   int64_t k, float* c) {
-  product<f16>(a, pitch, rows, panel, k, c);
+                   int64_t k, float* c, const RowsDone& done) {
+  vector_product<f16>(a, pitch, rows, panel, k, c, done);
 }
+
+#if FUSEC_AMX
+
+TileScope::TileScope() : outer_(configuration.held) { configuration.held = true; }
+TileScope::~TileScope() {
+  configuration.held = outer_;
+  release();
+}
+
+void tiled_product(const bf16* tiles, int64_t rows, const bf16* panel, int64_t k, float* c,
+                   const RowsDone& done) {
+  configure(Tiles::ROWS, Tiles::ROWS);
+  multiply_panel(TileRows(tiles, k, 1), 0, rows, panel, k, c, done);
+  release();
+}
+
+template <int PLANES, class T>
+void plane_product(const bf16* tiles, int64_t rows, const T* panel, int64_t k, bf16* workspace,
+                   float* c, const RowsDone& done) {
+  constexpr int64_t ROWS = 2 * Tiles::ROWS, STRETCH = plane_depth<PLANES>();
+  constexpr int64_t SPAN = LONGEST_PLANE_SUM / STRETCH * STRETCH;
+  TileRows source(tiles, k, PLANES);
+  Splitter<PLANES, T> splitter(panel, k);
+  int64_t depth = round_up(k, TILE_DEPTH), row_pairs = ceil_div(rows, ROWS);
+  auto stretch_from = [=](int64_t begin) { return min_of(STRETCH, depth - begin); };
+  bf16 *current = workspace, *other = workspace + plane_workspace<PLANES>() / 2;
+  configure(Tiles::ROWS, Tiles::ROWS);
+  splitter.start(0, stretch_from(0), current);
+  splitter.advance(STRETCH / 2);
+  for (int64_t begin = 0; begin < depth; begin += STRETCH) {
+    int64_t count = stretch_from(begin), next = begin + count;
+    // The next stretch is split by the vector units while the tile unit multiplies this one.
+    int64_t share = ceil_div(STRETCH / 2, row_pairs * (count / TILE_DEPTH));
+    splitter.start(next, stretch_from(next), other);
+    float* sums = begin < SPAN ? c : c + rows * PANEL;
+    for (int64_t row = 0; row < rows; row += ROWS) {
+      int64_t some = min_of(ROWS, rows - row);
+      multiply_groups<Products<PLANES, T>>(
+          ceil_div(some, Tiles::ROWS), source.from(row, begin), current, count / TILE_DEPTH,
+          sums + row * PANEL, begin % SPAN > 0, [&](int64_t) { splitter.advance(share); });
+      if (sums != c && (next == depth || next % SPAN == 0)) {
+        add_rows(sums + row * PANEL, some, c + row * PANEL);
+      }
+      if (next == depth) done(row, some);
+    }
+    bf16* used = current;
+    current = other, other = used;
+  }
+  release();
+}
+
+#define FUSEC_PLANES(PLANES, T)                                                             \
+  template void plane_product<PLANES, T>(const bf16* tiles, int64_t rows, const T* panel, \
+                                         int64_t k, bf16* workspace, float* c,            \
+                                         const RowsDone& done);
+FUSEC_PLANES(1, float)
+FUSEC_PLANES(2, float)
+FUSEC_PLANES(3, float)
+FUSEC_PLANES(2, f16)
+#undef FUSEC_PLANES
+
+#endif  // FUSEC_AMX
 
 }  // namespace fusec

@@ -114,7 +114,7 @@ def test_pairs(instructions: ctypes.CDLL) -> None:
 
 
 def test_pairs_add_the_odd_product_first(instructions: ctypes.CDLL) -> None:
-    a, b = np.tile(np.float32([1, -(2.0**24)]), (16, 1)), np.ones((16, 2), np.float32)
+    a, b = np.tile(np.array([1, -(2.0**24)], np.float32), (16, 1)), np.ones((16, 2), np.float32)
     sums = np.full(16, 2.0**24, np.float32)
     call(instructions, "dot_pairs", [encode(a, "bf16"), encode(b, "bf16"), sums])
     assert (sums == 1).all()

@@ -1,228 +1,12 @@
-// Matrix products with packed weights: what linear, moe, matmul, conv and attention share.
+// Matrix products with packed weights: what linear, grouped_mm, moe, matmul, conv and attention share.
 //
-// A weight [N, K] is stored in panels of PANEL columns of the product, padded with zeros:
-//   f32, f16:  [ceil(N/32)][K][32]
-//   bf16:      [ceil(N/32)][Kp/2][32][2],  Kp = K rounded up to 32
-// so that one step along K is one or two cache lines that every target can use: AVX2 reads half a
-// panel at a time, AVX-512 a whole one, vdpbf16ps takes the pairs, and 16 pair rows of 16 columns
-// are one AMX tile of B (row pitch 128 bytes).
-//
-// The rows of the left operand are copied into a block of `Activation` elements first: it widens
-// them where the dot product is done in f32, pads K, and breaks power-of-two row pitches, which
-// would map a tile's rows to one cache set.
+// panels.h has the layout of weights and the product of a few rows with a panel; here are the rows
+// and columns of whole products dealt out to threads and caches, and what happens to the sums.
 #pragma once
 
-#include <fusec/rows.h>
+#include <fusec/planes.h>
 
 namespace fusec {
-
-constexpr int PANEL = 32;
-
-template <class T>
-struct Packing {
-  using Activation = float;
-  static constexpr int K_MULTIPLE = 1;
-};
-
-template <>
-struct Packing<bf16> {
-#ifdef __AVX512BF16__
-  using Activation = bf16;
-#else
-  using Activation = float;
-#endif
-  static constexpr int K_MULTIPLE = 32;
-};
-
-template <class T>
-using Activations = typename Packing<T>::Activation;
-
-template <class T>
-FUSEC_INLINE int64_t padded_depth(int64_t k) {
-  return round_up(k, Packing<T>::K_MULTIPLE);
-}
-
-// Elements from one panel to the next.
-template <class T>
-FUSEC_INLINE int64_t panel_size(int64_t k) {
-  return padded_depth<T>(k) * PANEL;
-}
-
-// Row pitch of a block of activations: 64-byte aligned and never a multiple of 256 bytes.
-template <class T>
-FUSEC_INLINE int64_t block_pitch(int64_t k) {
-  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(Activations<T>));
-  return round_up(padded_depth<T>(k), 4 * line) + line;
-}
-
-// c[rows][PANEL] = a[rows][k] * panel, in f32, summed in blocks along k. `a` is a block of
-// activations with row pitch `pitch`, zero from the true depth up to padded_depth.
-// Defined in cpu_gemm/kernel.cpp, hidden inside the module.
-void panel_product(const Activations<float>* a, int64_t pitch, int64_t rows, const float* panel,
-                   int64_t k, float* c);
-void panel_product(const Activations<bf16>* a, int64_t pitch, int64_t rows, const bf16* panel,
-                   int64_t k, float* c);
-void panel_product(const Activations<f16>* a, int64_t pitch, int64_t rows, const f16* panel,
-                   int64_t k, float* c);
-
-// ---- copying operands ----
-
-template <class T>
-FUSEC_INLINE void copy_row(const T* source, int64_t count, float* target) {
-  int64_t i = 0;
-  for (; i + LANES <= count; i += LANES) store(target + i, load(source + i));
-  if (i < count) {
-    int rest = static_cast<int>(count - i);
-    store_partial(target + i, load_partial(source + i, rest), rest);
-  }
-}
-FUSEC_INLINE void copy_row(const float* source, int64_t count, float* target) {
-  memcpy(target, source, static_cast<size_t>(count) * sizeof(float));
-}
-FUSEC_INLINE void copy_row(const bf16* source, int64_t count, bf16* target) {
-  memcpy(target, source, static_cast<size_t>(count) * sizeof(bf16));
-}
-
-// One row of a block: source[0..k) with the given stride, then zeros up to the padded depth.
-template <class T>
-FUSEC_INLINE void fill_block_row(const T* source, int64_t stride, int64_t k,
-                                 Activations<T>* target) {
-  if (stride == 1) {
-    copy_row(source, k, target);
-  } else {
-    for (int64_t i = 0; i < k; ++i) copy_row(source + i * stride, 1, target + i);
-  }
-  int64_t padded = padded_depth<T>(k);
-  if (padded > k) memset(target + k, 0, static_cast<size_t>(padded - k) * sizeof(*target));
-}
-
-// out[j][i] = in[i][j] for an 8x8 block of 32-bit words; the pitches count words.
-FUSEC_INLINE void transpose_words(const void* in, int64_t in_pitch, __m256i (&column)[8]) {
-  const int32_t* words = static_cast<const int32_t*>(in);
-  __m256i row[8], pair[8];
-  for (int i = 0; i < 8; ++i) {
-    row[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + i * in_pitch));
-  }
-  for (int i = 0; i < 8; i += 2) {
-    pair[i] = _mm256_unpacklo_epi32(row[i], row[i + 1]);
-    pair[i + 1] = _mm256_unpackhi_epi32(row[i], row[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    row[i] = _mm256_unpacklo_epi64(pair[i], pair[i + 2]);
-    row[i + 1] = _mm256_unpackhi_epi64(pair[i], pair[i + 2]);
-    row[i + 2] = _mm256_unpacklo_epi64(pair[i + 1], pair[i + 3]);
-    row[i + 3] = _mm256_unpackhi_epi64(pair[i + 1], pair[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    column[i] = _mm256_permute2x128_si256(row[i], row[i + 4], 0x20);
-    column[i + 4] = _mm256_permute2x128_si256(row[i], row[i + 4], 0x31);
-  }
-}
-
-FUSEC_INLINE void store_words(void* target, __m256i words) {
-  _mm256_storeu_si256(static_cast<__m256i*>(target), words);
-}
-
-// Where element (k, n) of a panel is.
-template <class T>
-FUSEC_INLINE int64_t panel_index(int64_t k, int64_t n) {
-  return k * PANEL + n;
-}
-template <>
-FUSEC_INLINE int64_t panel_index<bf16>(int64_t k, int64_t n) {
-  return (k / 2 * PANEL + n) * 2 + k % 2;
-}
-
-// The eight columns n0.. of a panel whose source has stride 1 along k: how many k could be done in
-// 8x8 blocks of 32-bit words.
-FUSEC_INLINE int64_t pack_columns(const float* b, int64_t stride_n, int64_t k, float* panel,
-                                  int64_t n0) {
-  int64_t i = 0;
-  for (; i + 8 <= k; i += 8) {
-    __m256i column[8];
-    transpose_words(b + n0 * stride_n + i, stride_n, column);
-    for (int j = 0; j < 8; ++j) store_words(panel + (i + j) * PANEL + n0, column[j]);
-  }
-  return i;
-}
-FUSEC_INLINE int64_t pack_columns(const bf16* b, int64_t stride_n, int64_t k, bf16* panel,
-                                  int64_t n0) {
-  if (stride_n % 2 != 0) return 0;  // rows are not a whole number of pairs apart
-  int64_t i = 0;
-  for (; i + 16 <= k; i += 16) {
-    __m256i column[8];
-    transpose_words(b + n0 * stride_n + i, stride_n / 2, column);
-    for (int j = 0; j < 8; ++j) store_words(panel + (i / 2 + j) * 2 * PANEL + 2 * n0, column[j]);
-  }
-  return i;
-}
-FUSEC_INLINE int64_t pack_columns(const f16* b, int64_t stride_n, int64_t k, f16* panel,
-                                  int64_t n0) {
-  if (stride_n % 2 != 0) return 0;
-  int64_t i = 0;
-  for (; i + 16 <= k; i += 16) {
-    __m256i column[8];
-    transpose_words(b + n0 * stride_n + i, stride_n / 2, column);
-    for (int j = 0; j < 8; ++j) {
-      // Each word is a pair along k: the low halves are one row of the panel, the high the next.
-      __m256i low = _mm256_and_si256(column[j], _mm256_set1_epi32(0xffff));
-      __m256i halves = _mm256_packus_epi32(low, _mm256_srli_epi32(column[j], 16));
-      halves = _mm256_permute4x64_epi64(halves, 0xd8);
-      f16* row = panel + (i + 2 * j) * PANEL + n0;
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(row), _mm256_castsi256_si128(halves));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(row + PANEL), _mm256_extracti128_si256(halves, 1));
-    }
-  }
-  return i;
-}
-
-// Rows of a panel whose source has stride 1 along n, all 32 columns present.
-template <class T>
-FUSEC_INLINE int64_t pack_rows(const T* b, int64_t stride_k, int64_t k, T* panel) {
-  for (int64_t i = 0; i < k; ++i) {
-    memcpy(panel + i * PANEL, b + i * stride_k, PANEL * sizeof(T));
-  }
-  return k;
-}
-FUSEC_INLINE int64_t pack_rows(const bf16* b, int64_t stride_k, int64_t k, bf16* panel) {
-  int64_t i = 0;
-  for (; i + 2 <= k; i += 2) {
-    const bf16* source = b + i * stride_k;
-    for (int n = 0; n < PANEL; n += 16) {
-      __m256i even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + n));
-      __m256i odd = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + stride_k + n));
-      __m256i low = _mm256_unpacklo_epi16(even, odd), high = _mm256_unpackhi_epi16(even, odd);
-      bf16* target = panel + i * PANEL + 2 * n;
-      store_words(target, _mm256_permute2x128_si256(low, high, 0x20));
-      store_words(target + 16, _mm256_permute2x128_si256(low, high, 0x31));
-    }
-  }
-  return i;
-}
-
-// Packs columns [0, columns) of one panel from b, whose element (k, n) is at k*stride_k + n*stride_n;
-// the rest of the panel is zero.
-template <class T>
-inline void pack_panel(const T* b, int64_t stride_k, int64_t stride_n, int64_t k, int64_t columns,
-                       T* panel) {
-  int64_t depth = padded_depth<T>(k);
-  auto pack_rest = [=](int64_t from_k, int64_t from_n, int64_t to_n) {
-    for (int64_t i = from_k; i < depth; ++i) {
-      for (int64_t n = from_n; n < to_n; ++n) {
-        bool inside = i < k && n < columns;
-        panel[panel_index<T>(i, n)] = inside ? b[i * stride_k + n * stride_n] : T{};
-      }
-    }
-  };
-  if (stride_n == 1 && columns == PANEL) {
-    pack_rest(pack_rows(b, stride_k, k, panel), 0, PANEL);
-    return;
-  }
-  for (int64_t n = 0; n < PANEL; n += 8) {
-    bool whole = stride_k == 1 && n + 8 <= columns;
-    pack_rest(whole ? pack_columns(b, stride_n, k, panel, n) : 0, n, n + 8);
-  }
-}
 
 // ---- what happens to a finished tile ----
 
@@ -245,6 +29,9 @@ struct Epilogue {
     return value;
   }
 
+  // How many panels of the weight make one of the result.
+  static constexpr int PARTS = 1;
+
   // c holds rows [row, row + rows) and columns [column, column + columns) of the product.
   FUSEC_INLINE void write(const float* c, int64_t row, int64_t rows, int64_t column,
                           int64_t columns) const {
@@ -258,10 +45,239 @@ struct Epilogue {
   }
 };
 
+// out = activation(gate) * up, where gate and up are the sums of a pair of panels plus their bias. The
+// bias is [2][N]: first that of the gates.
+template <class T, class Out = T>
+struct GatedEpilogue {
+  Outer outer;
+  Out* out;
+  const int64_t* out_strides;
+  int64_t n;
+  const T* bias = nullptr;
+  int64_t activation = ACTIVATION_SILU;
+  float alpha = 0.0f, limit = 0.0f;
+
+  static constexpr int PARTS = 2;
+
+  FUSEC_INLINE Vec apply(Vec gate, Vec up) const {
+    if (activation == ACTIVATION_SWIGLU_OAI) {
+      gate = min(set(limit), gate);
+      up = max(set(-limit), min(set(limit), up));
+      return gate * sigmoid(set(alpha) * gate) * (up + set(1.0f));
+    }
+    return activate(activation, gate) * up;
+  }
+
+  FUSEC_INLINE void write(const float* gates, const float* ups, int64_t row, int64_t rows,
+                          int64_t column, int64_t columns) const {
+    for (int64_t i = 0; i < rows; ++i, gates += PANEL, ups += PANEL) {
+      Out* target = out + outer.offset(row + i, out_strides) + column;
+      for_vectors(columns, [&](int64_t j, int count) {
+        Vec gate = load(gates + j), up = load(ups + j);
+        if (bias) {
+          gate = gate + load_some(bias + column + j, count);
+          up = up + load_some(bias + n + column + j, count);
+        }
+        store_some(target + j, apply(gate, up), count);
+      });
+    }
+  }
+};
+
+// ---- blocks of rows ----
+//
+// A block holds rows of the left operand as the product wants them; `most_rows` of them stay in the L2
+// cache. Threads share it; each multiplies with a `Worker` of its own. `multiply` gives the sums of
+// the block's rows [at, at + rows), which are the rows from `row` on of the whole product, with one
+// panel, row i at c + i * PANEL, and calls `done` with rows that are finished, counted from 0. `at`
+// is a multiple of UNIT, and c has room for `sum_rows` rows.
+
+#ifndef FUSEC_VECTOR_BLOCK_ROWS
+#define FUSEC_VECTOR_BLOCK_ROWS 144
+#endif
+#ifndef FUSEC_VECTOR_BLOCK_BYTES
+#define FUSEC_VECTOR_BLOCK_BYTES (600 * 1024)
+#endif
+
+// For callers of panel_product: rows that fit the L2 cache with the part of a panel that is in use.
+constexpr int64_t TILE_ROWS = 144;
+
+// The rows of `row_bytes` that fit into `bytes`, a multiple of `unit` and between `least` and `most`.
+FUSEC_INLINE int64_t rows_that_fit(int64_t row_bytes, int64_t bytes, int64_t unit, int64_t least,
+                                   int64_t most) {
+  int64_t fit = bytes / max_of<int64_t>(1, row_bytes) / unit * unit;
+  return max_of(least, min_of(most, fit));
+}
+
+template <class T>
+class VectorBlock {
+ public:
+  // With two or more of these, no row is in a tile of few rows, whose sums have another order.
+  static constexpr int64_t UNIT = 12;
+  static int64_t most_rows(int64_t k) {
+    return rows_that_fit(padded_depth<T>(k) * static_cast<int64_t>(sizeof(Activations<T>)),
+                         FUSEC_VECTOR_BLOCK_BYTES, UNIT, 4 * UNIT, FUSEC_VECTOR_BLOCK_ROWS);
+  }
+  static int64_t sum_rows(int64_t rows) { return rows; }
+
+  VectorBlock(int64_t rows, int64_t k) : pitch_(block_pitch<T>(k)), k_(k), rows_(rows * pitch_) {}
+
+  template <class FillRow>
+  void fill(const FillRow& fill_row, int64_t row, int64_t at) {
+    fill_row(row, rows_ + at * pitch_);
+  }
+
+  class Worker {
+   public:
+    template <class FillRow>
+    void multiply(const VectorBlock& block, const FillRow& fill_row, int64_t at, int64_t row,
+                  int64_t rows, const T* panel, float* c, const RowsDone& done) {
+      panel_product(block.rows_ + at * block.pitch_, block.pitch_, rows, panel,
+                    padded_depth<T>(block.k_), c, done);
+    }
+
+   private:
+    TileScope scope_;
+  };
+
+ private:
+  int64_t pitch_, k_;
+  Scratch<Activations<T>> rows_;
+};
+
+#if FUSEC_AMX
+
+#ifndef FUSEC_TILE_BLOCK_ROWS
+#define FUSEC_TILE_BLOCK_ROWS 512
+#endif
+#ifndef FUSEC_TILE_BLOCK_BYTES
+#define FUSEC_TILE_BLOCK_BYTES (1152 * 1024)
+#endif
+#ifndef FUSEC_PLANE_BLOCK_ROWS
+#define FUSEC_PLANE_BLOCK_ROWS 256
+#endif
+#ifndef FUSEC_PLANE_BLOCK_BYTES
+#define FUSEC_PLANE_BLOCK_BYTES (1024 * 1024)
+#endif
+// From how many rows on it pays to put them into tiles.
+#ifndef FUSEC_TILED_LEAST_ROWS
+#define FUSEC_TILED_LEAST_ROWS 48
+#endif
+#ifndef FUSEC_PLANES_LEAST_ROWS
+#define FUSEC_PLANES_LEAST_ROWS 32
+#endif
+
+// Rows of bf16 as tiles.
+class TiledBlock {
+ public:
+  static constexpr int64_t UNIT = 2 * Tiles::ROWS;
+  static int64_t most_rows(int64_t k) {
+    return rows_that_fit(padded_depth<bf16>(k) * 2, FUSEC_TILE_BLOCK_BYTES, UNIT, 2 * UNIT,
+                         FUSEC_TILE_BLOCK_ROWS);
+  }
+  static int64_t padded(int64_t rows) { return round_up(rows, Tiles::ROWS); }
+  static int64_t sum_rows(int64_t rows) { return padded(rows); }
+
+  TiledBlock(int64_t rows, int64_t k) : k_(k), tiles_(padded(rows) * padded_depth<bf16>(k)) {}
+
+  template <class FillRow>
+  void fill(const FillRow& fill_row, int64_t row, int64_t at) {
+    Scratch<bf16> line(padded_depth<bf16>(k_));
+    fill_row(row, static_cast<bf16*>(line));
+    tile_bf16_row(line, k_, at, tiles_);
+  }
+
+  class Worker {
+   public:
+    template <class FillRow>
+    void multiply(const TiledBlock& block, const FillRow& fill_row, int64_t at, int64_t row,
+                  int64_t rows, const bf16* panel, float* c, const RowsDone& done) {
+      const bf16* tiles = block.tiles_ + at / Tiles::ROWS * tiled_row_group_size<1>(block.k_);
+      tiled_product(tiles, padded(rows), panel, padded_depth<bf16>(block.k_), c,
+                    RowsDone([&](int64_t first, int64_t count) {
+                      done(first, min_of(count, rows - first));
+                    }));
+    }
+
+   private:
+    TileScope scope_;
+  };
+
+ private:
+  int64_t k_;
+  Scratch<bf16> tiles_;
+};
+
+// Rows of f32 or f16 as tiles of bf16 planes.
+template <class T, int PLANES>
+class PlaneBlock {
+ public:
+  static constexpr int64_t UNIT = 2 * Tiles::ROWS;
+  static int64_t most_rows(int64_t k) {
+    return rows_that_fit(round_up(k, TILE_DEPTH) * 2 * PLANES, FUSEC_PLANE_BLOCK_BYTES, UNIT, 2 * UNIT,
+                         FUSEC_PLANE_BLOCK_ROWS);
+  }
+  static int64_t padded(int64_t rows) { return round_up(rows, Tiles::ROWS); }
+  static int64_t sum_rows(int64_t rows) { return 2 * padded(rows); }
+
+  PlaneBlock(int64_t rows, int64_t k)
+      : k_(k), tiles_(padded(rows) / Tiles::ROWS * tiled_row_group_size<PLANES>(k)) {}
+
+  template <class FillRow>
+  void fill(const FillRow& fill_row, int64_t row, int64_t at) {
+    Scratch<float> line(padded_depth<T>(k_));
+    fill_row(row, static_cast<float*>(line));
+    tile_row<PLANES>(static_cast<const float*>(line), k_, at, tiles_);
+  }
+
+  class Worker {
+   public:
+    Worker() : workspace_(plane_workspace<PLANES>()) {}
+    template <class FillRow>
+    void multiply(const PlaneBlock& block, const FillRow& fill_row, int64_t at, int64_t row,
+                  int64_t rows, const T* panel, float* c, const RowsDone& done) {
+      const bf16* tiles = block.tiles_ + at / Tiles::ROWS * tiled_row_group_size<PLANES>(block.k_);
+      plane_product<PLANES>(tiles, padded(rows), panel, block.k_, workspace_, c,
+                            RowsDone([&](int64_t first, int64_t count) {
+                              count = min_of(count, rows - first);
+                              float* sums = c + first * PANEL;
+                              if (!all_finite(sums, count * PANEL)) {
+                                repeat(fill_row, block.k_, row + first, count, panel, sums);
+                              }
+                              done(first, count);
+                            }));
+    }
+
+   private:
+    // Planes do not always give the infinity or NaN that f32 does.
+    template <class FillRow>
+    static void repeat(const FillRow& fill_row, int64_t k, int64_t row, int64_t rows, const T* panel,
+                       float* c) {
+      int64_t pitch = block_pitch<T>(k);
+      Scratch<float> lines(rows * pitch);
+      for (int64_t i = 0; i < rows; ++i) fill_row(row + i, lines + i * pitch);
+      panel_product(lines, pitch, rows, panel, k, c);
+    }
+
+    Scratch<bf16> workspace_;
+    TileScope scope_;
+  };
+
+ private:
+  int64_t k_;
+  Scratch<bf16> tiles_;
+};
+
+#endif  // FUSEC_AMX
+
 // ---- the whole product ----
 
-// Rows of a tile: the block of activations and the part of the panel in use stay in the L2 cache.
-constexpr int64_t TILE_ROWS = 144;
+// How precisely f32 is multiplied where the matrix units take bf16: the bf16 planes of a factor.
+enum Precision : int64_t {
+  PRECISION_HIGHEST = 0,
+  PRECISION_HIGH = 1,
+  PRECISION_MEDIUM = 2,
+};
 
 // How many panels a task multiplies with one block of rows: enough to make copying the rows cheap,
 // but no more than leaves a few tasks for every thread. The results do not depend on it.
@@ -271,50 +287,155 @@ FUSEC_INLINE int64_t panels_per_task(int64_t panels, int64_t row_blocks) {
   return max_of<int64_t>(1, min_of(fair, MOST));
 }
 
-// out[m][n] = epilogue(sum_k x[m][k] * weight[n][k]). `fill_row(m, target)` writes row m of the
-// left operand with fill_block_row, so that rows may be gathered, strided, or unfolded images.
-template <class T, class FillRow, class Out>
-inline void packed_gemm(int64_t m, int64_t n, int64_t k, const T* packed, const FillRow& fill_row,
-                        const Epilogue<T, Out>& epilogue) {
-  if (m == 0 || n == 0) return;
-  int64_t pitch = block_pitch<T>(k), panels = ceil_div(n, PANEL);
-  int64_t row_blocks = ceil_div(m, TILE_ROWS);
-  int64_t block_rows = ceil_div(m, row_blocks);
+// Rows dealt out to blocks evenly, in units. How many blocks there are may depend on the number of
+// threads, because a row's sums depend neither on the block it is in nor on its place.
+struct RowBlocks {
+  int64_t rows, unit, count;
 
-  auto multiply = [&](const Activations<T>* block, int64_t row, int64_t rows, int64_t panel) {
-    alignas(64) float c[TILE_ROWS * PANEL];
-    panel_product(block, pitch, rows, packed + panel * panel_size<T>(k), padded_depth<T>(k), c);
-    epilogue.write(c, row, rows, panel * PANEL, min_of<int64_t>(PANEL, n - panel * PANEL));
-  };
-
-  if (row_blocks == 1) {
-    Scratch<Activations<T>> block(m * pitch);
-    parallel_for(m, grain_for(k), [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) fill_row(i, block + i * pitch);
-    });
-    parallel_for(panels, grain_for(m * k * 2), [&](int64_t begin, int64_t end, int) {
-      for (int64_t panel = begin; panel < end; ++panel) multiply(block, 0, m, panel);
-    });
-    return;
+  FUSEC_INLINE int64_t begin(int64_t block) const {
+    return min_of(rows, ceil_div(rows, unit) * block / count * unit);
   }
-  int64_t task_panels = panels_per_task(panels, row_blocks);
-  int64_t groups = ceil_div(panels, task_panels);
-  parallel_for(row_blocks * groups, 1, [&](int64_t begin, int64_t end, int) {
-    Scratch<Activations<T>> block(block_rows * pitch);
-    int64_t filled = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      int64_t row_block = task / groups, group = task % groups;
-      int64_t row = row_block * block_rows, rows = min_of(block_rows, m - row);
-      if (row_block != filled) {
-        for (int64_t i = 0; i < rows; ++i) fill_row(row + i, block + i * pitch);
-        filled = row_block;
-      }
-      int64_t last = min_of(panels, (group + 1) * task_panels);
-      for (int64_t panel = group * task_panels; panel < last; ++panel) {
-        multiply(block, row, rows, panel);
-      }
+  FUSEC_INLINE int64_t size(int64_t block) const { return begin(block + 1) - begin(block); }
+  FUSEC_INLINE int64_t largest() const {
+    return min_of(rows, ceil_div(ceil_div(rows, unit), count) * unit);
+  }
+};
+
+template <class Block, class T, class FillRow, class Epilogue>
+class PackedProduct {
+ public:
+  PackedProduct(int64_t m, int64_t n, int64_t k, const T* packed, const FillRow& fill_row,
+                const Epilogue& epilogue)
+      : m_(m), n_(n), k_(k), packed_(packed), fill_row_(fill_row), epilogue_(epilogue) {}
+
+  void run() const {
+    int64_t threads = fusec_threads(), most = Block::most_rows(k_);
+    int64_t row_blocks = ceil_div(m_, most);
+    // With enough rows for every thread, each goes over all the panels with rows of its own.
+    if (m_ >= threads * (most / 2)) {
+      by_rows({m_, Block::UNIT, round_up(row_blocks, threads)});
+    } else {
+      by_panels({m_, Block::UNIT, row_blocks});
     }
-  });
+  }
+
+ private:
+  using Worker = typename Block::Worker;
+  static constexpr int PARTS = Epilogue::PARTS;
+
+  int64_t panels() const { return ceil_div(n_, PANEL); }
+
+  void by_rows(const RowBlocks& blocks) const {
+    parallel_for(blocks.count, 1, [&](int64_t begin, int64_t end, int) {
+      Block block(blocks.largest(), k_);
+      Worker worker;
+      Scratch<float> c(PARTS * Block::sum_rows(blocks.largest()) * PANEL);
+      for (int64_t i = begin; i < end; ++i) {
+        int64_t first = blocks.begin(i), rows = blocks.size(i);
+        for (int64_t at = 0; at < rows; ++at) block.fill(fill_row_, first + at, at);
+        for (int64_t panel = 0; panel < panels(); ++panel) {
+          multiply(worker, block, 0, first, rows, panel, c);
+        }
+      }
+    });
+  }
+
+  // All rows are put in place first; a task is some panels with one block of them.
+  void by_panels(const RowBlocks& blocks) const {
+    Block block(m_, k_);
+    parallel_for(m_, grain_for(k_), [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) block.fill(fill_row_, row, row);
+    });
+    int64_t task_panels = blocks.count == 1 ? 1 : panels_per_task(panels(), blocks.count);
+    int64_t groups = ceil_div(panels(), task_panels);
+    int64_t grain = grain_for(blocks.largest() * k_ * 2 * PARTS * task_panels);
+    parallel_for(blocks.count * groups, grain, [&](int64_t begin, int64_t end, int) {
+      Worker worker;
+      Scratch<float> c(PARTS * Block::sum_rows(blocks.largest()) * PANEL);
+      for (int64_t task = begin; task < end; ++task) {
+        int64_t i = task / groups, panel = task % groups * task_panels;
+        int64_t last = min_of(panels(), panel + task_panels), first = blocks.begin(i);
+        for (; panel < last; ++panel) {
+          multiply(worker, block, first, first, blocks.size(i), panel, c);
+        }
+      }
+    });
+  }
+
+  FUSEC_INLINE void multiply(Worker& worker, const Block& block, int64_t at, int64_t row,
+                             int64_t rows, int64_t panel, float* c) const {
+    const T* weights = packed_ + panel * PARTS * panel_size<T>(k_);
+    const T* last_weights = weights + (PARTS - 1) * panel_size<T>(k_);
+    float* last = c + (PARTS - 1) * Block::sum_rows(rows) * PANEL;
+    int64_t column = panel * PANEL, columns = min_of<int64_t>(PANEL, n_ - column);
+    if (PARTS > 1) worker.multiply(block, fill_row_, at, row, rows, weights, c, {});
+    worker.multiply(block, fill_row_, at, row, rows, last_weights, last,
+                    RowsDone([&](int64_t first, int64_t count) {
+                      const float *sums = c + first * PANEL, *last_sums = last + first * PANEL;
+                      if constexpr (PARTS > 1) {
+                        epilogue_.write(sums, last_sums, row + first, count, column, columns);
+                      } else {
+                        epilogue_.write(sums, row + first, count, column, columns);
+                      }
+                    }));
+  }
+
+  int64_t m_, n_, k_;
+  const T* packed_;
+  const FillRow& fill_row_;
+  const Epilogue& epilogue_;
+};
+
+template <class Block, class T, class FillRow, class Epilogue>
+inline void multiply_packed(int64_t m, int64_t n, int64_t k, const T* packed,
+                            const FillRow& fill_row, const Epilogue& epilogue) {
+  PackedProduct<Block, T, FillRow, Epilogue>(m, n, k, packed, fill_row, epilogue).run();
+}
+
+#if FUSEC_AMX
+// Whether the product was done in tiles.
+template <class FillRow, class Epilogue>
+inline bool multiply_in_tiles(int64_t m, int64_t n, int64_t k, const bf16* packed,
+                              const FillRow& fill_row, const Epilogue& epilogue, int64_t) {
+  if (m < FUSEC_TILED_LEAST_ROWS) return false;
+  multiply_packed<TiledBlock>(m, n, k, packed, fill_row, epilogue);
+  return true;
+}
+template <class FillRow, class Epilogue>
+inline bool multiply_in_tiles(int64_t m, int64_t n, int64_t k, const f16* packed,
+                              const FillRow& fill_row, const Epilogue& epilogue, int64_t) {
+  if (m < FUSEC_PLANES_LEAST_ROWS) return false;
+  multiply_packed<PlaneBlock<f16, 2>>(m, n, k, packed, fill_row, epilogue);
+  return true;
+}
+template <class FillRow, class Epilogue>
+inline bool multiply_in_tiles(int64_t m, int64_t n, int64_t k, const float* packed,
+                              const FillRow& fill_row, const Epilogue& epilogue,
+                              int64_t precision) {
+  if (m < FUSEC_PLANES_LEAST_ROWS) return false;
+  if (precision == PRECISION_HIGHEST) {
+    multiply_packed<PlaneBlock<float, 3>>(m, n, k, packed, fill_row, epilogue);
+  } else if (precision == PRECISION_HIGH) {
+    multiply_packed<PlaneBlock<float, 2>>(m, n, k, packed, fill_row, epilogue);
+  } else {
+    multiply_packed<PlaneBlock<float, 1>>(m, n, k, packed, fill_row, epilogue);
+  }
+  return true;
+}
+#endif
+
+// out[m][n] = epilogue(sum_k x[m][k] * weight[n][k]). `fill_row(m, target)` writes row m of the
+// left operand with fill_block_row, so that rows may be gathered, strided, or unfolded images; it may
+// be called more than once for a row. A gated epilogue has two panels for each 32 columns, the gates
+// first.
+template <class T, class FillRow, class Epilogue>
+inline void packed_gemm(int64_t m, int64_t n, int64_t k, const T* packed, const FillRow& fill_row,
+                        const Epilogue& epilogue, int64_t precision = PRECISION_HIGHEST) {
+  if (m == 0 || n == 0) return;
+#if FUSEC_AMX
+  if (k > 0 && multiply_in_tiles(m, n, k, packed, fill_row, epilogue, precision)) return;
+#endif
+  multiply_packed<VectorBlock<T>>(m, n, k, packed, fill_row, epilogue);
 }
 
 }  // namespace fusec
