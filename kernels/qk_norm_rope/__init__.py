@@ -1,5 +1,5 @@
 """Rotation of queries and keys in one launch, after their norms where there are any."""
 
-from fusec.kernels.qk_norm_rope import triton
+from fusec.kernels.qk_norm_rope import cpu, triton
 
-KERNELS = triton.TRITON
+KERNELS = (*cpu.KERNELS, *triton.TRITON)

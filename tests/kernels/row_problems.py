@@ -44,7 +44,7 @@ TORCH = {
     "e8m0": torch.uint8,
 }
 
-TOLERANCE = {"f32": 2e-5, "bf16": 1.0 / 128, "f16": 2e-3}
+TOLERANCE = {"f64": 1e-13, "f32": 2e-5, "bf16": 1.0 / 128, "f16": 2e-3}
 """Relative to the largest value: what rounding the result once costs, with f32 in between."""
 
 SCALE_TOLERANCE = 1e-5
