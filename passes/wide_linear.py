@@ -9,7 +9,11 @@ Fuses
     topk, softmax, sigmoid of linear(x, w)           into  the same of linear(x, w) {dtype = "f32"},
                                                      rounded after
 
-A product that has any other reader, or is returned, stays rounded: the match does not hold.
+    linear(cast(x, f32), cast(w, f32)), bf16 or f16  into  linear(x, w) {dtype = "f32"}
+
+A product that has any other reader, or is returned, stays rounded: the match does not hold.  One of
+widened operands is exact as it is, for products of two narrow numbers are exact in f32; it reads
+them narrow, which moves half the bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Graph, Node
+from fusec.passes.facts import before_widening
 from fusec.rewrite import FusionPass, Match
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -37,7 +42,9 @@ class WideLinear(FusionPass):
         return frozenset(("linear",))
 
     def find(self, graph: Graph, node: Node) -> Match | None:
-        """A product in a narrow type, all of whose readers gain by a wide one."""
+        """A product of widened operands, or one all of whose readers gain by a wide one."""
+        if _is_of_widened(graph, node):
+            return Match(graph, node, inner=(node,))
         if graph.type(node.output).dtype not in _NARROW or node.output in graph.outputs:
             return None
         readers = graph.users(node.output)
@@ -46,13 +53,18 @@ class WideLinear(FusionPass):
         return Match(graph, node, inner=(node, *readers))
 
     def outputs(self, match: Match) -> tuple[str, ...]:
-        """What the readers give."""
+        """What the readers give, or a product of widened operands."""
+        if len(match.inner) == 1:
+            return match.root.outputs
         return tuple(value for reader in match.inner[1:] for value in reader.outputs)
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Widen the product, and round what is read of it."""
         graph, linear = match.graph, match.root
-        wide = build.value("linear", linear.inputs, {**linear.attrs, "dtype": "f32"})
+        inputs = [before_widening(graph, value) for value in linear.inputs]
+        wide = build.value("linear", inputs, {**linear.attrs, "dtype": "f32"})
+        if len(match.inner) == 1:
+            return {linear.output: wide}
         stands_for: dict[str, str] = {}
         for reader in match.inner[1:]:
             if reader.op == "cast":
@@ -65,6 +77,13 @@ class WideLinear(FusionPass):
                     new = build.value("cast", [new], {"dtype": dtype})
                 stands_for[old] = new
         return stands_for
+
+
+def _is_of_widened(graph: Graph, node: Node) -> bool:
+    """Whether a product in f32 has operands that are all widened from one narrow type."""
+    narrow = {graph.type(before_widening(graph, value)).dtype for value in node.inputs}
+    is_f32 = all(graph.type(value).dtype == "f32" for value in node.inputs)
+    return is_f32 and len(narrow) == 1 and narrow <= set(_NARROW)
 
 
 def _gains(graph: Graph, reader: Node) -> bool:
