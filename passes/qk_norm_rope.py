@@ -1,4 +1,4 @@
-"""The norms of queries and keys and their rotations in one launch, on a GPU.
+"""The norms of queries and keys and their rotations in one launch.
 
 Fuses   rope(rms_norm(q, w_q), cos, sin),   rope(rms_norm(k, w_k), cos, sin)
 into    qk_norm_rope(q, k, w_q, w_k, cos, sin) {eps, weight_offset, style, rotary_dim, deinterleave}
@@ -6,7 +6,7 @@ into    qk_norm_rope(q, k, w_q, w_k, cos, sin) {eps, weight_offset, style, rotar
 where attention reads the two as its queries and keys.  Each norm goes over the elements of a head,
 before or after heads and tokens change places: the operands are views of what was normed.  The
 operation computes in f32 and rounds once; that of the normed values falls away.  Where this is
-refused, `qk_rope` still does both rotations at once.  On a CPU nothing is asked.
+refused, `qk_rope` still does both rotations at once.
 
 Leaves it alone when
   single  only one of q and k is normed

@@ -1,11 +1,11 @@
-"""The rotations of queries and keys in one launch, on a GPU.
+"""The rotations of queries and keys in one launch.
 
 Fuses   rope(q, cos, sin),   rope(k, cos, sin)
 into    qk_norm_rope(q, k, cos, sin) {style, rotary_dim, deinterleave}
 
 where attention reads the two as its queries and keys: as they are, expanded, normed, scaled, or
 beside columns that are not rotated, as in multi-head latent attention.  That they were rotations is
-said by `rope`, whose rows stay.  On a CPU, where a launch costs nothing, nothing is asked.
+said by `rope`, whose rows stay.
 
 Leaves it alone when
   tables  q and k are not rotated by the same tables
@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from fusec.ir import Attr, Graph, Node
 from fusec.ir.ops.raised import differ_in_heads
-from fusec.rewrite import DecisionLog, FusionPass, Guard, Match, Rejection
+from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
 
@@ -83,10 +83,6 @@ class QkRope(FusionPass):
     guards: ClassVar[tuple[Guard, ...]] = (same_tables, same_style, same_rows)
     instead_of: ClassVar[tuple[str, ...]] = ("qk_norm_rope",)
     beside: ClassVar[tuple[str, ...]] = ("rope",)
-
-    def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
-        """Change nothing for a CPU."""
-        return super().run(graph, target, log) if target.is_gpu else 0
 
     def anchors(self) -> frozenset[str]:
         """What reads queries and keys."""
