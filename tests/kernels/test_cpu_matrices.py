@@ -1,4 +1,4 @@
-"""`matmul`, `moe` and `grouped_mm` on the CPU against numpy in f64."""
+"""`matmul` and `grouped_mm` on the CPU against numpy in f64."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from cpu_library import (
     ULP,
     Module,
     assert_close,
-    bits,
     blank,
     decode,
-    encode,
     matrices,
     random,
 )
 
-from fusec.kernels.cpu import ACTIVATIONS, pack_panels
-from fusec.kernels.moe.cpu import pack_gate_up
+from fusec.kernels.cpu import pack_panels
 
 __all__ = ["matrices"]
 
@@ -53,79 +50,6 @@ def test_matmul_of_other_dtypes(matrices: Module, dtype: str, transposed: bool) 
     out = np.full((5, 7), 77, kind)
     actual = matrices.call(f"fusec_matmul_{dtype}", [a, b, bias, out], params)[-1]
     assert_close(actual, a @ (b.T if transposed else b) + bias, 1e-13)
-
-
-def silu(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x / (1 + np.exp(-x)))
-
-
-def oai(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    gate, up = np.minimum(gate, 7.0), np.clip(up, -7.0, 7.0)
-    return np.asarray(gate / (1 + np.exp(-1.702 * gate)) * (up + 1))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("activation", "layout", "gated", "bias"),
-    [
-        ("silu", "split", True, False),
-        ("swiglu_oai", "interleaved", True, True),
-        ("relu2", "split", False, True),
-    ],
-)
-@pytest.mark.parametrize("tokens", [0, 1, 40, 700])
-def test_moe(
-    matrices: Module,
-    dtype: str,
-    activation: str,
-    layout: str,
-    gated: bool,
-    bias: bool,
-    tokens: int,
-) -> None:
-    rng = np.random.default_rng(tokens)
-    hidden, inner, experts, top_k = 72, 50, 5, 3
-    x = random(rng, (tokens, hidden + 2), dtype)
-    gate_up = random(rng, (experts, inner * (2 if gated else 1), hidden), dtype)
-    down = random(rng, (experts, hidden, inner), dtype)
-    gate_up = encode(decode(gate_up, dtype) / np.sqrt(hidden), dtype)
-    down = encode(decode(down, dtype) / np.sqrt(inner), dtype)
-    biases = [random(rng, gate_up.shape[:2], dtype), random(rng, (experts, hidden), dtype)]
-    # Expert 2 gets no token; an index outside is ignored.
-    choices = np.array([0, 1, 3, 4])
-    indices = (
-        np.stack([rng.permutation(choices)[:top_k] for _ in range(tokens)])
-        if tokens
-        else (np.zeros((0, top_k), np.int64))
-    )
-    if tokens > 3:
-        indices[3, 0], indices[2, 1] = experts, -1
-    weights = rng.random((tokens, top_k)).astype(np.float32)
-    expected = np.zeros((tokens, hidden))
-    for expert in range(experts):
-        token, slot = np.nonzero(indices == expert)
-        act = decode(x, dtype)[token, :hidden] @ decode(gate_up, dtype)[expert].T
-        if bias:
-            act = act + decode(biases[0], dtype)[expert]
-        if gated:
-            half = (act[:, ::2], act[:, 1::2]) if layout == "interleaved" else np.split(act, 2, -1)
-            act = oai(*half) if activation == "swiglu_oai" else silu(half[0]) * half[1]
-        else:
-            act = np.maximum(act, 0) ** 2
-        result = act @ decode(down, dtype)[expert].T
-        if bias:
-            result = result + decode(biases[1], dtype)[expert]
-        np.add.at(expected, token, result * weights[token, slot, None])
-    params = [tokens, hidden, inner, experts, top_k, hidden + 2, hidden, top_k, top_k, 2, 8]
-    params += [ACTIVATIONS[activation], bits(1.702), bits(7.0), int(gated), int(bias)]
-    params += [int(layout == "interleaved")]
-    packed = pack_gate_up(gate_up, dtype, layout=layout, gated=gated, transposed=False)
-    buffers = [x, weights, indices, packed, pack_panels(down, dtype), *(biases if bias else [])]
-    buffers.append(blank((tokens, hidden), dtype))
-    out = matrices.call(f"fusec_moe_{dtype}", buffers, params)[-1]
-    assert_close(decode(out, dtype), expected, 4 * ULP[dtype] + 2e-6)
-    matrices.threads(1)
-    assert matrices.call(f"fusec_moe_{dtype}", buffers, params)[-1].tobytes() == out.tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
