@@ -290,7 +290,7 @@ def _iree(task: Task) -> Runner:
     config = runtime.Config("local-task")
     loaded = runtime.VmModule.mmap(config.vm_instance, str(binary))
     module = runtime.load_vm_module(loaded, config)
-    (name,) = [each for each in loaded.function_names if not each.startswith("__")][:1]
+    (name,) = (each for each in loaded.function_names if "$" not in each and "__" not in each)
     arrays = [
         runtime.asdevicearray(config.device, stored(tensor)) for tensor in task.inputs.values()
     ]
