@@ -182,6 +182,7 @@ class Scaling:
         layout: `row`: scales [..., ceil(K/group)]; `column`: [ceil(K/group), rows], the scales of a
             group together.
         upper_bound: the largest scale, or `None`.
+        least: the least f32 scale, if it is not that of fusec's own kernels.
     """
 
     dtype: str
@@ -192,6 +193,7 @@ class Scaling:
     maximum: float = 0.0
     layout: ScaleLayout = "row"
     upper_bound: float | None = None
+    least: float | None = None
 
     @property
     def packed(self) -> bool:
@@ -200,8 +202,8 @@ class Scaling:
 
     @property
     def floor(self) -> float:
-        """The least f32 scale, 1/(512 * maximum): that of vLLM's kernels for fp8."""
-        return 1 / (512 * self.maximum)
+        """The least f32 scale: `least`, or 1/(512 * maximum) as in vLLM's kernels for fp8."""
+        return 1 / (512 * self.maximum) if self.least is None else self.least
 
     def attrs(self) -> dict[str, Any]:
         """The attributes of a node that quantises like this."""
@@ -216,12 +218,14 @@ class Scaling:
         }
         if self.upper_bound is not None:
             found["scale_ub"] = self.upper_bound
+        if self.least is not None:
+            found["scale_floor"] = self.least
         return found
 
     @staticmethod
     def of(attrs: Mapping[str, Any]) -> Scaling:
         """The scaling that the attributes of a node describe."""
-        bound = attrs.get("scale_ub")
+        bound, least = attrs.get("scale_ub"), attrs.get("scale_floor")
         return Scaling(
             attrs["quant_dtype"],
             attrs["granularity"],
@@ -231,6 +235,7 @@ class Scaling:
             float(attrs["quant_max"]),
             attrs["scale_layout"],
             None if bound is None else float(bound),
+            None if least is None else float(least),
         )
 
     def scale(self, largest: NDArray[Any]) -> Floats:

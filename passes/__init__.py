@@ -24,6 +24,7 @@ from fusec.passes.l2_norm import L2Norm
 from fusec.passes.layer_norm import LayerNorm
 from fusec.passes.linear import Linear
 from fusec.passes.linear_epilogue import LinearEpilogue
+from fusec.passes.linear_glu import LinearGlu
 from fusec.passes.loop_experts import LoopExperts
 from fusec.passes.merge_gate_up import MergeGateUp
 from fusec.passes.merge_qkv import MergeQkv
@@ -38,6 +39,7 @@ from fusec.passes.rms_norm import RmsNorm
 from fusec.passes.rms_norm_quant import RmsNormQuant
 from fusec.passes.rope import Rope
 from fusec.passes.router import Router
+from fusec.passes.row_quantize import RowQuantize
 from fusec.passes.silu_mul import SiluMul
 from fusec.passes.silu_mul_quant import SiluMulQuant
 from fusec.passes.swiglu_oai import SwigluOai
@@ -68,6 +70,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     GroupedWeight,
     CausalConv1d,
     GatedDeltaRule,
+    RowQuantize,
     # merge
     MergeGateUp,
     MergeQkv,
@@ -91,6 +94,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     SiluMulQuant,
     GeluMulQuant,
     SwigluOaiQuant,
+    LinearGlu,
     LinearEpilogue,
     FoldWeights,
 )
@@ -111,6 +115,7 @@ FUSIONS = (
     "swiglu_oai",
     "swiglu_oai_quant",
     "linear_epilogue",
+    "linear_glu",
     "qk_norm_rope",
     "qk_rope",
     "rope",

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from fusec.ir import Attr, Graph, Node
 from fusec.ir.types import bool_attr
+from fusec.passes.facts import before_widening
 from fusec.rewrite import DecisionLog, FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -182,7 +183,17 @@ class QuantisedResult(FusionPass):
     def outputs(self, match: Match) -> tuple[str, ...]:
         """What is quantised, what is read of the result as it is, and all further results."""
         quantised = (value for node in quantisers(match) for value in node.outputs)
-        return (*quantised, *_read_plain(match), *match.root.outputs[1:])
+        return (*quantised, *_read_plain(match), *self.further(match))
+
+    def further(self, match: Match) -> tuple[str, ...]:
+        """The results of the operation after its first."""
+        return match.root.outputs[1:]
+
+    def operands(self, match: Match) -> tuple[str, ...]:
+        """What the operation is given."""
+        if _read_plain(match):
+            return match.root.inputs
+        return before_rows_were_widened(match.graph, match.root)
 
     def details(self, match: Match, target: Target) -> Mapping[str, str | int | float]:
         """Who else reads the result."""
@@ -196,7 +207,8 @@ class QuantisedResult(FusionPass):
         attrs: dict[str, Attr] = {**root.attrs, **taken[0].attrs, "with_plain": bool(read_plain)}
         if "shape" in match.facts:
             attrs["shape"] = match.facts["shape"]
-        made = build.node(f"{self.base}_quant", (*root.inputs, *taken[0].inputs[1:]), attrs)
+        operands = (*self.operands(match), *taken[0].inputs[1:])
+        made = build.node(f"{self.base}_quant", operands, attrs)
         given = list(made.outputs)
         narrow = [given.pop(0) for _ in taken[0].outputs]
         stands_for: dict[str, str] = {}
@@ -209,7 +221,7 @@ class QuantisedResult(FusionPass):
                 alike = graph.type(value) == graph.type(plain)
                 stands_for[value] = plain if alike else value
             stands_for[result] = in_shape_of(graph, result, plain, build)
-        stands_for.update(zip(root.outputs[1:], given, strict=True))
+        stands_for.update(zip(self.further(match), given, strict=True))
         build.added.append(made.name)
         return stands_for
 
@@ -219,6 +231,24 @@ def _read_plain(match: Match) -> list[str]:
     _, found = readings(match.graph, match.root.outputs[0])
     taken = quantisers(match)
     return list(dict.fromkeys(each.value for each in found if each.reader not in taken))
+
+
+def before_rows_were_widened(graph: Graph, node: Node) -> tuple[str, ...]:
+    """The operands of `node`, whose only result are codes: rows are read as narrow as they were.
+
+    Rows are operands of the shape of the first, and stay of one dtype.
+    """
+    if len(node.outputs) > 1:
+        return node.inputs
+    shape = graph.type(node.inputs[0]).shape
+    narrow = {
+        value: before_widening(graph, value)
+        for value in node.inputs
+        if graph.type(value).shape == shape
+    }
+    if len({graph.type(value).dtype for value in narrow.values()}) > 1:
+        return node.inputs
+    return tuple(narrow.get(value, value) for value in node.inputs)
 
 
 def in_shape_of(graph: Graph, old: str, new: str, build: Builder) -> str:

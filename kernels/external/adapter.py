@@ -156,6 +156,8 @@ class Quantising:
             yield "it cannot lay out the scales of each group together"
         if scaling.upper_bound is not None:
             yield "it has no upper bound of scales"
+        if scaling.least is not None:
+            yield "it has a least scale of its own"
         if bool_attr(site.attrs, "has_scale") != self.given_scale:
             yield "it takes a given scale" if self.given_scale else "it finds the scale itself"
         if bool_attr(site.attrs, "with_plain") and not self.plain:

@@ -12,7 +12,7 @@ import pytest
 import row_tables
 from cpu_library import Module, bits, cpu_library, encode
 from cpu_library import decode as widened
-from row_problems import Memory, Problem, Run, solve
+from row_problems import Memory, Problem, Run, quantised, solve
 
 from fusec.dtypes import DTYPES
 from fusec.formats import (
@@ -78,7 +78,7 @@ def test_problems_of_the_tables(library: Module, number: int) -> None:
 
 
 def test_a_doubled_answer_fails(library: Module) -> None:
-    problem = row_tables.quantised(row_tables.rms_norm((5, 512)), fp8_scaling("f8e4m3fn", "token"))
+    problem = quantised(row_tables.rms_norm((5, 512)), fp8_scaling("f8e4m3fn", "token"))
     with pytest.raises(AssertionError):
         solve(problem, run_on(library), TARGET, seed=0, answer=2.0, provider="cpp")
 
@@ -164,13 +164,11 @@ def scalings(dtype: str) -> list[Scaling]:
         replace(fp8_scaling(dtype, "token"), upper_bound=0.004),
     ]
     for group, layout, power in itertools.product((64, 128), ("row", "column"), (False, True)):
-        found.append(
-            fp8_scaling(dtype, "group", group=group, layout=layout, power_of_two=power)  # type: ignore[arg-type]
-        )
-    return [*found, *(mx_scaling(dtype, way) for way in ("up", "even", "down"))]  # type: ignore[arg-type]
+        found.append(fp8_scaling(dtype, "group", group=group, layout=layout, power_of_two=power))
+    return [*found, *(mx_scaling(dtype, way) for way in ("up", "even", "down"))]
 
 
-PACKED = [mx_scaling("f4e2m1x2", way) for way in ("up", "even", "down")]  # type: ignore[arg-type]
+PACKED = [mx_scaling("f4e2m1x2", way) for way in ("up", "even", "down")]
 ALL = [*itertools.chain.from_iterable(map(scalings, FP8)), *PACKED]
 
 

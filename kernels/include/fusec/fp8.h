@@ -6,8 +6,6 @@
 
 #include <fusec/simd.h>
 
-#include <math.h>
-
 namespace fusec {
 
 // Numbers of formats in params.
@@ -168,15 +166,24 @@ FUSEC_INLINE IntVec encode(Vec y, const Divisor& by) {
   return or_bits(code, sign);
 }
 
+// 2^exponent, for exponents of normal numbers.
+FUSEC_INLINE double power_of_two(int exponent) {
+  int64_t bits = static_cast<int64_t>(exponent + 1023) << 52;
+  double value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 // The code of a quotient, for scales that `encode` does not take.
 template <class F>
 inline uint32_t encode_one(double quotient, double maximum) {
   if (quotient != quotient && F::NOT_A_NUMBER != 0) return F::NOT_A_NUMBER;
   bool negative = __builtin_signbit(quotient);
   double size = quotient != quotient ? 0.0 : min_of(__builtin_fabs(quotient), maximum);
-  int exponent = 1 - F::BIAS;
-  if (size > 0.0) exponent = max_of(exponent, ilogb(size));
-  int steps = static_cast<int>(__builtin_rint(ldexp(size, F::MANTISSA - exponent)));
+  int64_t bits;
+  memcpy(&bits, &size, sizeof bits);
+  int exponent = max_of(static_cast<int>(bits >> 52) - 1023, 1 - F::BIAS);
+  int steps = static_cast<int>(__builtin_rint(size * power_of_two(F::MANTISSA - exponent)));
   uint32_t code = static_cast<uint32_t>(((exponent + F::BIAS - 1) << F::MANTISSA) + steps);
   return negative && (F::MINUS_ZERO || code != 0) ? code | F::SIGN : code;
 }
