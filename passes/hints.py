@@ -87,6 +87,11 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "shape": "give the residual the shape of the product",
         "weight": "keep the weight as a parameter, or give its sizes with `--dim`",
     },
+    "linear_glu": {
+        "dtype": "compile in `--dtype bf16`, `f16` or `f32`",
+        "halves": "make gate and up the halves, gate first, or the alternate columns of a product",
+        "weight": "keep the weight as a parameter, which can be put in order ahead of time",
+    },
     "merge_gate_up": {
         "bias": "give both projections a bias, of zeros if need be, or neither",
         "input": "project gate and up from one value",

@@ -1,4 +1,4 @@
-"""What follows a product with a weight, on a GPU: an activation, or the join of a residual stream.
+"""What follows a product with a weight: an activation, or the join of a residual stream.
 
 Fuses   silu, gelu, quick_gelu or relu of linear(x, w [, b])   and   linear(x, w [, b]) + residual
 into    linear_epilogue(x, w [, b] [, residual]) {activation}
@@ -10,7 +10,8 @@ so this pass takes what the passes for norms leave.
 Leaves it alone when
   dtype   the operands are of a dtype that the matrix units do not take
   shape   the residual is widened, or widens the product
-  weight  the size of the weight is not known at compile time
+  weight  the size of the weight is not known at compile time; on a CPU, whose kernels read weights
+          in an order of their own, the weight is computed at run time
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from fusec.ir import Attr, Graph, Node
+from fusec.ir import Attr, Node
 from fusec.ir.types import str_attr
-from fusec.rewrite import DecisionLog, FusionPass, Guard, Match, Op, Rejection, Var
+from fusec.rewrite import FusionPass, Guard, Match, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
 
@@ -52,6 +53,9 @@ def _shape(match: Match, target: Target) -> Rejection | None:
 
 
 def _weight(match: Match, target: Target) -> Rejection | None:
+    if not target.is_gpu and match.values["w"] not in match.graph.parameters:
+        reason = f"`%{match.values['w']}` is computed, not a weight"
+        return Rejection("weight", reason, match.values["w"])
     weight = match.graph.type(match.values["w"])
     if all(isinstance(size, int) for size in weight.shape):
         return None
@@ -67,6 +71,7 @@ class LinearEpilogue(FusionPass):
         "activations",
         "wide_linear",
         "quantise",
+        "linear_glu",
         "silu_mul",
         "gelu_mul",
         "add_rms_norm",
@@ -78,10 +83,6 @@ class LinearEpilogue(FusionPass):
     )
     guards: ClassVar[tuple[Guard, ...]] = (_dtype, _shape, _weight)
     beside: ClassVar[tuple[str, ...]] = ("quantise", "merge_qkv", "merge_gate_up")
-
-    def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
-        """On a CPU there is nothing to gain: its kernels are bound by other things."""
-        return super().run(graph, target, log) if target.is_gpu else 0
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the node."""
