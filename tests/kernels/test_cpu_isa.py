@@ -14,7 +14,7 @@ from cpu_library import LEVELS, build
 FILES = sorted(Path(__file__).parent.glob("test_cpu_*.py"))
 FILES.remove(Path(__file__))
 
-# In 64-bit code nothing else begins with this byte, after a prefix for a segment or a short address.
+# In 64-bit code nothing else begins with this byte, after prefixes for segments or addresses.
 EVEX = re.compile(r"^\s*[0-9a-f]+:\t(?:(?:2e|36|3e|26|64|65|67) )*62 .*$", re.MULTILINE)
 TILES = r"tdp\w+|tile\w+|ldtilecfg|sttilecfg"
 BF16 = r"vdpbf16ps|vcvtne2?ps2bf16"
