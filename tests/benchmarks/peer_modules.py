@@ -112,7 +112,7 @@ class Softmax(nn.Module):
 
 
 class Linear(nn.Module):
-    """A linear without bias, between rows that are scaled by 1: its result is not the model's head.
+    """A linear without bias.
 
     Args:
         weight: f32[outputs, inputs].
