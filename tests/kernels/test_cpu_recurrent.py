@@ -11,13 +11,13 @@ from cpu_library import (
     assert_close,
     bits,
     blank,
+    cpu_library,
     decode,
     encode,
-    module,
     random,
 )
 
-__all__ = ["module"]
+module = cpu_library("causal_conv1d", "gated_delta_rule")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -58,18 +58,28 @@ def test_causal_conv1d(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("normalise", [True, False])
-@pytest.mark.parametrize(("depth", "value_depth"), [(16, 32), (33, 45), (128, 128)])
+@pytest.mark.parametrize(
+    ("steps", "depth", "value_depth"),
+    [(11, 16, 32), (1, 33, 45), (32, 128, 128), (33, 7, 65), (70, 40, 20), (0, 8, 8)],
+)
 def test_gated_delta_rule(
-    module: Module, dtype: str, per_channel: bool, normalise: bool, depth: int, value_depth: int
+    module: Module,
+    dtype: str,
+    per_channel: bool,
+    normalise: bool,
+    steps: int,
+    depth: int,
+    value_depth: int,
 ) -> None:
     rng = np.random.default_rng(depth)
-    batch, steps, key_heads, heads = 2, 11, 2, 4
+    batch, key_heads, heads = 2, 2, 4
     q, k = (random(rng, (batch, steps, key_heads, depth), dtype) for _ in range(2))
     if not normalise:
         k = encode(decode(k, dtype) / np.sqrt(depth), dtype)
     v = random(rng, (batch, steps, heads, value_depth), dtype)
     gate_shape = (batch, steps, heads, depth) if per_channel else (batch, steps, heads)
-    gate = encode(-rng.random(gate_shape), "f32")
+    gate = encode(-rng.random(gate_shape) ** 4 * 8, "f32")
+    gate[:, steps // 2 : steps // 2 + 1, 1] = -np.inf  # forgets everything
     beta = encode(rng.random((batch, steps, heads)), dtype)
     scale = depth**-0.5
 
