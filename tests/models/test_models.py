@@ -119,9 +119,15 @@ def test_causal_models_leave_nothing_to_onnxruntime(
 
 
 FUSIONS: dict[str, dict[str, int]] = {
-    "llama": {"add_rms_norm": 6, "attention": 3, "silu_mul": 3, "rope": 6},
-    "qwen3": {"add_rms_norm": 6, "attention": 3, "silu_mul": 3, "rope": 6},
-    "qwen3_moe": {"add_rms_norm": 6, "attention": 3, "silu_mul": 1, "moe": 2, "rope": 6},
+    "llama": {"add_rms_norm": 6, "attention": 3, "silu_mul": 3, "rope": 6, "qk_rope": 3},
+    "qwen3": {"add_rms_norm": 6, "attention": 3, "silu_mul": 3, "qk_norm_rope": 3},
+    "qwen3_moe": {
+        "add_rms_norm": 6,
+        "attention": 3,
+        "silu_mul": 1,
+        "moe": 2,
+        "qk_norm_rope": 3,
+    },
     "qwen3_next": {
         "add_rms_norm": 8,
         "attention": 1,
@@ -129,7 +135,7 @@ FUSIONS: dict[str, dict[str, int]] = {
         "gated_rms_norm": 3,
         "moe": 3,
         "silu_mul": 4,
-        "rope": 2,
+        "qk_norm_rope": 1,
     },
     "kimi_linear": {
         "add_rms_norm": 10,
@@ -146,13 +152,14 @@ FUSIONS: dict[str, dict[str, int]] = {
         "moe": 3,
         "silu_mul": 4,
         "rope": 8,
+        "qk_rope": 4,
     },
-    "gpt_oss": {"add_rms_norm": 8, "attention": 4, "moe": 4, "rope": 8},
-    "mixtral": {"add_rms_norm": 6, "attention": 3, "moe": 3, "rope": 6},
-    "gemma3": {"add_rms_norm": 8, "attention": 4, "gelu_mul": 4, "rope": 8},
-    "phi3": {"add_rms_norm": 6, "attention": 3, "silu_mul": 3, "rope": 6},
+    "gpt_oss": {"add_rms_norm": 8, "attention": 4, "moe": 4, "rope": 8, "qk_rope": 4},
+    "mixtral": {"add_rms_norm": 6, "attention": 3, "moe": 3, "rope": 6, "qk_rope": 3},
+    "gemma3": {"add_rms_norm": 8, "attention": 4, "gelu_mul": 4, "qk_norm_rope": 4},
+    "phi3": {"add_rms_norm": 6, "attention": 3, "silu_mul": 3, "rope": 6, "qk_rope": 3},
     "bert": {"attention": 3},
-    "modernbert": {"attention": 4, "gelu_mul": 4, "rope": 8},
+    "modernbert": {"attention": 4, "gelu_mul": 4, "rope": 8, "qk_rope": 4},
     "vit": {"attention": 3},
 }
 """What fires, by model; merged weights are looked at in the tests of their passes."""
