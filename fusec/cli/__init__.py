@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from fusec import __version__
-from fusec.cli import compile, doctor, explain, inspect, list, run, tune
+from fusec.cli import compile, diff, doctor, explain, inspect, list, run, tune
 from fusec.cli.console import say
 from fusec.diagnostics import FusecError, InternalError, UsageError
 
@@ -48,7 +48,7 @@ def _main(
     """
 
 
-for _module in (compile, inspect, explain, run, tune, list, doctor):
+for _module in (compile, inspect, explain, run, diff, tune, list, doctor):
     _module.register(app)
 
 
