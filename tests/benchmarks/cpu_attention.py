@@ -42,7 +42,7 @@ Function = Callable[..., torch.Tensor | Tensors]
 
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
-OPERATIONS = ("attention", "rope", "causal_conv1d", "gated_delta_rule")
+OPERATIONS = ("attention", "rope", "qk_norm_rope", "causal_conv1d", "gated_delta_rule")
 CALLS_PER_ROUND = 3
 
 

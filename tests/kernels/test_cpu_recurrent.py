@@ -109,6 +109,7 @@ def test_gated_delta_rule(
         state = state + np.einsum("bhk,bhv->bhkv", wide_k[:, step], change)
         expected[:, step] = np.einsum("bhk,bhkv->bhv", wide_q[:, step], state)
     assert_close(decode(actual, dtype), expected, 1.01 * ULP[dtype] + 2e-6)
-    module.threads(1)
-    again = module.call(f"fusec_gated_delta_rule_{dtype}", buffers, params)[-1]
-    assert again.tobytes() == actual.tobytes()
+    for threads in (1, 16):
+        module.threads(threads)
+        again = module.call(f"fusec_gated_delta_rule_{dtype}", buffers, params)[-1]
+        assert again.tobytes() == actual.tobytes()
