@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+HOLDERS = {"libggml": "lib64", "llama_cpp": "lib"}
+"""Packages that carry the library, and the folder of each."""
+
 F32, MXFP4 = 0, 39
 """Numbers of `enum ggml_type`."""
 
@@ -63,11 +66,18 @@ OF_WEIGHTS = 1
 """`GGML_BACKEND_BUFFER_USAGE_WEIGHTS`."""
 
 
+def _folder() -> Path:
+    """Where the first package that carries the library has it."""
+    for package, folder in HOLDERS.items():
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin).parent / folder
+    raise ModuleNotFoundError(f"none of {', '.join(HOLDERS)} is installed")
+
+
 def _library() -> Any:
-    """The functions of the `libggml` package, typed."""
-    spec = importlib.util.find_spec("libggml")
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "lib64"
+    """The functions of the library, typed."""
+    folder = _folder()
     parts = [
         ctypes.CDLL(str(folder / f"libggml{part}.so"), ctypes.RTLD_GLOBAL)
         for part in ("-base", "-cpu", "")

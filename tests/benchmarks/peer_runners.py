@@ -72,7 +72,7 @@ class Peer:
 
     Attributes:
         make: compiles it.
-        packages: that have to be installed.
+        packages: that have to be installed; of alternatives, with `|` between, one.
         workloads: prefixes of the names of those it is for.
     """
 
@@ -82,7 +82,7 @@ class Peer:
 
     def missing(self) -> list[str]:
         """The packages that are not installed."""
-        return [name for name in self.packages if not _installed(name)]
+        return [each for each in self.packages if not any(map(_installed, each.split("|")))]
 
 
 def _installed(name: str) -> bool:
@@ -329,7 +329,7 @@ PEERS: Mapping[str, Peer] = {
     "onnxruntime": Peer(_onnxruntime, ("onnxruntime", "onnx", "onnxscript")),
     "openvino": Peer(_openvino, ("openvino",)),
     "iree": Peer(_iree, ("iree.compiler", "iree.runtime", "onnx", "onnxscript")),
-    "llama.cpp": Peer(_ggml, ("libggml",), workloads=("mxfp4/",)),
+    "llama.cpp": Peer(_ggml, ("libggml|llama_cpp",), workloads=("mxfp4/",)),
 }
 """By name, in the order of the table."""
 
