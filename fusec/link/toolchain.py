@@ -98,6 +98,8 @@ class Toolchain:
     def flags(self, target: Target, *, generated: bool) -> tuple[str, ...]:
         """Flags that decide what code comes out."""
         kind = _GENERATED_FLAGS if generated else _LIBRARY_FLAGS
+        if generated and self.family != "gcc" and "avx512f" in target.features:
+            kind = (*kind, "-mprefer-vector-width=512")  # its own choice is half of that
         if self.family == "zig":
             zig = ("-target", _ZIG_TARGET, f"-mcpu={_zig_processor(target)}")
             return (*_SHARED_FLAGS, *kind, *zig, "-fno-sanitize=all", "-g0")

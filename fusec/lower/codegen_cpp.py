@@ -42,7 +42,7 @@ STORAGE_TYPES = {
     "i16": "int16_t",
     "i8": "int8_t",
     "u8": "uint8_t",
-    "bool": "bool",
+    "bool": "flag",
 }
 """The C++ type of an element in memory."""
 
@@ -91,7 +91,7 @@ def compute_type(dtype: str) -> str:
     element = DTYPES[dtype]
     if element.is_float:
         return "double" if dtype == "f64" else "float"
-    return STORAGE_TYPES[dtype]
+    return "bool" if dtype == "bool" else STORAGE_TYPES[dtype]
 
 
 def can_compute(dtype: str) -> bool:
@@ -568,11 +568,10 @@ class _Printer:
             up = value.op == "reduce_max"
             if kind == "bool":
                 return [_Accumulator(name, "uint32_t", "0" if up else "1", "|" if up else "&")]
-            start = limit_text(source, not up)
-            accumulator = _Accumulator(name, kind, start, "max" if up else "min")
+            start, combine = limit_text(source, not up), "max" if up else "min"
             if kind in ("float", "double"):
-                return [accumulator, _Accumulator(f"{name}_nan", "uint32_t", "0", "|")]
-            return [accumulator]
+                return [_Accumulator(name, f"Order<{kind}>", f"{combine}_order({start})", combine)]
+            return [_Accumulator(name, kind, start, combine)]
         return [
             _Accumulator(name, kind, "0", ""),
             _Accumulator(f"{name}_at", "int64_t", "0", ""),
@@ -602,11 +601,10 @@ class _Printer:
             part = f"{name}_part" if kind == "float" and not serial else self._at(name)
             self._line(f"{part} {combine}= {x};")
         else:
-            order = ">" if value.op == "reduce_max" else "<"
-            best = self._at(name)
-            self._line(f"{best} = {x} {order} {best} ? {x} : {best};")
+            best, kept = self._at(name), "max" if value.op == "reduce_max" else "min"
             if kind in ("float", "double"):
-                self._line(f"{self._at(f'{name}_nan')} |= static_cast<uint32_t>({x} != {x});")
+                x = f"{kept}_order({x})"
+            self._line(f"{best} = {kept}_of({x}, {best});")
 
     def _folded(self, position: int) -> str:
         """The number that a finished fold gives."""
@@ -614,7 +612,7 @@ class _Printer:
         kind = compute_type(self.region.values[value.args[0]].dtype)
         if value.op in ARG_REDUCTIONS:
             return f"a{position}_at"
-        name, nan = self._at(f"a{position}"), self._at(f"a{position}_nan")
+        name = self._at(f"a{position}")
         if value.op == "reduce_mean":
             count = self._product(self.region.axes[self.plan.first_row :])
             wide = "double" if kind == "float" else kind
@@ -622,7 +620,7 @@ class _Printer:
         if value.op in ("reduce_any", "reduce_all") or kind == "bool":
             return f"{name} != 0"
         if value.op in ("reduce_max", "reduce_min") and kind in ("float", "double"):
-            return f'{nan} != 0 ? static_cast<{kind}>(__builtin_nan("")) : {name}'
+            return f"from_order({name})"
         return f"static_cast<{kind}>({name})"
 
     def _at(self, accumulator: str) -> str:

@@ -193,6 +193,28 @@ def test_columns_are_reduced_side_by_side(cache: Path, dtype: str, axes: tuple[i
         )
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
+@pytest.mark.parametrize("sign", [0.0, -0.0])
+def test_the_largest_and_smallest_of_a_row(cache: Path, dtype: str, sign: float) -> None:
+    rows = symbolic.symbol("rows")
+    graph = Graph("case", {"rows": (0, 64)})
+    graph.add_input("x", TensorType(dtype, (rows, 77)))
+    attrs: Attrs = {"axes": (1,), "keepdims": False}
+    graph.outputs = [graph.add(op, ["x"], attrs).output for op in ("reduce_max", "reduce_min")]
+    graph.output_names = ["most", "least"]
+    x = np.random.default_rng(0).standard_normal((8, 77))
+    x[1, 5] = np.copysign(np.nan, sign)
+    x[2, 76], x[3, 0] = np.inf, -np.inf
+    x[4], x[5] = np.inf, -np.inf
+    x[6] = np.copysign(x[6], -1)
+    x[7] = np.copysign(x[7], 1)
+    given = stored(x, dtype)
+    exact = decoded(given, dtype).astype(np.float64)
+    results = Compiled(graph, cache)({"x": given})
+    for name, wanted in (("most", exact.max(axis=1)), ("least", exact.min(axis=1))):
+        np.testing.assert_array_equal(decoded(results[name], dtype).astype(np.float64), wanted)
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 5, 1500])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_functions_of_short_rows_are_computed_along_another_axis(

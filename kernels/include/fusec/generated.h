@@ -36,6 +36,9 @@ struct f8e4m3fnuz {
 struct f8e5m2 {
   uint8_t bits;
 };
+struct flag {  // a bool, in a type that compilers have vectors of
+  uint8_t bits;
+};
 
 FUSEC_INLINE float read(float value) { return value; }
 FUSEC_INLINE double read(double value) { return value; }
@@ -44,7 +47,7 @@ FUSEC_INLINE int32_t read(int32_t value) { return value; }
 FUSEC_INLINE int16_t read(int16_t value) { return value; }
 FUSEC_INLINE int8_t read(int8_t value) { return value; }
 FUSEC_INLINE uint8_t read(uint8_t value) { return value; }
-FUSEC_INLINE bool read(bool value) { return value; }
+FUSEC_INLINE bool read(flag value) { return value.bits != 0; }
 FUSEC_INLINE float read(bf16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 FUSEC_INLINE float read(f16 value) {
   // As f32 bits the number is 2^112 times too small, subnormals included; the product is exact.
@@ -79,6 +82,10 @@ FUSEC_INLINE float read(f8e5m2 value) {
 template <class T>
 struct Narrow {
   static FUSEC_INLINE T from(T value) { return value; }
+};
+template <>
+struct Narrow<flag> {
+  static FUSEC_INLINE flag from(bool value) { return {static_cast<uint8_t>(value)}; }
 };
 template <>
 struct Narrow<bf16> {
@@ -242,6 +249,51 @@ FUSEC_INLINE T minimum(T a, T b) {
 template <class T>
 FUSEC_INLINE T sign(T a) {
   return static_cast<T>(a != a ? a : static_cast<T>((a > 0) - (a < 0)));
+}
+
+// Integers in the order of the floats they stand for, so that the largest of many is found in
+// vectors, whatever is NaN: `max_order` has that above all others, `min_order` below.
+template <class T>
+struct OrderOf {
+  using Type = int32_t;
+};
+template <>
+struct OrderOf<double> {
+  using Type = int64_t;
+};
+template <class T>
+using Order = typename OrderOf<T>::Type;
+
+template <class T>
+constexpr Order<T> MOST = static_cast<Order<T>>(~uint64_t{0} >> (65 - 8 * sizeof(T)));
+
+template <class T>
+FUSEC_INLINE Order<T> turned(Order<T> bits) {
+  return bits ^ ((bits >> (8 * sizeof(T) - 1)) & MOST<T>);
+}
+template <class T>
+FUSEC_INLINE Order<T> order(T value, Order<T> nan) {
+  Order<T> bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  Order<T> is_nan = -static_cast<Order<T>>(value != value);
+  return (turned<T>(bits) & ~is_nan) | (nan & is_nan);
+}
+template <class T>
+FUSEC_INLINE Order<T> max_order(T value) {
+  return order(value, MOST<T>);
+}
+template <class T>
+FUSEC_INLINE Order<T> min_order(T value) {
+  return order(value, ~MOST<T>);
+}
+FUSEC_INLINE float from_order(int32_t order) {
+  return float_of(static_cast<uint32_t>(turned<float>(order)));
+}
+FUSEC_INLINE double from_order(int64_t order) {
+  int64_t bits = turned<double>(order);
+  double value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 // ---- float ----
