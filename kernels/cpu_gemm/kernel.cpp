@@ -44,6 +44,9 @@ struct Ahead {
   int64_t share;
 
   FUSEC_INLINE void fetch() {
+#if defined(__clang__)
+    FUSEC_PRAGMA(clang loop unroll(disable))
+#endif
     for (int64_t line = 0; line < share; line += 64) __builtin_prefetch(at + line, 0, 2);
     at += share;
   }
@@ -214,10 +217,10 @@ void multiply_rows(const Activations<T>* a, int64_t pitch, int64_t rows, const T
 
 template <class T>
 void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const T* panel, int64_t k,
-                    float* c, const RowsDone& done) {
+                    float* c, const RowsDone& done, bool accumulate) {
   if (rows == 0) return;
   if (k == 0) {
-    memset(c, 0, static_cast<size_t>(rows) * PANEL * sizeof(float));
+    if (!accumulate) memset(c, 0, static_cast<size_t>(rows) * PANEL * sizeof(float));
     return done(0, rows);
   }
   using Step = Step<T>;
@@ -237,7 +240,7 @@ void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const 
     for (int64_t tile = 0, row = 0; tile < tiles; ++tile) {
       int64_t end = rows * (tile + 1) / tiles;
       multiply_rows<T>(a + row * pitch + begin, pitch, end - row, stretch, count, c + row * PANEL,
-                       begin > 0, ahead);
+                       begin > 0 || accumulate, ahead);
       if (begin + count == k) done(row, end - row);
       ahead.at += count / (UNROLL * Step::DEPTH) * ahead.share;
       row = end;
@@ -294,9 +297,9 @@ struct TileRows {
   TileRows(const bf16* a, int64_t row_pitch)
       : data(reinterpret_cast<const char*>(a)), pitch(row_pitch * 2), step(Tiles::ROW_BYTES),
         group(Tiles::ROWS * pitch) {}
-  TileRows(const bf16* tiles, int64_t k, int planes)
-      : data(reinterpret_cast<const char*>(tiles)), pitch(Tiles::ROW_BYTES),
-        step(planes * Tiles::BYTES), group(ceil_div(k, TILE_DEPTH) * step) {}
+  TileRows(const TiledRows& rows, int planes)
+      : data(reinterpret_cast<const char*>(rows.tiles)), pitch(Tiles::ROW_BYTES),
+        step(planes * Tiles::BYTES), group(rows.group_size * 2) {}
 
   FUSEC_INLINE TileRows from(int64_t row, int64_t depth) const {
     TileRows moved = *this;
@@ -388,7 +391,7 @@ FUSEC_INLINE void multiply_groups(int64_t groups, const TileRows& a, const bf16*
 // Rows [from, to) of the product with a bf16 panel, two groups of 16 at a time; the tiles are
 // configured for all of them.
 void multiply_panel(const TileRows& a, int64_t from, int64_t to, const bf16* panel, int64_t k,
-                    float* c, const RowsDone& done) {
+                    float* c, const RowsDone& done, bool accumulate) {
   constexpr int64_t ROWS = 2 * Tiles::ROWS;
   int64_t pairs = ceil_div(to - from, ROWS);
   for (int64_t depth = 0; depth < k; depth += FUSEC_TILE_STRETCH) {
@@ -400,24 +403,24 @@ void multiply_panel(const TileRows& a, int64_t from, int64_t to, const bf16* pan
     for (int64_t row = from; row < to; row += ROWS) {
       int64_t rows = min_of(ROWS, to - row);
       multiply_groups<OnePlane>(ceil_div(rows, Tiles::ROWS), a.from(row, depth), stretch, steps,
-                                c + row * PANEL, depth > 0, [&](int64_t) { ahead.fetch(); });
+                                c + row * PANEL, depth > 0 || accumulate, [&](int64_t) { ahead.fetch(); });
       if (depth + count == k) done(row, rows);
     }
   }
 }
 
 void tile_product(const bf16* a, int64_t pitch, int64_t rows, const bf16* panel, int64_t k,
-                  float* c, const RowsDone& done) {
+                  float* c, const RowsDone& done, bool accumulate) {
   TileRows source(a, pitch);
   int64_t whole = rows / (2 * Tiles::ROWS) * (2 * Tiles::ROWS), rest = rows - whole;
   if (whole > 0) {
     configure(Tiles::ROWS, Tiles::ROWS);
-    multiply_panel(source, 0, whole, panel, k, c, done);
+    multiply_panel(source, 0, whole, panel, k, c, done, accumulate);
   }
   if (rest > 0) {
     int64_t first = min_of<int64_t>(rest, Tiles::ROWS);
     configure(first, max_of<int64_t>(1, rest - first));
-    multiply_panel(source, whole, rows, panel, k, c, done);
+    multiply_panel(source, whole, rows, panel, k, c, done, accumulate);
   }
   release();
 }
@@ -483,21 +486,21 @@ FUSEC_INLINE void add_rows(const float* source, int64_t rows, float* target) {
 }  // namespace
 
 void panel_product(const Activations<float>* a, int64_t pitch, int64_t rows, const float* panel,
-                   int64_t k, float* c, const RowsDone& done) {
-  vector_product<float>(a, pitch, rows, panel, k, c, done);
+                   int64_t k, float* c, const RowsDone& done, bool accumulate) {
+  vector_product<float>(a, pitch, rows, panel, k, c, done, accumulate);
 }
 void panel_product(const Activations<bf16>* a, int64_t pitch, int64_t rows, const bf16* panel,
-                   int64_t k, float* c, const RowsDone& done) {
+                   int64_t k, float* c, const RowsDone& done, bool accumulate) {
 #if FUSEC_AMX
   if (rows >= FUSEC_TILE_LEAST_ROWS && k > 0) {
-    return tile_product(a, pitch, rows, panel, k, c, done);
+    return tile_product(a, pitch, rows, panel, k, c, done, accumulate);
   }
 #endif
-  vector_product<bf16>(a, pitch, rows, panel, k, c, done);
+  vector_product<bf16>(a, pitch, rows, panel, k, c, done, accumulate);
 }
 void panel_product(const Activations<f16>* a, int64_t pitch, int64_t rows, const f16* panel,
-                   int64_t k, float* c, const RowsDone& done) {
-  vector_product<f16>(a, pitch, rows, panel, k, c, done);
+                   int64_t k, float* c, const RowsDone& done, bool accumulate) {
+  vector_product<f16>(a, pitch, rows, panel, k, c, done, accumulate);
 }
 
 #if FUSEC_AMX
@@ -508,23 +511,24 @@ TileScope::~TileScope() {
   release();
 }
 
-void tiled_product(const bf16* tiles, int64_t rows, const bf16* panel, int64_t k, float* c,
-                   const RowsDone& done) {
+void tiled_product(const TiledRows& a, int64_t rows, const bf16* panel, int64_t k, float* c,
+                   const RowsDone& done, bool accumulate) {
   configure(Tiles::ROWS, Tiles::ROWS);
-  multiply_panel(TileRows(tiles, k, 1), 0, rows, panel, k, c, done);
+  multiply_panel(TileRows(a, 1), 0, rows, panel, k, c, done, accumulate);
   release();
 }
 
 template <int PLANES, class T>
-void plane_product(const bf16* tiles, int64_t rows, const T* panel, int64_t k, bf16* workspace,
-                   float* c, const RowsDone& done) {
+void plane_product(const TiledRows& a, int64_t rows, const T* panel, int64_t k,
+                   const PlaneWorkspace& workspace, float* c, const RowsDone& done,
+                   bool accumulate) {
   constexpr int64_t ROWS = 2 * Tiles::ROWS, STRETCH = plane_depth<PLANES>();
   constexpr int64_t SPAN = LONGEST_PLANE_SUM / STRETCH * STRETCH;
-  TileRows source(tiles, k, PLANES);
+  TileRows source(a, PLANES);
   Splitter<PLANES, T> splitter(panel, k);
   int64_t depth = round_up(k, TILE_DEPTH), row_pairs = ceil_div(rows, ROWS);
   auto stretch_from = [=](int64_t begin) { return min_of(STRETCH, depth - begin); };
-  bf16 *current = workspace, *other = workspace + plane_workspace<PLANES>() / 2;
+  bf16 *current = workspace.planes, *other = current + plane_workspace<PLANES>() / 2;
   configure(Tiles::ROWS, Tiles::ROWS);
   splitter.start(0, stretch_from(0), current);
   splitter.advance(STRETCH / 2);
@@ -533,7 +537,7 @@ void plane_product(const bf16* tiles, int64_t rows, const T* panel, int64_t k, b
     // The next stretch is split by the vector units while the tile unit multiplies this one.
     int64_t share = ceil_div(STRETCH / 2, row_pairs * (count / TILE_DEPTH));
     splitter.start(next, stretch_from(next), other);
-    float* sums = begin < SPAN ? c : c + rows * PANEL;
+    float* sums = begin < SPAN && !accumulate ? c : workspace.partial;
     for (int64_t row = 0; row < rows; row += ROWS) {
       int64_t some = min_of(ROWS, rows - row);
       multiply_groups<Products<PLANES, T>>(
@@ -550,10 +554,10 @@ void plane_product(const bf16* tiles, int64_t rows, const T* panel, int64_t k, b
   release();
 }
 
-#define FUSEC_PLANES(PLANES, T)                                                             \
-  template void plane_product<PLANES, T>(const bf16* tiles, int64_t rows, const T* panel, \
-                                         int64_t k, bf16* workspace, float* c,            \
-                                         const RowsDone& done);
+#define FUSEC_PLANES(PLANES, T)                                                                 \
+  template void plane_product<PLANES, T>(const TiledRows& a, int64_t rows, const T* panel,     \
+                                         int64_t k, const PlaneWorkspace& workspace, float* c, \
+                                         const RowsDone& done, bool accumulate);
 FUSEC_PLANES(1, float)
 FUSEC_PLANES(2, float)
 FUSEC_PLANES(3, float)

@@ -27,8 +27,8 @@ void grouped_mm(void* const* buffers, const int64_t* p) {
     const T* source = x + begin * stride;
     packed_gemm<T>(
         end - begin, n, k, packed + group * size,
-        [=](int64_t row, Activations<T>* target) {
-          fill_block_row(source + row * stride, 1, k, target);
+        [=](int64_t row, Stretch stretch, Activations<T>* target) {
+          fill_block_row(source + row * stride + stretch.begin, 1, stretch.count, target);
         },
         Epilogue<T>{Outer{sizes}, out + begin * p[OUT_STRIDE], out_strides});
     begin = end;

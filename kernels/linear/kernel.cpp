@@ -30,9 +30,9 @@ enum GluParam {
 
 // Rows of x for packed_gemm.
 template <class T>
-auto rows_of(const T* x, const Outer& outer, const int64_t* strides, int64_t k) {
-  return [=](int64_t row, Activations<T>* target) {
-    fill_block_row(x + outer.offset(row, strides), 1, k, target);
+auto rows_of(const T* x, const Outer& outer, const int64_t* strides) {
+  return [=](int64_t row, Stretch stretch, Activations<T>* target) {
+    fill_block_row(x + outer.offset(row, strides) + stretch.begin, 1, stretch.count, target);
   };
 }
 
@@ -47,7 +47,7 @@ void linear(void* const* buffers, const int64_t* params) {
   Epilogue<T, Out> epilogue{outer, static_cast<Out*>(buffers[next]), params + OUT_STRIDES, bias,
                             params[ACTIVATION], residual, params + RESIDUAL_STRIDES};
   packed_gemm<T>(outer.rows(), params[N], params[K], packed,
-                 rows_of(x, outer, params + X_STRIDES, params[K]), epilogue, params[PRECISION]);
+                 rows_of(x, outer, params + X_STRIDES), epilogue, params[PRECISION]);
 }
 
 template <class T, class Out = T>
@@ -66,8 +66,7 @@ void linear_glu(void* const* buffers, const int64_t* params) {
                                  f32_param(params[GLU_ALPHA]),
                                  f32_param(params[GLU_LIMIT])};
   packed_gemm<T>(outer.rows(), params[GLU_N], params[GLU_K], packed,
-                 rows_of(x, outer, params + X_STRIDES, params[GLU_K]), epilogue,
-                 params[GLU_PRECISION]);
+                 rows_of(x, outer, params + X_STRIDES), epilogue, params[GLU_PRECISION]);
 }
 
 }  // namespace

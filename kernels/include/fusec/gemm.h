@@ -86,11 +86,31 @@ struct GatedEpilogue {
 
 // ---- blocks of rows ----
 //
-// A block holds rows of the left operand as the product wants them; `most_rows` of them stay in the L2
-// cache. Threads share it; each multiplies with a `Worker` of its own. `multiply` gives the sums of
-// the block's rows [at, at + rows), which are the rows from `row` on of the whole product, with one
-// panel, row i at c + i * PANEL, and calls `done` with rows that are finished, counted from 0. `at`
-// is a multiple of UNIT, and c has room for `sum_rows` rows.
+// A block holds rows of the left operand, or a stretch of them along k, as the product wants them;
+// `most_rows` of them stay in the L2 cache. Threads share it; each multiplies with a `Worker` of its
+// own. `multiply` adds up the products of some rows with the rows of one panel that go with the
+// stretch, row i at c + i * PANEL, where `sum_rows` rows have room, and calls `done` with rows that
+// are finished, counted from 0. With a stretch that is not the first it adds to c.
+
+// Rows [at, at + rows) of a block, the rows from `row` on of the whole product; `at` is a multiple of
+// the block's UNIT.
+struct BlockRows {
+  int64_t at, row, rows;
+};
+
+// [begin, begin + count) along k.
+struct Stretch {
+  int64_t begin, count;
+};
+
+// The longest stretch, and the length of stretches where one is not enough: a multiple of all the
+// depths at which sums are added up, which are the same with and without stretches.
+#ifndef FUSEC_LONGEST_STRETCH
+#define FUSEC_LONGEST_STRETCH 1536
+#endif
+constexpr int64_t STRETCH = 1024;
+
+FUSEC_INLINE int64_t stretch_depth(int64_t k) { return k > FUSEC_LONGEST_STRETCH ? STRETCH : k; }
 
 #ifndef FUSEC_VECTOR_BLOCK_ROWS
 #define FUSEC_VECTOR_BLOCK_ROWS 144
@@ -114,26 +134,28 @@ class VectorBlock {
  public:
   // With two or more of these, no row is in a tile of few rows, whose sums have another order.
   static constexpr int64_t UNIT = 12;
-  static int64_t most_rows(int64_t k) {
-    return rows_that_fit(padded_depth<T>(k) * static_cast<int64_t>(sizeof(Activations<T>)),
+  static int64_t most_rows(int64_t depth) {
+    return rows_that_fit(padded_depth<T>(depth) * static_cast<int64_t>(sizeof(Activations<T>)),
                          FUSEC_VECTOR_BLOCK_BYTES, UNIT, 4 * UNIT, FUSEC_VECTOR_BLOCK_ROWS);
   }
   static int64_t sum_rows(int64_t rows) { return rows; }
 
-  VectorBlock(int64_t rows, int64_t k) : pitch_(block_pitch<T>(k)), k_(k), rows_(rows * pitch_) {}
+  VectorBlock(int64_t rows, int64_t depth) : pitch_(block_pitch<T>(depth)), rows_(rows * pitch_) {}
 
   template <class FillRow>
-  void fill(const FillRow& fill_row, int64_t row, int64_t at) {
-    fill_row(row, rows_ + at * pitch_);
+  void fill(const FillRow& fill_row, int64_t row, Stretch stretch, int64_t at) {
+    fill_row(row, stretch, rows_ + at * pitch_);
   }
 
   class Worker {
    public:
+    explicit Worker(int64_t) {}
     template <class FillRow>
-    void multiply(const VectorBlock& block, const FillRow& fill_row, int64_t at, int64_t row,
-                  int64_t rows, const T* panel, float* c, const RowsDone& done) {
-      panel_product(block.rows_ + at * block.pitch_, block.pitch_, rows, panel,
-                    padded_depth<T>(block.k_), c, done);
+    void multiply(const VectorBlock& block, const FillRow&, BlockRows rows, Stretch stretch,
+                  const T* panel, int64_t, float* c, const RowsDone& done) {
+      panel_product(block.rows_ + rows.at * block.pitch_, block.pitch_, rows.rows,
+                    panel + stretch.begin * PANEL, padded_depth<T>(stretch.count), c, done,
+                    stretch.begin > 0);
     }
 
    private:
@@ -141,7 +163,7 @@ class VectorBlock {
   };
 
  private:
-  int64_t pitch_, k_;
+  int64_t pitch_;
   Scratch<Activations<T>> rows_;
 };
 
@@ -171,32 +193,34 @@ class VectorBlock {
 class TiledBlock {
  public:
   static constexpr int64_t UNIT = 2 * Tiles::ROWS;
-  static int64_t most_rows(int64_t k) {
-    return rows_that_fit(padded_depth<bf16>(k) * 2, FUSEC_TILE_BLOCK_BYTES, UNIT, 2 * UNIT,
+  static int64_t most_rows(int64_t depth) {
+    return rows_that_fit(padded_depth<bf16>(depth) * 2, FUSEC_TILE_BLOCK_BYTES, UNIT, 2 * UNIT,
                          FUSEC_TILE_BLOCK_ROWS);
   }
-  static int64_t padded(int64_t rows) { return round_up(rows, Tiles::ROWS); }
-  static int64_t sum_rows(int64_t rows) { return padded(rows); }
+  static int64_t sum_rows(int64_t rows) { return round_up(rows, Tiles::ROWS); }
 
-  TiledBlock(int64_t rows, int64_t k) : k_(k), tiles_(padded(rows) * padded_depth<bf16>(k)) {}
+  TiledBlock(int64_t rows, int64_t depth)
+      : depth_(depth), tiles_(sum_rows(rows) * padded_depth<bf16>(depth)) {}
 
   template <class FillRow>
-  void fill(const FillRow& fill_row, int64_t row, int64_t at) {
-    Scratch<bf16> line(padded_depth<bf16>(k_));
-    fill_row(row, static_cast<bf16*>(line));
-    tile_bf16_row(line, k_, at, tiles_);
+  void fill(const FillRow& fill_row, int64_t row, Stretch stretch, int64_t at) {
+    Scratch<bf16> line(padded_depth<bf16>(stretch.count));
+    fill_row(row, stretch, static_cast<bf16*>(line));
+    tile_bf16_row(line, stretch.count, at, tiles_ + at / Tiles::ROWS * group_size());
   }
 
   class Worker {
    public:
+    explicit Worker(int64_t) {}
     template <class FillRow>
-    void multiply(const TiledBlock& block, const FillRow& fill_row, int64_t at, int64_t row,
-                  int64_t rows, const bf16* panel, float* c, const RowsDone& done) {
-      const bf16* tiles = block.tiles_ + at / Tiles::ROWS * tiled_row_group_size<1>(block.k_);
-      tiled_product(tiles, padded(rows), panel, padded_depth<bf16>(block.k_), c,
-                    RowsDone([&](int64_t first, int64_t count) {
-                      done(first, min_of(count, rows - first));
-                    }));
+    void multiply(const TiledBlock& block, const FillRow&, BlockRows rows, Stretch stretch,
+                  const bf16* panel, int64_t, float* c, const RowsDone& done) {
+      const bf16* tiles = block.tiles_ + rows.at / Tiles::ROWS * block.group_size();
+      auto done_inside = [&](int64_t first, int64_t count) {
+        done(first, min_of(count, rows.rows - first));
+      };
+      tiled_product({tiles, block.group_size()}, sum_rows(rows.rows), panel + stretch.begin * PANEL,
+                    padded_depth<bf16>(stretch.count), c, RowsDone(done_inside), stretch.begin > 0);
     }
 
    private:
@@ -204,7 +228,9 @@ class TiledBlock {
   };
 
  private:
-  int64_t k_;
+  int64_t group_size() const { return padded_depth<bf16>(depth_) * Tiles::ROWS; }
+
+  int64_t depth_;
   Scratch<bf16> tiles_;
 };
 
@@ -213,39 +239,43 @@ template <class T, int PLANES>
 class PlaneBlock {
  public:
   static constexpr int64_t UNIT = 2 * Tiles::ROWS;
-  static int64_t most_rows(int64_t k) {
-    return rows_that_fit(round_up(k, TILE_DEPTH) * 2 * PLANES, FUSEC_PLANE_BLOCK_BYTES, UNIT, 2 * UNIT,
-                         FUSEC_PLANE_BLOCK_ROWS);
+  static int64_t most_rows(int64_t depth) {
+    return rows_that_fit(round_up(depth, TILE_DEPTH) * 2 * PLANES, FUSEC_PLANE_BLOCK_BYTES, UNIT,
+                         2 * UNIT, FUSEC_PLANE_BLOCK_ROWS);
   }
-  static int64_t padded(int64_t rows) { return round_up(rows, Tiles::ROWS); }
-  static int64_t sum_rows(int64_t rows) { return 2 * padded(rows); }
+  static int64_t sum_rows(int64_t rows) { return round_up(rows, Tiles::ROWS); }
 
-  PlaneBlock(int64_t rows, int64_t k)
-      : k_(k), tiles_(padded(rows) / Tiles::ROWS * tiled_row_group_size<PLANES>(k)) {}
+  PlaneBlock(int64_t rows, int64_t depth)
+      : depth_(depth), tiles_(sum_rows(rows) / Tiles::ROWS * group_size()) {}
 
   template <class FillRow>
-  void fill(const FillRow& fill_row, int64_t row, int64_t at) {
-    Scratch<float> line(padded_depth<T>(k_));
-    fill_row(row, static_cast<float*>(line));
-    tile_row<PLANES>(static_cast<const float*>(line), k_, at, tiles_);
+  void fill(const FillRow& fill_row, int64_t row, Stretch stretch, int64_t at) {
+    Scratch<float> line(stretch.count);
+    fill_row(row, stretch, static_cast<float*>(line));
+    tile_row<PLANES>(static_cast<const float*>(line), stretch.count, at,
+                     tiles_ + at / Tiles::ROWS * group_size());
   }
 
   class Worker {
    public:
-    Worker() : workspace_(plane_workspace<PLANES>()) {}
+    explicit Worker(int64_t rows)
+        : workspace_(plane_workspace<PLANES>()), partial_(sum_rows(rows) * PANEL) {}
     template <class FillRow>
-    void multiply(const PlaneBlock& block, const FillRow& fill_row, int64_t at, int64_t row,
-                  int64_t rows, const T* panel, float* c, const RowsDone& done) {
-      const bf16* tiles = block.tiles_ + at / Tiles::ROWS * tiled_row_group_size<PLANES>(block.k_);
-      plane_product<PLANES>(tiles, padded(rows), panel, block.k_, workspace_, c,
-                            RowsDone([&](int64_t first, int64_t count) {
-                              count = min_of(count, rows - first);
-                              float* sums = c + first * PANEL;
-                              if (!all_finite(sums, count * PANEL)) {
-                                repeat(fill_row, block.k_, row + first, count, panel, sums);
-                              }
-                              done(first, count);
-                            }));
+    void multiply(const PlaneBlock& block, const FillRow& fill_row, BlockRows rows, Stretch stretch,
+                  const T* panel, int64_t k, float* c, const RowsDone& done) {
+      const bf16* tiles = block.tiles_ + rows.at / Tiles::ROWS * block.group_size();
+      auto done_inside = [&](int64_t first, int64_t count) {
+        count = min_of(count, rows.rows - first);
+        float* sums = c + first * PANEL;
+        bool last = stretch.begin + stretch.count == k;
+        if (last && !all_finite(sums, count * PANEL)) {
+          repeat(fill_row, k, rows.row + first, count, panel, sums);
+        }
+        done(first, count);
+      };
+      plane_product<PLANES>({tiles, block.group_size()}, sum_rows(rows.rows),
+                            panel + stretch.begin * PANEL, stretch.count, {workspace_, partial_}, c,
+                            RowsDone(done_inside), stretch.begin > 0);
     }
 
    private:
@@ -255,16 +285,19 @@ class PlaneBlock {
                        float* c) {
       int64_t pitch = block_pitch<T>(k);
       Scratch<float> lines(rows * pitch);
-      for (int64_t i = 0; i < rows; ++i) fill_row(row + i, lines + i * pitch);
+      for (int64_t i = 0; i < rows; ++i) fill_row(row + i, Stretch{0, k}, lines + i * pitch);
       panel_product(lines, pitch, rows, panel, k, c);
     }
 
     Scratch<bf16> workspace_;
+    Scratch<float> partial_;
     TileScope scope_;
   };
 
  private:
-  int64_t k_;
+  int64_t group_size() const { return round_up(depth_, TILE_DEPTH) * Tiles::ROWS * PLANES; }
+
+  int64_t depth_;
   Scratch<bf16> tiles_;
 };
 
@@ -309,7 +342,7 @@ class PackedProduct {
       : m_(m), n_(n), k_(k), packed_(packed), fill_row_(fill_row), epilogue_(epilogue) {}
 
   void run() const {
-    int64_t threads = fusec_threads(), most = Block::most_rows(k_);
+    int64_t threads = fusec_threads(), most = Block::most_rows(stretch_depth(k_));
     int64_t row_blocks = ceil_div(m_, most);
     // With enough rows for every thread, each goes over all the panels with rows of its own.
     if (m_ >= threads * (most / 2)) {
@@ -322,62 +355,81 @@ class PackedProduct {
  private:
   using Worker = typename Block::Worker;
   static constexpr int PARTS = Epilogue::PARTS;
+  // Panels whose sums are kept while the next stretch of rows is put in place.
+  static constexpr int64_t KEPT_PANELS = 64 / PARTS;
 
   int64_t panels() const { return ceil_div(n_, PANEL); }
+  static int64_t sums_size(int64_t rows) { return PARTS * Block::sum_rows(rows) * PANEL; }
 
   void by_rows(const RowBlocks& blocks) const {
+    int64_t depth = stretch_depth(k_), stretches = max_of<int64_t>(1, ceil_div(k_, depth));
+    int64_t kept = stretches == 1 ? panels() : min_of(panels(), KEPT_PANELS);
     parallel_for(blocks.count, 1, [&](int64_t begin, int64_t end, int) {
-      Block block(blocks.largest(), k_);
-      Worker worker;
-      Scratch<float> c(PARTS * Block::sum_rows(blocks.largest()) * PANEL);
+      int64_t largest = blocks.largest(), step = stretches == 1 ? 0 : sums_size(largest);
+      Block block(largest, depth);
+      Worker worker(largest);
+      Scratch<float> c(sums_size(largest) + step * kept);
       for (int64_t i = begin; i < end; ++i) {
-        int64_t first = blocks.begin(i), rows = blocks.size(i);
-        for (int64_t at = 0; at < rows; ++at) block.fill(fill_row_, first + at, at);
-        for (int64_t panel = 0; panel < panels(); ++panel) {
-          multiply(worker, block, 0, first, rows, panel, c);
+        BlockRows rows{0, blocks.begin(i), blocks.size(i)};
+        for (int64_t first = 0; first < panels(); first += kept) {
+          int64_t last = min_of(panels(), first + kept);
+          for (int64_t at = 0; at < stretches; ++at) {
+            Stretch stretch{at * depth, min_of(depth, k_ - at * depth)};
+            fill(block, rows, stretch);
+            for (int64_t panel = first; panel < last; ++panel) {
+              multiply(worker, block, rows, stretch, panel, c + (panel - first) * step);
+            }
+          }
         }
       }
     });
+  }
+
+  void fill(Block& block, const BlockRows& rows, Stretch stretch) const {
+    for (int64_t i = 0; i < rows.rows; ++i) block.fill(fill_row_, rows.row + i, stretch, rows.at + i);
   }
 
   // All rows are put in place first; a task is some panels with one block of them.
   void by_panels(const RowBlocks& blocks) const {
+    Stretch whole{0, k_};
     Block block(m_, k_);
     parallel_for(m_, grain_for(k_), [&](int64_t begin, int64_t end, int) {
-      for (int64_t row = begin; row < end; ++row) block.fill(fill_row_, row, row);
+      fill(block, {begin, begin, end - begin}, whole);
     });
     int64_t task_panels = blocks.count == 1 ? 1 : panels_per_task(panels(), blocks.count);
-    int64_t groups = ceil_div(panels(), task_panels);
-    int64_t grain = grain_for(blocks.largest() * k_ * 2 * PARTS * task_panels);
+    int64_t groups = ceil_div(panels(), task_panels), largest = blocks.largest();
+    int64_t grain = grain_for(largest * k_ * 2 * PARTS * task_panels);
     parallel_for(blocks.count * groups, grain, [&](int64_t begin, int64_t end, int) {
-      Worker worker;
-      Scratch<float> c(PARTS * Block::sum_rows(blocks.largest()) * PANEL);
+      Worker worker(largest);
+      Scratch<float> c(sums_size(largest));
       for (int64_t task = begin; task < end; ++task) {
         int64_t i = task / groups, panel = task % groups * task_panels;
         int64_t last = min_of(panels(), panel + task_panels), first = blocks.begin(i);
         for (; panel < last; ++panel) {
-          multiply(worker, block, first, first, blocks.size(i), panel, c);
+          multiply(worker, block, {first, first, blocks.size(i)}, whole, panel, c);
         }
       }
     });
   }
 
-  FUSEC_INLINE void multiply(Worker& worker, const Block& block, int64_t at, int64_t row,
-                             int64_t rows, int64_t panel, float* c) const {
+  void multiply(Worker& worker, const Block& block, const BlockRows& rows, Stretch stretch,
+                int64_t panel, float* c) const {
     const T* weights = packed_ + panel * PARTS * panel_size<T>(k_);
     const T* last_weights = weights + (PARTS - 1) * panel_size<T>(k_);
-    float* last = c + (PARTS - 1) * Block::sum_rows(rows) * PANEL;
+    float* last = c + (PARTS - 1) * Block::sum_rows(rows.rows) * PANEL;
     int64_t column = panel * PANEL, columns = min_of<int64_t>(PANEL, n_ - column);
-    if (PARTS > 1) worker.multiply(block, fill_row_, at, row, rows, weights, c, {});
-    worker.multiply(block, fill_row_, at, row, rows, last_weights, last,
-                    RowsDone([&](int64_t first, int64_t count) {
-                      const float *sums = c + first * PANEL, *last_sums = last + first * PANEL;
-                      if constexpr (PARTS > 1) {
-                        epilogue_.write(sums, last_sums, row + first, count, column, columns);
-                      } else {
-                        epilogue_.write(sums, row + first, count, column, columns);
-                      }
-                    }));
+    auto write = [&](int64_t first, int64_t count) {
+      const float *sums = c + first * PANEL, *last_sums = last + first * PANEL;
+      if constexpr (PARTS > 1) {
+        epilogue_.write(sums, last_sums, rows.row + first, count, column, columns);
+      } else {
+        epilogue_.write(sums, rows.row + first, count, column, columns);
+      }
+    };
+    bool complete = stretch.begin + stretch.count == k_;
+    if (PARTS > 1) worker.multiply(block, fill_row_, rows, stretch, weights, k_, c, {});
+    worker.multiply(block, fill_row_, rows, stretch, last_weights, k_, last,
+                    complete ? RowsDone(write) : RowsDone());
   }
 
   int64_t m_, n_, k_;
@@ -424,9 +476,9 @@ inline bool multiply_in_tiles(int64_t m, int64_t n, int64_t k, const float* pack
 }
 #endif
 
-// out[m][n] = epilogue(sum_k x[m][k] * weight[n][k]). `fill_row(m, target)` writes row m of the
-// left operand with fill_block_row, so that rows may be gathered, strided, or unfolded images; it may
-// be called more than once for a row. A gated epilogue has two panels for each 32 columns, the gates
+// out[m][n] = epilogue(sum_k x[m][k] * weight[n][k]). `fill_row(m, stretch, target)` writes a stretch
+// of row m of the left operand with fill_block_row, so that rows may be gathered or strided; it may be
+// called more than once for a row. A gated epilogue has two panels for each 32 columns, the gates
 // first.
 template <class T, class FillRow, class Epilogue>
 inline void packed_gemm(int64_t m, int64_t n, int64_t k, const T* packed, const FillRow& fill_row,

@@ -66,6 +66,8 @@ class RowsDone {
       : context_(&body), call_([](const void* context, int64_t row, int64_t rows) {
           (*static_cast<const Body*>(context))(row, rows);
         }) {}
+  template <class Body>
+  explicit RowsDone(const Body&& body) = delete;  // would be gone when it is called
   void operator()(int64_t row, int64_t rows) const {
     if (call_) call_(context_, row, rows);
   }
@@ -76,14 +78,15 @@ class RowsDone {
 };
 
 // c[rows][PANEL] = a[rows][k] * panel, in f32, summed in blocks along k. `a` is a block of
-// activations with row pitch `pitch`, zero from the true depth up to padded_depth.
+// activations with row pitch `pitch`, zero from the true depth up to padded_depth. With `accumulate`
+// the product is added to c.
 // Defined in cpu_gemm/kernel.cpp, hidden inside the module.
 void panel_product(const Activations<float>* a, int64_t pitch, int64_t rows, const float* panel,
-                   int64_t k, float* c, const RowsDone& done = {});
+                   int64_t k, float* c, const RowsDone& done = {}, bool accumulate = false);
 void panel_product(const Activations<bf16>* a, int64_t pitch, int64_t rows, const bf16* panel,
-                   int64_t k, float* c, const RowsDone& done = {});
+                   int64_t k, float* c, const RowsDone& done = {}, bool accumulate = false);
 void panel_product(const Activations<f16>* a, int64_t pitch, int64_t rows, const f16* panel,
-                   int64_t k, float* c, const RowsDone& done = {});
+                   int64_t k, float* c, const RowsDone& done = {}, bool accumulate = false);
 
 // While it lives, products on this thread leave the tile registers configured for the next one, and
 // nothing else may configure them; a task of many products saves time with one.

@@ -21,11 +21,11 @@ namespace fusec {
 constexpr int64_t TILE_DEPTH = Tiles::DEPTH;
 constexpr int64_t TILE_SIZE = Tiles::ROWS * TILE_DEPTH;
 
-// Rows of A as tiles: [rows / 16][k / 32][PLANES][16][32], k padded to 32.
-template <int PLANES>
-FUSEC_INLINE int64_t tiled_row_group_size(int64_t k) {
-  return round_up(k, TILE_DEPTH) * Tiles::ROWS * PLANES;
-}
+// Rows of A as tiles: [rows / 16] groups of [k / 32][PLANES][16][32], k padded to 32.
+struct TiledRows {
+  const bf16* tiles;
+  int64_t group_size;  // bf16 numbers from one group to the next
+};
 
 // The bits of x rounded to bf16, in the upper halves; x becomes what is left of it.
 FUSEC_INLINE __m512i take_plane(Vec& x, bool may_be_nan) {
@@ -39,11 +39,10 @@ FUSEC_INLINE __m512i take_plane(Vec& x, bool may_be_nan) {
   return rounded;
 }
 
-// Writes row `row` of the tiles at `tiles` from k numbers.
+// Writes k numbers into row `row` % 16 of a group.
 template <int PLANES, class T>
-FUSEC_INLINE void tile_row(const T* source, int64_t k, int64_t row, bf16* tiles) {
-  bf16* target = tiles + row / Tiles::ROWS * tiled_row_group_size<PLANES>(k) +
-                 row % Tiles::ROWS * TILE_DEPTH;
+FUSEC_INLINE void tile_row(const T* source, int64_t k, int64_t row, bf16* group) {
+  bf16* target = group + row % Tiles::ROWS * TILE_DEPTH;
   for (int64_t i = 0; i < k; i += TILE_DEPTH, target += PLANES * TILE_SIZE) {
     for (int64_t half = 0; half < TILE_DEPTH; half += LANES) {
       int64_t count = min_of<int64_t>(LANES, k - i - half);
@@ -57,24 +56,29 @@ FUSEC_INLINE void tile_row(const T* source, int64_t k, int64_t row, bf16* tiles)
     }
   }
 }
-// A row that is bf16 already is one plane.
-FUSEC_INLINE void tile_bf16_row(const bf16* source, int64_t k, int64_t row, bf16* tiles) {
-  bf16* target = tiles + row / Tiles::ROWS * tiled_row_group_size<1>(k) +
-                 row % Tiles::ROWS * TILE_DEPTH;
+// A row that is bf16 already, padded to a multiple of 32, is one plane.
+FUSEC_INLINE void tile_bf16_row(const bf16* source, int64_t k, int64_t row, bf16* group) {
+  bf16* target = group + row % Tiles::ROWS * TILE_DEPTH;
   for (int64_t i = 0; i < k; i += TILE_DEPTH, target += TILE_SIZE) {
     memcpy(target, source + i, TILE_DEPTH * sizeof(bf16));
   }
 }
 
-// c[rows][PANEL] = a * panel, where a are tiled rows and rows a multiple of 16.
-void tiled_product(const bf16* tiles, int64_t rows, const bf16* panel, int64_t k, float* c,
-                   const RowsDone& done = {});
+// c[rows][PANEL] = a * panel, rows a multiple of 16; with `accumulate` it is added to c.
+void tiled_product(const TiledRows& a, int64_t rows, const bf16* panel, int64_t k, float* c,
+                   const RowsDone& done, bool accumulate);
 
-// The same for a panel of T, and tiles of planes. `workspace` is plane_workspace<PLANES>() long, and c
-// has room for twice the sums.
+// What plane_product keeps: plane_workspace<PLANES>() numbers of bf16, and as many sums as c has.
+struct PlaneWorkspace {
+  bf16* planes;
+  float* partial;
+};
+
+// The same for a panel of T, and tiles of planes.
 template <int PLANES, class T>
-void plane_product(const bf16* tiles, int64_t rows, const T* panel, int64_t k, bf16* workspace,
-                   float* c, const RowsDone& done = {});
+void plane_product(const TiledRows& a, int64_t rows, const T* panel, int64_t k,
+                   const PlaneWorkspace& workspace, float* c, const RowsDone& done,
+                   bool accumulate);
 
 #ifndef FUSEC_PLANE_DEPTH
 #define FUSEC_PLANE_DEPTH 256
