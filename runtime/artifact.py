@@ -25,7 +25,6 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -362,6 +361,8 @@ class Artifact:
         Raises:
             ChecksumError: a bit differs.
         """
+        from concurrent.futures import ThreadPoolExecutor  # not needed to open an artifact
+
         table = self.manifest.weights
 
         def intact(tensor: WeightSpec, data: memoryview) -> bool:

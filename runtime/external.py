@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.metadata
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -272,6 +271,8 @@ def _check_version(spec: ExternalSpec) -> None:
 
 def _installed(distribution: str) -> str | None:
     """The release that is installed, without what says how it was built, or `None`."""
+    import importlib.metadata  # takes longer to import than the rest of the runtime
+
     found = next(iter(importlib.metadata.distributions(name=distribution)), None)
     return None if found is None else found.version.partition("+")[0]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +256,8 @@ def _given_weight(
 
 def _in_huge_pages(arrays: Mapping[str, Storage]) -> dict[str, Storage]:
     """Copies of all arrays, one after the other on cache lines."""
+    from concurrent.futures import ThreadPoolExecutor
+
     begins: dict[str, int] = {}
     end = 0
     for name, array in arrays.items():

@@ -33,28 +33,35 @@ _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class Memory:
-    """A numpy array that ends where an inaccessible page begins, with a canary in front."""
+    """A numpy array that ends where an inaccessible page begins, with a canary in front.
+
+    An emulator of processors may read whole vectors where a mask says less; for it, `SPARE` bytes
+    with a canary lie between the array and that page.
+    """
 
     CANARY = 0xA5
+    SPARE = int(os.environ.get("FUSEC_TEST_SPARE_BYTES", "0"))
 
     def __init__(self, array: np.ndarray) -> None:
         payload = np.ascontiguousarray(array)
         page = mmap.PAGESIZE
-        pages = (payload.nbytes + page - 1) // page + 1
+        pages = (payload.nbytes + self.SPARE + page - 1) // page + 1
         self._map = mmap.mmap(-1, (pages + 1) * page)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         if _libc.mprotect(base + pages * page, page, 0) != 0:
             raise OSError(ctypes.get_errno(), "mprotect")
-        start = pages * page - payload.nbytes
+        end = pages * page - self.SPARE
+        start = end - payload.nbytes
         raw = np.frombuffer(self._map, np.uint8)
-        self._before = raw[:start]
-        self._before[:] = self.CANARY
+        self._before, self._behind = raw[:start], raw[end : pages * page]
+        self._before[:] = self._behind[:] = self.CANARY
         self.address = base + start
-        self.array = raw[start : pages * page].view(payload.dtype).reshape(payload.shape)
+        self.array = raw[start:end].view(payload.dtype).reshape(payload.shape)
         self.array[...] = payload
 
     def check(self) -> None:
         assert (self._before == self.CANARY).all(), "written in front of the buffer"
+        assert (self._behind == self.CANARY).all(), "written behind the buffer"
 
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:
