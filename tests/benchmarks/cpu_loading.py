@@ -115,20 +115,23 @@ def measure(code: str, path: Path, options: dict[str, bool], threads: int) -> li
 
 
 def table(seconds: dict[str, list[list[float]]]) -> str:
-    """Medians, and how often each row's load and first batch go into those of transformers."""
+    """Medians, and how often the sums of each row go into those of transformers."""
     lines = [
-        "| | import | load | first batch | second batch | load and first batch | ratio |",
-        "|---|---|---|---|---|---|---|",
+        "| | import | load | first batch | second batch | load and first batch | ratio "
+        "| with import | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    theirs = {
-        name: statistics.median(each[1] + each[2] for each in rounds)
+    sums = {
+        name: [statistics.median(sum(each[begin:3]) for each in rounds) for begin in (1, 0)]
         for name, rounds in seconds.items()
     }
     for name, rounds in seconds.items():
-        parts = [statistics.median(each[part] for each in rounds) for part in range(len(PARTS))]
+        cells = [statistics.median(each[part] for each in rounds) for part in range(len(PARTS))]
         peer = "transformers, file not cached" if ROWS[name][2] else "transformers"
-        numbers = " | ".join(f"{part:.3f} s" for part in (*parts, theirs[name]))
-        lines.append(f"| {name} | {numbers} | {theirs[peer] / theirs[name]:.1f} |")
+        words = [f"{cell:.3f} s" for cell in cells]
+        for ours, theirs in zip(sums[name], sums[peer], strict=True):
+            words += [f"{ours:.3f} s", f"{theirs / ours:.1f}"]
+        lines.append(f"| {name} | {' | '.join(words)} |")
     return "\n".join(lines)
 
 
