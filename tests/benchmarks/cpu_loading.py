@@ -97,12 +97,15 @@ def build(folder: Path, gigabytes: float) -> tuple[Path, Path]:
     return source, artifact
 
 
-def drop_from_cache(path: Path) -> None:
-    """Make the system forget the pages of a file, or of the files of a folder."""
+def prepare(path: Path, *, cached: bool) -> None:
+    """Bring a file, or the files of a folder, into the page cache or out of it."""
     for file in path.iterdir() if path.is_dir() else [path]:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if not cached:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while cached and opened.read(1 << 22):
+                pass
 
 
 def measure(code: str, path: Path, options: dict[str, bool], threads: int) -> list[float]:
@@ -153,8 +156,7 @@ def main() -> None:
         for _ in range(given.rounds):
             for name, (code, options, cold) in ROWS.items():
                 path = source if code is TRANSFORMERS else artifact
-                if cold:
-                    drop_from_cache(path)
+                prepare(path, cached=not cold)
                 seconds[name].append(measure(code, path, options, given.threads))
     print(f"{artifact.name} on {given.threads} threads, medians of {given.rounds} rounds\n")
     print(table(seconds))
