@@ -127,11 +127,18 @@ class GatedNormRows {
     if (p_[NORM_BEFORE_GATE]) {
       float squares = sum_squares(n, [=](int64_t i, int count) { return load_some(a + i, count); });
       Vec scale = set(inverse_rms(squares, n, eps));
-      take([=](int64_t i, int count) {
-        Vec normed = load_some(a + i, count) * scale * load_some(weight + i, count);
-        return normed * activated(load_some(g + i, count));
+      auto normed = [=](int64_t i, int count) {
+        return load_some(a + i, count) * scale * load_some(weight + i, count);
+      };
+      // What most models compute has a loop of its own.
+      if (p_[ACTIVATION] == ACTIVATION_SILU) {
+        return take([=](int64_t i, int count) {
+          return normed(i, count) * silu(load_some(g + i, count));
+        });
+      }
+      return take([=](int64_t i, int count) {
+        return normed(i, count) * activated(load_some(g + i, count));
       });
-      return;
     }
     float squares = sum_squares(n, [=](int64_t i, int count) {
       Vec gated = load_some(a + i, count) * activated(load_some(g + i, count));

@@ -12,27 +12,24 @@ enum class Kind { SOFTMAX, LOG_SOFTMAX, LOGSUMEXP };
 
 constexpr float MINUS_INFINITY = -__builtin_inff();
 
+// Copies a row as f32 and gives its largest element; NaN is passed over.
 template <class T>
-FUSEC_INLINE const float* gather_row(const T* x, int64_t step, int64_t n, float* row) {
-  if (step == 1) {
-    for_vectors(n, [=](int64_t i, int count) { store_some(row + i, load_some(x + i, count), count); });
-  } else {
-    for (int64_t i = 0; i < n; ++i) row[i] = to_float(x[i * step]);
-  }
-  return row;
-}
-
-// The largest element; NaN if there is one.
-FUSEC_INLINE float max_row(const float* row, int64_t n) {
-  Vec top = set(MINUS_INFINITY), nan = zero();
+FUSEC_INLINE float gather_row(const T* x, int64_t step, int64_t n, float* row) {
+  Vec top = set(MINUS_INFINITY);
   for_vectors(n, [&](int64_t i, int count) {
-    Vec value = load_some(row + i, count);
+    Vec value;
+    if (step == 1) {
+      value = load_some(x + i, count);
+    } else {
+      alignas(64) float lanes[LANES] = {};
+      for (int lane = 0; lane < count; ++lane) lanes[lane] = to_float(x[(i + lane) * step]);
+      value = load(lanes);
+    }
+    store_some(row + i, value, count);
     if (count != LANES) value = select(first_lanes(count), value, set(MINUS_INFINITY));
-    top = max(top, value);
-    nan = select(is_nan(value), value, nan);
+    top = max(value, top);
   });
-  float nans = reduce_add(nan);
-  return nans != nans ? nans : reduce_max(top);
+  return reduce_max(top);
 }
 
 template <class T, Kind KIND>
@@ -45,15 +42,15 @@ void softmax(void* const* buffers, const int64_t* p) {
     Scratch<float> row_buffer(n);
     float* row = row_buffer;
     for (int64_t r = begin; r < end; ++r) {
-      gather_row(x + outer.offset(r, p + X), x_step, n, row);
+      float top = gather_row(x + outer.offset(r, p + X), x_step, n, row);
       T* o = out + outer.offset(r, p + OUT);
-      float top = max_row(row, n);
       // A row of -inf: softmax is NaN as in torch, logsumexp is -inf.
       float shift = KIND == Kind::LOGSUMEXP && (top == MINUS_INFINITY || top == -MINUS_INFINITY)
                         ? 0.0f
                         : top;
       float total = sum_row(n, [=](int64_t i, int count) {
-        Vec power = exp(load_some(row + i, count) - set(shift));
+        // NaN makes the sum NaN, and with that the whole row.
+        Vec power = exp_below(load_some(row + i, count) - set(shift));
         if (KIND == Kind::SOFTMAX) store_some(row + i, power, count);
         return count == LANES ? power : select(first_lanes(count), power, zero());
       });

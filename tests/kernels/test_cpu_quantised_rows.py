@@ -17,6 +17,7 @@ from row_problems import Memory, Problem, Run, quantised, solve
 from fusec.dtypes import DTYPES
 from fusec.formats import (
     QUANT_MAX,
+    ScaleLayout,
     Scaling,
     decode,
     encode_e8m0,
@@ -163,12 +164,13 @@ def scalings(dtype: str) -> list[Scaling]:
         fp8_scaling(dtype, "token", power_of_two=True, layout="column"),
         replace(fp8_scaling(dtype, "token"), upper_bound=0.004),
     ]
-    for group, layout, power in itertools.product((64, 128), ("row", "column"), (False, True)):
+    layouts: tuple[ScaleLayout, ...] = ("row", "column")
+    for group, layout, power in itertools.product((64, 128), layouts, (False, True)):
         found.append(fp8_scaling(dtype, "group", group=group, layout=layout, power_of_two=power))
-    return [*found, *(mx_scaling(dtype, way) for way in ("up", "even", "down"))]
+    return [*found, *(mx_scaling(dtype, way) for way in row_tables.ROUNDINGS)]
 
 
-PACKED = [mx_scaling("f4e2m1x2", way) for way in ("up", "even", "down")]
+PACKED = [mx_scaling("f4e2m1x2", way) for way in row_tables.ROUNDINGS]
 ALL = [*itertools.chain.from_iterable(map(scalings, FP8)), *PACKED]
 
 

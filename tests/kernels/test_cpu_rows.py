@@ -14,15 +14,15 @@ from cpu_library import (
     assert_close,
     bits,
     blank,
+    cpu_library,
     decode,
     encode,
-    module,
     random,
 )
 
 from fusec.kernels.cpu import ACTIVATIONS
 
-__all__ = ["module"]
+module = cpu_library("silu_mul", "rope", "softmax")
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
