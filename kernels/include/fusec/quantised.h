@@ -178,7 +178,7 @@ inline void decode_extreme_group(const uint16_t* codes, const uint8_t* scales, b
   for (int64_t pair = 0; pair < MX_GROUP / 2; ++pair) {
     for (int column = 0; column < PANEL; ++column) {
       int byte = scales[column];
-      float scale = byte == 255 ? __builtin_nanf("") : __builtin_scalbnf(1.0f, byte - 127);
+      float scale = byte == 255 ? __builtin_nanf("") : __builtin_ldexpf(1.0f, byte - 127);
       for (int t = 0; t < 2; ++t) {
         int code = codes[(pair / 4 * PANEL + column) * 2 + t] >> (4 * (pair % 4)) & 15;
         float value = to_float(bf16{static_cast<uint16_t>(E2m1Words<0>::word(code))});
@@ -205,7 +205,9 @@ inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin
       const IntVec steps = exponent_steps(scales + column);
       FUSEC_UNROLL
       for (int z = 0; z < MX_GROUP / 8; ++z) {
-        const IntVec words = load_codes(codes + (z * PANEL + column) * 2);
+        const uint16_t* at = codes + (z * PANEL + column) * 2;
+        __builtin_prefetch(at + count * PANEL / 4);
+        const IntVec words = load_codes(at);
         FUSEC_UNROLL
         for (int j = 0; j < 4; ++j) {
           store_codes(group + ((4 * z + j) * PANEL + column) * 2,
@@ -228,7 +230,9 @@ inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin
       const Vec scale = e8m0_scales(scales + column);
       FUSEC_UNROLL
       for (int z = 0; z < MX_GROUP / 8; ++z) {
-        const IntVec words = load_codes(codes + (z * PANEL + column) * 2);
+        const uint16_t* at = codes + (z * PANEL + column) * 2;
+        __builtin_prefetch(at + count * PANEL / 4);
+        const IntVec words = load_codes(at);
         FUSEC_UNROLL
         for (int j = 0; j < 4; ++j) {
           const IntVec pair = values(words, j);
@@ -303,6 +307,7 @@ inline void decode_panel(const Fp8Weight& weight, int64_t panel, int64_t begin, 
   const E4m3Words values;
   const uint16_t* codes = codes_at(weight, panel, begin);
   for (int64_t i = 0; i < count * PANEL / 2; i += 2 * LANES) {
+    __builtin_prefetch(codes + i + count * PANEL / 2);
     const IntVec words = load_codes(codes + i);
     const int64_t row = i / (2 * PANEL), column = i % (2 * PANEL);
     bf16* pairs = target + row * 4 * PANEL + column;
@@ -316,6 +321,7 @@ inline void decode_panel(const Fp8Weight& weight, int64_t panel, int64_t begin, 
   const E4m3Words values;
   const uint16_t* codes = codes_at(weight, panel, begin);
   for (int64_t i = 0; i < count * PANEL / 2; i += 2 * LANES) {
+    __builtin_prefetch(codes + i + count * PANEL / 2);
     const IntVec words = load_codes(codes + i);
     const int64_t row = i / (2 * PANEL), column = i % (2 * PANEL) / 2;
     float* rows = target + row * 4 * PANEL + column;
@@ -349,10 +355,15 @@ FUSEC_INLINE Vec scales_at(const Fp8Weight& weight, int64_t panel, int64_t k, in
 
 // ---- blocks of rows ----
 
-// The panel that a type of rows is multiplied with, and the rows as panel_product takes them.
+// The type of the panel that rows of T are multiplied with. Codes are exact in bf16, so rows that are
+// widened to f32 lose nothing by a panel of bf16.
 template <class T>
 struct WidePanel {
+#if FUSEC_BF16_PAIRS
   using Element = float;
+#else
+  using Element = bf16;
+#endif
 };
 template <>
 struct WidePanel<bf16> {
@@ -471,23 +482,24 @@ FUSEC_INLINE int64_t piece_of(const Fp8Weight& weight, int64_t rows) {
   return rows <= FEW_ROWS ? SHORT_PIECE : LONG_PIECE;
 }
 
-FUSEC_INLINE void add_piece(const Mxfp4Weight&, int64_t, int64_t begin, int64_t rows,
-                            const float* piece, float* c) {
-  for (int64_t i = 0; i < rows * PANEL; i += LANES) {
-    store(c + i, begin ? load(c + i) + load(piece + i) : load(piece + i));
-  }
-}
-FUSEC_INLINE void add_piece(const Fp8Weight& weight, int64_t panel, int64_t begin, int64_t rows,
-                            const float* piece, float* c) {
+// Multiplies sums of one scale.
+FUSEC_INLINE void scale_sums(const Mxfp4Weight&, int64_t, int64_t, int64_t, float*) {}
+FUSEC_INLINE void scale_sums(const Fp8Weight& weight, int64_t panel, int64_t k, int64_t rows,
+                             float* c) {
   FUSEC_UNROLL
   for (int column = 0; column < PANEL; column += LANES) {
-    const Vec scale = scales_at(weight, panel, begin, column);
-    for (int64_t i = column; i < rows * PANEL; i += PANEL) {
-      const Vec scaled = load(piece + i) * scale;
-      store(c + i, begin ? load(c + i) + scaled : scaled);
-    }
+    const Vec scale = scales_at(weight, panel, k, column);
+    for (int64_t i = column; i < rows * PANEL; i += PANEL) store(c + i, load(c + i) * scale);
   }
 }
+
+FUSEC_INLINE void add_sums(const float* sums, int64_t rows, float* c) {
+  for (int64_t i = 0; i < rows * PANEL; i += LANES) store(c + i, load(c + i) + load(sums + i));
+}
+
+// Whether one scale holds for all of K: sums may run over all of it, and are scaled at the end.
+FUSEC_INLINE bool scales_at_end(const Mxfp4Weight&) { return true; }
+FUSEC_INLINE bool scales_at_end(const Fp8Weight& weight) { return weight.group == 0; }
 
 // c[rows][PANEL] = a[rows][K] * panel `panel` of the weight, in f32. `a` is a block of rows of
 // fill_quantised_row with row pitch `pitch`. T is float, or bf16 for rows of bf16.
@@ -501,12 +513,20 @@ inline void quantised_product(const Activations<T>* a, int64_t pitch, int64_t ro
   const int64_t longest = min_of(piece_of(weight, rows), depth);
   if (depth == 0) memset(c, 0, static_cast<size_t>(rows) * PANEL * sizeof(float));
   Scratch<T> wide(longest * PANEL);
-  Scratch<float> piece(rows * PANEL);
-  for (int64_t begin = 0; begin < depth; begin += longest) {
+  auto multiply = [&](int64_t begin, float* sums, bool accumulate) {
     const int64_t count = min_of(longest, depth - begin);
     decode_panel(weight, panel, begin, count, wide);
-    panel_product(a + begin, pitch, rows, static_cast<const T*>(wide), count, piece);
-    add_piece(weight, panel, begin, rows, piece, c);
+    panel_product(a + begin, pitch, rows, static_cast<const T*>(wide), count, sums, {}, accumulate);
+  };
+  if (scales_at_end(weight)) {
+    for (int64_t begin = 0; begin < depth; begin += longest) multiply(begin, c, begin > 0);
+    return scale_sums(weight, panel, 0, rows, c);
+  }
+  Scratch<float> sums(rows * PANEL);
+  for (int64_t begin = 0; begin < depth; begin += longest) {
+    multiply(begin, begin ? sums : c, false);
+    scale_sums(weight, panel, begin, rows, begin ? sums : c);
+    if (begin) add_sums(sums, rows, c);
   }
 }
 
@@ -738,6 +758,95 @@ inline bool integer_gemm(const Activations<T>* block, int64_t pitch, int64_t m, 
   return true;
 }
 
+#if FUSEC_AMX
+
+// Bytes of rows in tiles that stay in the L2 cache beside a widened panel.
+#ifndef FUSEC_WIDENED_BLOCK_BYTES
+#define FUSEC_WIDENED_BLOCK_BYTES (1536 * 1024)
+#endif
+
+// Rows of bf16 in tiles, filled by rows.
+class RowTiles {
+ public:
+  static constexpr int64_t UNIT = 2 * Tiles::ROWS;
+
+  RowTiles(int64_t rows, int64_t depth)
+      : depth_(depth), tiles_(round_up(rows, Tiles::ROWS) * depth) {}
+
+  template <class FillRow>
+  void fill(const FillRow& fill_row, int64_t row, int64_t at) {
+    Scratch<bf16> line(depth_);
+    fill_row(row, static_cast<bf16*>(line));
+    tile_bf16_row(line, depth_, at, tiles_ + at / Tiles::ROWS * group_size());
+  }
+  TiledRows from(int64_t at) const {
+    return {tiles_ + at / Tiles::ROWS * group_size(), group_size()};
+  }
+
+ private:
+  int64_t group_size() const { return depth_ * Tiles::ROWS; }
+
+  int64_t depth_;
+  Scratch<bf16> tiles_;
+};
+
+// The whole product of many rows of bf16, in tiles: a panel is widened once for each block of rows.
+template <class Weight, class FillRow, class Out>
+inline void tiled_gemm(int64_t m, int64_t n, const Weight& weight, const FillRow& fill_row,
+                       const Epilogue<bf16, Out>& epilogue) {
+  constexpr int64_t UNIT = RowTiles::UNIT, MOST_ROWS = 512;
+  const int64_t depth = quantised_depth(weight.k), panels = ceil_div(n, PANEL);
+  const int64_t most = rows_that_fit(depth * 2, FUSEC_WIDENED_BLOCK_BYTES, UNIT, 2 * UNIT, MOST_ROWS);
+  const int64_t threads = fusec_threads(), count = ceil_div(m, most);
+  // With enough rows for every thread, each goes over all the panels with rows of its own.
+  const bool by_rows = m >= threads * (most / 2);
+  const RowBlocks blocks{m, UNIT, by_rows ? round_up(count, threads) : count};
+
+  auto multiply = [&](const RowTiles& tiles, int64_t at, int64_t row, int64_t rows,
+                      int64_t first_panel, int64_t last_panel) {
+    TileScope scope;
+    Scratch<bf16> wide(depth * PANEL);
+    Scratch<float> c(round_up(rows, Tiles::ROWS) * PANEL);
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+      const int64_t column = panel * PANEL, columns = min_of<int64_t>(PANEL, n - column);
+      decode_panel(weight, panel, 0, depth, wide);
+      auto finish = [&](int64_t first, int64_t some) {
+        some = min_of(some, rows - first);
+        scale_sums(weight, panel, 0, some, c + first * PANEL);
+        epilogue.write(c + first * PANEL, row + first, some, column, columns);
+      };
+      tiled_product(tiles.from(at), round_up(rows, Tiles::ROWS), wide, depth, c, RowsDone(finish),
+                    false);
+    }
+  };
+  if (by_rows) {
+    parallel_for(blocks.count, 1, [&](int64_t begin, int64_t end, int) {
+      RowTiles tiles(blocks.largest(), depth);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = blocks.begin(i), rows = blocks.size(i);
+        for (int64_t at = 0; at < rows; ++at) tiles.fill(fill_row, row + at, at);
+        multiply(tiles, 0, row, rows, 0, panels);
+      }
+    });
+    return;
+  }
+  RowTiles tiles(m, depth);
+  parallel_for(m, grain_for(weight.k), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) tiles.fill(fill_row, row, row);
+  });
+  const int64_t task_panels = panels_per_task(panels, blocks.count);
+  const int64_t groups = ceil_div(panels, task_panels);
+  parallel_for(blocks.count * groups, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t i = task / groups, panel = task % groups * task_panels;
+      multiply(tiles, blocks.begin(i), blocks.begin(i), blocks.size(i), panel,
+               min_of(panels, panel + task_panels));
+    }
+  });
+}
+
+#endif  // FUSEC_AMX
+
 // Rows that are multiplied by a panel once it is widened: their block stays in the L2 cache.
 constexpr int64_t QUANTISED_ROWS = 256;
 
@@ -748,6 +857,13 @@ inline void quantised_gemm(int64_t m, int64_t n, const Weight& weight, const Fil
                            const Epilogue<T, Out>& epilogue) {
   using Element = Wide<T>;
   if (m == 0 || n == 0) return;
+#if FUSEC_AMX
+  if constexpr (sizeof(Activations<Element>) == sizeof(bf16)) {
+    if (weight.k > 0 && m >= FUSEC_TILED_LEAST_ROWS && scales_at_end(weight)) {
+      return tiled_gemm(m, n, weight, fill_row, epilogue);
+    }
+  }
+#endif
   const int64_t pitch = quantised_pitch<T>(weight.k), panels = ceil_div(n, PANEL);
   const int64_t row_blocks = ceil_div(m, QUANTISED_ROWS), block_rows = ceil_div(m, row_blocks);
   const int64_t task_panels = panels_per_task(panels, row_blocks);
@@ -767,12 +883,14 @@ inline void quantised_gemm(int64_t m, int64_t n, const Weight& weight, const Fil
       if (m <= INTEGER_ROWS && integer_gemm<Element>(block, pitch, m, n, weight, epilogue)) return;
     }
     parallel_for(panels, grain_for(m * weight.k * 2), [&](int64_t begin, int64_t end, int) {
+      TileScope tiles;
       Scratch<float> c(m * PANEL);
       for (int64_t panel = begin; panel < end; ++panel) multiply(block, 0, m, panel, c);
     });
     return;
   }
   parallel_for(row_blocks * groups, 1, [&](int64_t begin, int64_t end, int) {
+    TileScope tiles;
     Scratch<Activations<Element>> block(block_rows * pitch);
     Scratch<float> c(block_rows * PANEL);
     int64_t filled = -1;
