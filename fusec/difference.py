@@ -70,7 +70,8 @@ def _target(a: Document, b: Document, disabled: set[str]) -> Document:
     changes: Document = {
         "fusions": _fusions(a["decisions"], b["decisions"], disabled),
         "refusals": _refusals(a["decisions"], b["decisions"]),
-        "kernels": _kernels(a["kernels"], b["kernels"]),
+        "kernels": _kernels(a["kernels"], b["kernels"], b["family"]),
+        "module": _module(a, b),
         "layers": _layers(a.get("layers", ()), b.get("layers", ())),
         "residual": _residual(a["residual"], b["residual"]),
         "memory": _changed(a["memory"], b["memory"]),
@@ -142,15 +143,24 @@ def _refusals(a: Sequence[Row], b: Sequence[Row]) -> Document:
 # --- kernels, launches, memory --------------------------------------------------------------
 
 
-def _kernels(a: Sequence[Row], b: Sequence[Row]) -> list[Document]:
-    """Kernels whose code is in one artifact only; those of one name and symbol are paired."""
-    code = [{kernel["sha256"] for kernel in kernels} for kernels in (a, b)]
+def _kernels(a: Sequence[Row], b: Sequence[Row], family: str) -> list[Document]:
+    """Kernels whose code is in one artifact only; those of one name and symbol are paired.
+
+    All kernels of a CPU are in one module with one digest: they are told apart by their sizes.
+    """
+
+    def code_of(kernel: Row) -> Hashable:
+        if family == "cpu":
+            return kernel["name"], kernel["symbol"], kernel["bytes"]
+        return str(kernel["sha256"])
+
+    code = [{code_of(kernel) for kernel in kernels} for kernels in (a, b)]
     groups: dict[tuple[str, str], list[list[Row]]] = {}
     for place, kernels in enumerate((a, b)):
         for kernel in kernels:
             key = (kernel["name"], kernel["symbol"])
             of_name = groups.setdefault(key, [[], []])
-            if kernel["sha256"] not in code[1 - place]:
+            if code_of(kernel) not in code[1 - place]:
                 of_name[place].append(kernel)
     found = []
     for (name, symbol), (gone, new) in groups.items():
@@ -163,6 +173,14 @@ def _kernels(a: Sequence[Row], b: Sequence[Row]) -> list[Document]:
         found += [{**entry, "status": "removed", "bytes": [k["bytes"], 0]} for k in gone[paired:]]
         found += [{**entry, "status": "added", "bytes": [0, k["bytes"]]} for k in new[paired:]]
     return found
+
+
+def _module(a: Document, b: Document) -> list[str | None]:
+    """The digests of the module that all kernels of a CPU are in, if they differ."""
+    if b["family"] != "cpu":
+        return []
+    digests = [next((kernel["sha256"] for kernel in each["kernels"]), None) for each in (a, b)]
+    return digests if digests[0] != digests[1] else []
 
 
 def _layers(a: Iterable[Row], b: Iterable[Row]) -> list[Document]:
@@ -271,6 +289,8 @@ def _target_lines(target: Document) -> Iterator[str]:
         yield from _section("fusion", _fusion_lines(fusion))
     yield from _section("refusals", _refusal_lines(target.get("refusals", {})))
     yield from _section("kernels", _kernel_lines(target.get("kernels", ())))
+    if "module" in target and "kernels" not in target:
+        yield from _section("module", ["other code in kernels of the same sizes"])
     for name in ("launches", "arch", "features"):
         if name in target:
             yield from _section(name, [_change(target[name])])

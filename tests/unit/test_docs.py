@@ -246,8 +246,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x, residual = np.random.default_rng(0).standard_normal((2, 5, WIDTH)).astype(np.float32)
     np.savez(folder / "rows.npz", x=x, residual=residual)
     (folder / "bad.jsonl").write_text('{"x": [1]}\nnot json\n', encoding="utf-8")
-    done = run(folder, ["compile", "block.pt2", "--target", "x86-64-v3", "-o", "block.fusec"])
-    assert "wrote" in done
+    compile = ["compile", "block.pt2", "--target", "x86-64-v3"]
+    assert "wrote" in run(folder, [*compile, "-o", "block.fusec"])
+    assert "wrote" in run(folder, [*compile, "--disable", "add_rms_norm", "-o", "unfused.fusec"])
     return folder
 
 
@@ -268,11 +269,11 @@ def run(folder: Path, words: list[str]) -> str:
 
 def normalised(text: str) -> list[str]:
     """Lines without what differs between machines and runs, in no order."""
-    text = re.sub(r"\b[0-9a-f]{12,}\b", "HASH", text)
+    text = re.sub(r"(\b|(?<=_))[0-9a-f]{12,}\b", "HASH", text)
     text = re.sub(r"\.py:\d+", ".py:LINE", text)
     text = re.sub(r"\d+ (objects )?compiled, \d+ cached", "OBJECTS", text)
     text = re.sub(r"\d[\d,]*\.\d+", "N", text)
-    text = re.sub(r"(?<=  )\d+(?=  fusec_)", "N", text)
+    text = re.sub(r"(?<=  )\d+(?=  fusec_)|(?<=\()[+-]\d[\d,]*(?= bytes)", "N", text)
     lines = (" ".join(line.split()) for line in text.splitlines())
     return sorted(line for line in lines if line)
 
@@ -316,6 +317,7 @@ OPEN = (
 JSON_COMMANDS = {
     "inspect": "inspect block.fusec --json",
     "explain": "explain block.fusec --json",
+    "diff": "diff block.fusec unfused.fusec --json",
     "run": "run block.fusec --input rows.npz --output json.npz --json",
     "list-targets": "list targets --json",
     "list-passes": "list passes --json",
