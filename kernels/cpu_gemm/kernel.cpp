@@ -28,7 +28,7 @@ constexpr int PASSES = PANEL / (VECTORS * LANES);
 #endif
 // How far ahead a panel is fetched that is used once, in bytes.
 #ifndef FUSEC_STREAM_AHEAD
-#define FUSEC_STREAM_AHEAD 4096
+#define FUSEC_STREAM_AHEAD 8192
 #endif
 
 // Steps between two looks at what to prefetch.
@@ -38,17 +38,29 @@ constexpr int UNROLL = 4;
 // Where several tiles share the rows, each has so many that it has one.
 constexpr int chains_for(int rows) { return rows <= 2 ? 4 : rows <= TILE / 3 ? 2 : 1; }
 
-// What a tile prefetches: `share` bytes with every UNROLL steps.
+// What a tile prefetches: `share` bytes with every UNROLL steps; into the L1 cache what is used next,
+// into the L2 cache what is used after all the rows.
 struct Ahead {
   const char* at;
   int64_t share;
+  bool is_near;
 
   FUSEC_INLINE void fetch() {
+    if (is_near) {
+      fetch_lines<3>();
+    } else {
+      fetch_lines<2>();
+    }
+    at += share;
+  }
+
+ private:
+  template <int LOCALITY>
+  FUSEC_INLINE void fetch_lines() const {
 #if defined(__clang__)
     FUSEC_PRAGMA(clang loop unroll(disable))
 #endif
-    for (int64_t line = 0; line < share; line += 64) __builtin_prefetch(at + line, 0, 2);
-    at += share;
+    for (int64_t line = 0; line < share; line += 64) __builtin_prefetch(at + line, 0, LOCALITY);
   }
 };
 
@@ -235,7 +247,7 @@ void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const 
     const T* next = stretch + count * PANEL;
     Ahead ahead{tiles == 1 ? reinterpret_cast<const char*>(stretch) + FUSEC_STREAM_AHEAD
                            : reinterpret_cast<const char*>(next),
-                ceil_div(STEPS_BYTES, tiles)};
+                ceil_div(STEPS_BYTES, tiles), tiles == 1};
     // Rows are dealt out evenly: 13 rows are 7 and 6, not 12 and a slow 1.
     for (int64_t tile = 0, row = 0; tile < tiles; ++tile) {
       int64_t end = rows * (tile + 1) / tiles;
@@ -399,7 +411,7 @@ void multiply_panel(const TileRows& a, int64_t from, int64_t to, const bf16* pan
     const bf16* stretch = panel + depth * PANEL;
     // The next stretch, or that of the next panel, is fetched bit by bit meanwhile.
     Ahead ahead{reinterpret_cast<const char*>(stretch + count * PANEL),
-                ceil_div(B_STEP * int64_t{sizeof(bf16)}, pairs)};
+                ceil_div(B_STEP * int64_t{sizeof(bf16)}, pairs), pairs == 1};
     for (int64_t row = from; row < to; row += ROWS) {
       int64_t rows = min_of(ROWS, to - row);
       multiply_groups<OnePlane>(ceil_div(rows, Tiles::ROWS), a.from(row, depth), stretch, steps,

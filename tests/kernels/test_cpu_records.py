@@ -130,6 +130,36 @@ CASES = (
     Case("linear", (x(3, 40), x(50, 40)), {"dtype": "f32"}, kernel="linear_unpacked.cpp"),
     Case("linear", (x(5, 3, 40), x(50, 40), x(50)), kernel="linear_unpacked.cpp"),
     Case("linear", (x(5, 8), weight(9, 8)), kernel="linear_unpacked.cpp", dtypes=("f64",)),
+    *(
+        Case(
+            "linear_epilogue",
+            (x(2, 3, 40), weight(50, 40), *operands),
+            {"activation": activation, "has_bias": bias, "has_residual": residual},
+        )
+        for activation, bias, residual, operands in (
+            ("gelu", True, False, (weight(50),)),
+            ("silu", False, True, (x(2, 3, 50),)),
+            ("none", True, True, (weight(50), x(2, 3, 50))),
+        )
+    ),
+    *(
+        Case(
+            "linear_glu",
+            (x(3, 2, 40), weight(100, 40), *([weight(100)] if bias else [])),
+            {
+                "activation": activation,
+                "alpha": 1.702,
+                "limit": 7.0,
+                "gate_up_layout": layout,
+                "has_bias": bias,
+            },
+        )
+        for activation, layout, bias in (
+            ("silu", "split", False),
+            ("gelu_tanh", "split", True),
+            ("swiglu_oai", "interleaved", True),
+        )
+    ),
     Case("matmul", (x(3, 1, 5, 20), x(2, 20, 40))),
     Case("matmul", (x(4, 7), x(7, 3)), dtypes=("f64", "i64", "i32")),
     Case(
