@@ -221,7 +221,12 @@ def _onnxruntime(task: Task) -> Runner:
         return found
 
     def tensors(result: list[Any]) -> list[Tensor]:
-        return [torch.utils.dlpack.from_dlpack(each._ortvalue) for each in result]
+        return [
+            torch.utils.dlpack.from_dlpack(each._ortvalue)
+            if "float8" in each.data_type() or "bfloat16" in each.data_type()
+            else torch.from_numpy(each.numpy())
+            for each in result
+        ]
 
     return Runner(call, tensors)
 
