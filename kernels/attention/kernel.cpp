@@ -83,11 +83,10 @@ class Task {
         panels_(panels),
         q_pitch_(block_pitch<T>(shape.depth)),
         weights_pitch_(block_pitch<T>(KEYS)),
-        out_pitch_(round_up(shape.value_depth, PANEL)),
         q_(ROWS * q_pitch_),
         weights_(ROWS * weights_pitch_),
         scores_(ROWS * KEYS),
-        out_(ROWS * out_pitch_),
+        out_(ROWS * round_up(shape.value_depth, PANEL)),
         softmax_(shape, operands) {}
 
   void run(const QueryRows& rows, const T* packed) {
@@ -98,7 +97,8 @@ class Task {
                      q_ + row * q_pitch_);
     });
     softmax_.start(rows);
-    memset(out_, 0, static_cast<size_t>(rows.count() * out_pitch_) * sizeof(float));
+    memset(out_, 0,
+           static_cast<size_t>(ROWS * round_up(shape_.value_depth, PANEL)) * sizeof(float));
     int64_t first, last;
     shape_.visible_to(rows.query, rows.query + rows.queries, &first, &last);
     for (int64_t key = first / PANEL * PANEL; key < last; key += KEYS) {
@@ -106,8 +106,11 @@ class Task {
     }
     T* out = static_cast<T*>(operands_.out);
     rows.each([&](int64_t row, int64_t head, int64_t query) {
-      write_row(out_ + row * out_pitch_, softmax_.sum(row), shape_.value_depth,
-                row_of(out, shape_.out_strides, rows.batch, head, query));
+      T* target = row_of(out, shape_.out_strides, rows.batch, head, query);
+      for (int64_t column = 0; column < shape_.value_depth; column += PANEL) {
+        write_row(sums(row, column), softmax_.sum(row),
+                  min_of<int64_t>(PANEL, shape_.value_depth - column), target + column);
+      }
     });
   }
 
@@ -154,30 +157,37 @@ class Task {
     }
   }
 
+  // Adds weights times values to sums that are brought to the new maximum first.
   void add_values(const T* packed, int64_t key, const Strip& strip) {
-    alignas(64) float product[STRIP * PANEL];
+    for (int64_t row = strip.row; row < strip.row + strip.rows; ++row) {
+      if (softmax_.rescale(row) == 1.0f) continue;
+      Vec rescale = set(softmax_.rescale(row));
+      for (int64_t column = 0; column < shape_.value_depth; column += PANEL) {
+        float* line = sums(row, column);
+        FUSEC_UNROLL
+        for (int i = 0; i < PANEL; i += LANES) store(line + i, load(line + i) * rescale);
+      }
+    }
     for (int64_t column = 0; column < shape_.value_depth; column += PANEL) {
       panel_product(weights_ + strip.row * weights_pitch_ + strip.first * PANEL, weights_pitch_,
                     strip.rows, panels_.values(packed, key + strip.first * PANEL, column),
-                    (strip.last - strip.first) * PANEL, product);
-      for (int64_t i = 0; i < strip.rows; ++i) {
-        float* target = out_ + (strip.row + i) * out_pitch_ + column;
-        Vec rescale = set(softmax_.rescale(strip.row + i));
-        FUSEC_UNROLL
-        for (int j = 0; j < PANEL; j += LANES) {
-          store(target + j, fma(load(target + j), rescale, load(product + i * PANEL + j)));
-        }
-      }
+                    (strip.last - strip.first) * PANEL, sums(strip.row, column), {}, true);
     }
+  }
+
+  // Where a row has its sums for the panel of columns that begins at `column`.
+  FUSEC_INLINE float* sums(int64_t row, int64_t column) const {
+    return out_ + column * ROWS + row * PANEL;
   }
 
   const AttentionShape& shape_;
   const AttentionOperands& operands_;
   const Panels<T>& panels_;
-  int64_t q_pitch_, weights_pitch_, out_pitch_;
+  int64_t q_pitch_, weights_pitch_;
   Scratch<Activations<T>> q_, weights_;
   Scratch<float> scores_, out_;
   Softmax<T, ROWS, KEYS> softmax_;
+  TileScope scope_;
   QueryRows rows_ = {};
 };
 

@@ -42,7 +42,6 @@ void channels_last(const T* x, const T* weight, const T* bias, T* out, const int
         }
         for_vectors(count, [&](int64_t i, int lanes) {
           Vec sum = zero();
-          FUSEC_UNROLL
           for (int64_t tap = 0; tap < taps; ++tap) {
             sum = fma(load_some(filter + tap * CHANNELS + i, lanes),
                       load_some(rows[tap] + i, lanes), sum);

@@ -9,7 +9,7 @@
 // All products are those of packed panels: a state of 32 columns is a panel, and so is X. Decays are
 // products of those of single steps, never quotients: nothing overflows. Columns of the state never
 // meet, so that they split between threads without changing the result.
-#include <fusec/gemm.h>
+#include <fusec/panels.h>
 
 namespace fusec {
 namespace {
@@ -206,8 +206,7 @@ class Chunk {
 template <class T>
 class Columns {
  public:
-  explicit Columns(const DeltaParams& params)
-      : p_(params), update_(params.key_depth * PANEL) {}
+  explicit Columns(const DeltaParams& params) : p_(params) {}
 
   // v and out are at the first step of the chunk.
   void advance(const Chunk<T>& chunk, const T* v, int64_t columns, bool first, bool last,
@@ -219,25 +218,25 @@ class Columns {
       panel_product(chunk.reads(), chunk.pitch(), 2 * steps, state, depth, held_);
     }
     for (int64_t i = 0; i < steps; ++i) solve(chunk, i, v + i * p_.v[1], columns);
-    panel_product(chunk.inner(), Chunk<T>::STEP_PITCH, steps, change_, steps, product_);
+    float* read = held_ + steps * PANEL;
+    panel_product(chunk.inner(), Chunk<T>::STEP_PITCH, steps, change_, steps, read, {}, true);
     for (int64_t i = 0; i < steps; ++i) {
-      const float *read = held_ + (steps + i) * PANEL, *added = product_ + i * PANEL;
       T* target = out + i * p_.out[1];
       for_vectors(columns, [=](int64_t j, int count) {
-        store_some(target + j, load(read + j) + load(added + j), count);
+        store_some(target + j, load(read + i * PANEL + j), count);
       });
     }
     if (last) return;
-    panel_product(chunk.kept(), Chunk<T>::STEP_PITCH, depth, change_, steps, update_);
-    for (int64_t d = 0; d < depth; ++d) {
-      Vec decay = set(first ? 0.0f : chunk.decay()[d]);
-      FUSEC_UNROLL
-      for (int j = 0; j < PANEL; j += LANES) {
-        float* place = state + d * PANEL + j;
-        Vec before = first ? zero() : load(place);
-        store(place, fma(before, decay, load(update_ + d * PANEL + j)));
+    if (!first) {
+      for (int64_t d = 0; d < depth; ++d) {
+        Vec decay = set(chunk.decay()[d]);
+        FUSEC_UNROLL
+        for (int j = 0; j < PANEL; j += LANES) {
+          store(state + d * PANEL + j, load(state + d * PANEL + j) * decay);
+        }
       }
     }
+    panel_product(chunk.kept(), Chunk<T>::STEP_PITCH, depth, change_, steps, state, {}, !first);
   }
 
  private:
@@ -260,8 +259,7 @@ class Columns {
   }
 
   const DeltaParams& p_;
-  Scratch<float> update_;
-  alignas(64) float held_[2 * STEPS * PANEL], change_[STEPS * PANEL], product_[STEPS * PANEL];
+  alignas(64) float held_[2 * STEPS * PANEL], change_[STEPS * PANEL];
 };
 
 template <class T>

@@ -42,6 +42,7 @@ class Case:
     mask_shape: tuple[int, ...] = ()
     sinks: int = 0
     padding: bool = False
+    scale: float = 0.0  # 0: 1.3 / sqrt(depth)
 
 
 CASES = (
@@ -61,7 +62,20 @@ CASES = (
     Case("f32 sinks", sinks=3, causal=True, window=4, queries=20, keys=20),
     Case("padding", padding=True, batch=3, queries=45, keys=45, causal=True),
     Case("multi query", heads=130, kv_heads=1, queries=3, keys=5, depth=24, value_depth=40),
+    Case("16 rows, one block", causal=True, heads=16, kv_heads=2, queries=2, keys=128),
+    Case("15 rows, pieces", heads=3, queries=5, keys=1200, depth=72, value_depth=136),
+    Case("1 row, pieces", causal=True, heads=4, kv_heads=4, queries=1, keys=513, batch=2),
+    Case("few, window", causal=True, window=128, heads=7, queries=2, keys=900, sinks=2),
+    Case(
+        "few, hidden", mask="bool", mask_shape=(4, 300), padding=True, batch=2, queries=4, keys=300
+    ),
+    Case("few, softcap", softcap=3.0, mask="f32", mask_shape=(2, 3, 270), queries=3, keys=270),
+    Case("17 rows", causal=True, heads=1, queries=17, keys=257, depth=80),
+    Case("rows past a block", causal=True, window=70, heads=8, queries=100, keys=300, depth=32),
+    Case("pairs for each thread", causal=True, heads=6, kv_heads=6, batch=2, queries=65, keys=97),
+    Case("negative scale", heads=2, queries=30, keys=40, scale=-0.4),
     Case("no keys", keys=0, queries=4),
+    Case("no keys but sinks", keys=0, queries=20, sinks=2),
     Case("no queries", queries=0),
 )
 
@@ -162,7 +176,7 @@ def test_attention(library: Module, dtype: str, case: Case) -> None:
     out = blank((case.batch, case.queries, case.heads, case.value_depth), dtype)
     wide_q = decode(q, dtype).swapaxes(1, 2)
     wide_kv = decode(kv, dtype).swapaxes(1, 2)
-    scale = 1.3 / np.sqrt(case.depth)
+    scale = case.scale or 1.3 / np.sqrt(case.depth)
 
     def moved(array: np.ndarray) -> list[int]:
         b, s, h, _ = strides(array)
@@ -215,6 +229,7 @@ def test_attention(library: Module, dtype: str, case: Case) -> None:
         scale,
     )
     assert_close(decode(actual, dtype).swapaxes(1, 2), expected, TOLERANCE[dtype])
-    library.threads(1)
-    again = library.call(f"fusec_attention_{dtype}", buffers, params)[-1]
-    assert again.tobytes() == actual.tobytes()
+    for threads in (1, 5):
+        library.threads(threads)
+        again = library.call(f"fusec_attention_{dtype}", buffers, params)[-1]
+        assert again.tobytes() == actual.tobytes()

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <fusec/amx.h>
-#include <fusec/gemm.h>
+#include <fusec/panels.h>
 
 namespace fusec {
 
