@@ -260,3 +260,20 @@ def test_weights_in_huge_pages(tmp_path: Path, path: Path) -> None:
     np.testing.assert_array_equal(
         load(path, huge_pages=True)(input_ids=ids)["hidden"], load(path)(input_ids=ids)["hidden"]
     )
+
+
+def test_weights_without_a_checksum_are_held_against_their_digest(
+    tmp_path: Path, path: Path
+) -> None:
+    """As an artifact of an earlier fusec has them."""
+    entries = entries_of(path)
+    manifest = json.loads(entries["manifest.json"])
+    (row,) = manifest["weights"]["tensors"]
+    del row["crc32"]
+    file = tmp_path / "old.fusec"
+    file.write_bytes(seal({**entries, "manifest.json": json.dumps(manifest).encode()}))
+    load(file)
+    row["sha256"] = "0" * 64
+    file.write_bytes(seal({**entries, "manifest.json": json.dumps(manifest).encode()}))
+    with pytest.raises(ChecksumError, match="the weight `table`"):
+        load(file)
