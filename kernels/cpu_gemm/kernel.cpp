@@ -20,13 +20,14 @@ constexpr int PASSES = PANEL / (VECTORS * LANES);
 // Partial sums along k are at most this long before they are added up, which bounds the rounding
 // error like a pairwise sum and keeps a stretch of the panel in the L1 cache. Few rows have time for
 // shorter ones: they wait for the panel.
+constexpr int64_t FEW_ROWS = 16;
 #ifndef FUSEC_VECTOR_DEPTH
 #define FUSEC_VECTOR_DEPTH 256
 #endif
 #ifndef FUSEC_FEW_ROWS_DEPTH
 #define FUSEC_FEW_ROWS_DEPTH 64
 #endif
-// How far ahead a panel is fetched that is used once, in bytes.
+// How far ahead few rows fetch the panel, in bytes.
 #ifndef FUSEC_STREAM_AHEAD
 #define FUSEC_STREAM_AHEAD 8192
 #endif
@@ -237,17 +238,18 @@ void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const 
   }
   using Step = Step<T>;
   constexpr int64_t STEPS_BYTES = UNROLL * Step::SIZE * static_cast<int64_t>(sizeof(T));
+  bool is_few = rows <= FEW_ROWS;
   int64_t tiles = ceil_div(rows, TILE);
-  int64_t depth = tiles == 1 ? FUSEC_FEW_ROWS_DEPTH : FUSEC_VECTOR_DEPTH;
+  int64_t depth = is_few ? FUSEC_FEW_ROWS_DEPTH : FUSEC_VECTOR_DEPTH;
   for (int64_t begin = 0; begin < k; begin += depth) {
     int64_t count = min_of(depth, k - begin);
     const T* stretch = panel + begin * PANEL;
-    // One tile fetches the panel shortly before it needs it; several share the fetching of the next
-    // stretch while this one is in the L1 cache.
+    // Few rows fetch the panel shortly before they need it; many the next stretch, a bit with every
+    // tile, while this one is in the L1 cache.
     const T* next = stretch + count * PANEL;
-    Ahead ahead{tiles == 1 ? reinterpret_cast<const char*>(stretch) + FUSEC_STREAM_AHEAD
-                           : reinterpret_cast<const char*>(next),
-                ceil_div(STEPS_BYTES, tiles), tiles == 1};
+    Ahead ahead{is_few ? reinterpret_cast<const char*>(stretch) + FUSEC_STREAM_AHEAD
+                       : reinterpret_cast<const char*>(next),
+                ceil_div(STEPS_BYTES, tiles), is_few};
     // Rows are dealt out evenly: 13 rows are 7 and 6, not 12 and a slow 1.
     for (int64_t tile = 0, row = 0; tile < tiles; ++tile) {
       int64_t end = rows * (tile + 1) / tiles;

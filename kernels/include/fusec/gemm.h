@@ -132,11 +132,12 @@ FUSEC_INLINE int64_t rows_that_fit(int64_t row_bytes, int64_t bytes, int64_t uni
 template <class T>
 class VectorBlock {
  public:
-  // With two or more of these, no row is in a tile of few rows, whose sums have another order.
+  // Where rows are dealt out to threads, each has more than two of these: sums of few rows have
+  // another order.
   static constexpr int64_t UNIT = 12;
   static int64_t most_rows(int64_t depth) {
     return rows_that_fit(padded_depth<T>(depth) * static_cast<int64_t>(sizeof(Activations<T>)),
-                         FUSEC_VECTOR_BLOCK_BYTES, UNIT, 4 * UNIT, FUSEC_VECTOR_BLOCK_ROWS);
+                         FUSEC_VECTOR_BLOCK_BYTES, UNIT, 6 * UNIT, FUSEC_VECTOR_BLOCK_ROWS);
   }
   static int64_t sum_rows(int64_t rows) { return rows; }
 
