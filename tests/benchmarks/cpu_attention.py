@@ -17,10 +17,10 @@ import functools
 import itertools
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -270,9 +270,13 @@ def built(target: Target, folder: Path) -> ctypes.CDLL:
     sources += [kernels / op / "kernel.cpp" for op in OPERATIONS]
     objects = [folder / f"{source.parent.name}.o" for source in sources]
     include = kernels / "include"
-    for source, made in zip(sources, objects, strict=True):
-        command = toolchain.compile_command(source, made, target, include, generated=False)
-        subprocess.run(command, check=True)
+    commands = [
+        toolchain.compile_command(source, made, target, include, generated=False)
+        for source, made in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(functools.partial(subprocess.run, check=True), commands):
+            pass
     exports, library = folder / "exports", folder / "kernels.so"
     exports.write_text("{ global: fusec_*; local: *; };\n")
     subprocess.run(toolchain.link_command(objects, exports, library), check=True)
@@ -412,4 +416,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
