@@ -12,26 +12,6 @@ enum class Kind { SOFTMAX, LOG_SOFTMAX, LOGSUMEXP };
 
 constexpr float MINUS_INFINITY = -__builtin_inff();
 
-// Copies a row as f32 and gives its largest element; NaN is passed over.
-template <class T>
-FUSEC_INLINE float gather_row(const T* x, int64_t step, int64_t n, float* row) {
-  Vec top = set(MINUS_INFINITY);
-  for_vectors(n, [&](int64_t i, int count) {
-    Vec value;
-    if (step == 1) {
-      value = load_some(x + i, count);
-    } else {
-      alignas(64) float lanes[LANES] = {};
-      for (int lane = 0; lane < count; ++lane) lanes[lane] = to_float(x[(i + lane) * step]);
-      value = load(lanes);
-    }
-    store_some(row + i, value, count);
-    if (count != LANES) value = select(first_lanes(count), value, set(MINUS_INFINITY));
-    top = max(value, top);
-  });
-  return reduce_max(top);
-}
-
 template <class T, Kind KIND>
 void softmax(void* const* buffers, const int64_t* p) {
   const T* x = static_cast<const T*>(buffers[0]);
@@ -42,15 +22,22 @@ void softmax(void* const* buffers, const int64_t* p) {
     Scratch<float> row_buffer(n);
     float* row = row_buffer;
     for (int64_t r = begin; r < end; ++r) {
-      float top = gather_row(x + outer.offset(r, p + X), x_step, n, row);
+      const T* a = x + outer.offset(r, p + X);
       T* o = out + outer.offset(r, p + OUT);
+      if (x_step != 1) {
+        for (int64_t i = 0; i < n; ++i) row[i] = to_float(a[i * x_step]);
+      }
+      auto value = [=](int64_t i, int count) {
+        return x_step == 1 ? load_some(a + i, count) : load_some(row + i, count);
+      };
+      float top = max_row(n, value);
       // A row of -inf: softmax is NaN as in torch, logsumexp is -inf.
       float shift = KIND == Kind::LOGSUMEXP && (top == MINUS_INFINITY || top == -MINUS_INFINITY)
                         ? 0.0f
                         : top;
       float total = sum_row(n, [=](int64_t i, int count) {
         // NaN makes the sum NaN, and with that the whole row.
-        Vec power = exp_below(load_some(row + i, count) - set(shift));
+        Vec power = exp_below(value(i, count) - set(shift));
         if (KIND == Kind::SOFTMAX) store_some(row + i, power, count);
         return count == LANES ? power : select(first_lanes(count), power, zero());
       });
@@ -59,16 +46,18 @@ void softmax(void* const* buffers, const int64_t* p) {
         continue;
       }
       Vec scale = set(1.0f / total), offset = set(logf(total));
+      auto result = [=](int64_t i, int count) {
+        if (KIND == Kind::SOFTMAX) return load_some(row + i, count) * scale;
+        return (value(i, count) - set(shift)) - offset;
+      };
+      if (out_step == 1) {
+        for_vectors(n, [=](int64_t i, int count) { store_some(o + i, result(i, count), count); });
+        continue;
+      }
       for_vectors(n, [=](int64_t i, int count) {
-        Vec value = load_some(row + i, count);
-        value = KIND == Kind::SOFTMAX ? value * scale : (value - set(shift)) - offset;
-        if (out_step == 1) {
-          store_some(o + i, value, count);
-        } else {
-          T lanes[LANES];
-          store(lanes, value);
-          for (int lane = 0; lane < count; ++lane) o[(i + lane) * out_step] = lanes[lane];
-        }
+        T lanes[LANES];
+        store(lanes, result(i, count));
+        for (int lane = 0; lane < count; ++lane) o[(i + lane) * out_step] = lanes[lane];
       });
     }
   });

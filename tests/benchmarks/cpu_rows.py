@@ -6,7 +6,7 @@ Every program goes through `fusec compile`, and its artifact runs on arrays as t
 PyTorch runs the same tensors, eagerly and through `torch.compile`.  The contestants take turns;
 times are the least of all rounds, of the process where there is one thread, of the clock where
 there are more.  An error, in brackets, is the root of the mean square against the same operands in
-f32, relative to that of the result; codes count with their scales.
+f64, relative to that of the result; codes count with their scales.
 """
 
 from __future__ import annotations
@@ -142,10 +142,12 @@ def values(results: Tensors) -> Tensor:
 
 
 def exact_results(module: nn.Module, inputs: Tensors) -> Tensors:
-    """Those of the program on the same operands in f32, without codes: what codes stand for."""
-    wide = copy.deepcopy(module).float()
-    with mock.patch.object(peer_modules, "to_fp8", lambda x: (x, torch.ones(1))):
-        return as_tuple(wide(*(x.float() for x in inputs)))
+    """Those of the program on the same operands in f64, without codes: what codes stand for."""
+    with (
+        mock.patch.object(peer_modules, "to_fp8", lambda x: (x, torch.ones(1))),
+        mock.patch.object(Tensor, "float", Tensor.double),
+    ):
+        return as_tuple(copy.deepcopy(module).double()(*(x.double() for x in inputs)))
 
 
 # ---- time ----

@@ -70,6 +70,27 @@ FUSEC_INLINE void store_some(T* p, Vec value, int count) {
   }
 }
 
+// Largest of value(column, count) over a row, NaN passed over; four chains, as in sum_row.
+template <class Value>
+FUSEC_INLINE float max_row(int64_t n, const Value& value) {
+  constexpr float LEAST = -__builtin_inff();
+  Vec top[4] = {set(LEAST), set(LEAST), set(LEAST), set(LEAST)};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= n; i += 4 * LANES) {
+    FUSEC_UNROLL
+    for (int chain = 0; chain < 4; ++chain) {
+      top[chain] = max(value(i + chain * LANES, LANES), top[chain]);
+    }
+  }
+  for (; i + LANES <= n; i += LANES) top[0] = max(value(i, LANES), top[0]);
+  if (i < n) {
+    int count = static_cast<int>(n - i);
+    Vec some = select(first_lanes(count), value(i, count), set(LEAST));
+    top[1] = max(some, top[1]);
+  }
+  return reduce_max(max(max(top[0], top[1]), max(top[2], top[3])));
+}
+
 // Sum of value(column, count) over a row; lanes past the end must be 0. Four chains in a fixed order.
 template <class Value>
 FUSEC_INLINE float sum_row(int64_t n, const Value& value) {
