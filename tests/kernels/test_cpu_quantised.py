@@ -102,6 +102,7 @@ FORMATS: dict[str, Callable[[np.random.Generator, int, int], Coded]] = {
     "fp8-token": partial(fp8, block=(1, WHOLE)),
     "fp8-tensor": partial(fp8, block=(WHOLE, WHOLE)),
     "mxfp8": partial(fp8, block=(1, 32)),
+    "fp8-long-blocks": partial(fp8, block=(16, 384)),
 }
 
 

@@ -1,7 +1,7 @@
 // Products with weights in few bits: what mxfp4_linear, fp8_linear and the experts share.
 //
 // A weight [N, K] is stored in panels of PANEL columns of the product, K padded to DEPTH_MULTIPLE
-// with zero codes. A panel of codes is the bf16 panel [K/2][32][2] of gemm.h with the codes of
+// with zero codes. A panel of codes is the bf16 panel [K/2][32][2] of panels.h with the codes of
 // several pair rows in one 16-bit word:
 //   e2m1   [ceil(N/32)][K/8][32][2] words: bits 4j..4j+3 of word (z, n, t) are code (8z + 2j + t, n)
 //   e4m3fn [ceil(N/32)][K/4][32][2] words: bits 8j..8j+7 of word (z, n, t) are code (4z + 2j + t, n)
@@ -10,8 +10,10 @@
 // A padded column has codes 0, and the scale 1 in e8m0, else 0.
 //
 // `quantised_product` takes the place of `panel_product`: it widens a piece of a panel into memory
-// that stays in the cache and multiplies all rows by it. Codes of e2m1 times their scale are exact in
-// bf16; those of e4m3fn are multiplied by their scales after the product, so no rounding is added.
+// that stays in the cache and multiplies all rows by it, or few rows in registers as it is widened.
+// Codes of e2m1 times their scale are exact in bf16; those of e4m3fn are multiplied by their scales
+// after the product, so no rounding is added. `quantised_gemm` is packed_gemm with such weights; it
+// takes few rows of bf16 by e2m1 as 16-bit integers.
 #pragma once
 
 #include <fusec/amx.h>
@@ -336,10 +338,12 @@ inline void decode_panel(const Fp8Weight& weight, int64_t panel, int64_t begin, 
 
 // ---- scales ----
 
-// Elements along K that one scale holds for.
-FUSEC_INLINE int64_t scale_depth(const Mxfp4Weight&) { return MX_GROUP; }
-FUSEC_INLINE int64_t scale_depth(const Fp8Weight& weight) {
-  return weight.group ? weight.group : quantised_depth(weight.k);
+// Elements along K whose products are added up before they are scaled: no more than one scale holds
+// for, and few enough for sums in one chain.
+FUSEC_INLINE int64_t sum_depth(const Mxfp4Weight&) { return MX_GROUP; }
+FUSEC_INLINE int64_t sum_depth(const Fp8Weight& weight) {
+  constexpr int64_t LONGEST_SUM = 256;
+  return weight.group ? weight.group : LONGEST_SUM;
 }
 
 // The scales of row `k` of a panel, for LANES columns from `column`.
@@ -392,16 +396,16 @@ FUSEC_INLINE void fill_quantised_row(const T* source, int64_t k, Activations<Wid
 #define FUSEC_FEW_FLOAT_ROWS (LANES == 16 ? 4 : 2)
 #endif
 constexpr int FEW_FLOAT_ROWS = FUSEC_FEW_FLOAT_ROWS;
+static_assert(FEW_FLOAT_ROWS <= 4, "few_rows_product has no more");
 
 // c[ROWS][PANEL] = a[ROWS][K] * panel `panel`; `a` is a block of fill_quantised_row.
 template <int ROWS, class Weight>
 inline void few_rows_product(const float* a, int64_t pitch, const Weight& weight, int64_t panel,
                              float* c) {
   constexpr int VECTORS = 2, PLACES = 16 / Weight::CODE_BITS, STEP = 2 * PLACES;
-  constexpr int64_t LONGEST_SUM = 256;
   const typename Weight::Words values;
   const int64_t depth = quantised_depth(weight.k);
-  const int64_t longest = min_of(LONGEST_SUM, scale_depth(weight));
+  const int64_t longest = sum_depth(weight);
   for (int column = 0; column < PANEL; column += VECTORS * LANES) {
     const uint16_t* codes = codes_at(weight, panel, 0) + column * 2;
     Vec total[ROWS][VECTORS];
@@ -543,6 +547,7 @@ inline void quantised_product(const Activations<T>* a, int64_t pitch, int64_t ro
 #endif
 #endif
 constexpr int INTEGER_ROWS = FUSEC_INTEGER_ROWS;
+static_assert(INTEGER_ROWS <= 4, "integer_product has no more");
 
 // 32 elements of a row as 16-bit integers times a scale, off by at most 2^-16 of the largest: less
 // than bf16 rounds. An integer is 256 * high + low, so that its products with codes, which are bytes
