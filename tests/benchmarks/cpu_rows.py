@@ -113,7 +113,7 @@ def contestants(
     module: nn.Module, inputs: Tensors, folder: Path, threads: int, *, with_compile: bool
 ) -> dict[str, Callable[[], Tensors]]:
     """What computes `module(*inputs)`, by name."""
-    found = {
+    found: dict[str, Callable[[], Tensors]] = {
         "fusec": compiled(module, inputs, folder, threads),
         "eager": functools.partial(module, *inputs),
     }
