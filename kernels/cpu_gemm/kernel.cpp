@@ -228,6 +228,60 @@ void multiply_rows(const Activations<T>* a, int64_t pitch, int64_t rows, const T
   }
 }
 
+// One or two rows wait for memory, which gives more when a panel is read in several places at once:
+// each chain goes over a part of k of its own, `part` long, of which this is the stretch [0, count).
+constexpr int STREAMS = 4;
+
+template <class T, int ROWS>
+void multiply_streams(const Activations<T>* a, int64_t pitch, const T* panel, int64_t part,
+                      int64_t count, float* c, bool accumulate) {
+  using Step = Step<T>;
+  FUSEC_UNROLL
+  for (int pass = 0; pass < PASSES; ++pass) {
+    const T* b = panel + pass * VECTORS * Step::VECTOR;
+    Vec sum[STREAMS][ROWS][VECTORS];
+    FUSEC_UNROLL
+    for (int stream = 0; stream < STREAMS; ++stream) {
+      FUSEC_UNROLL
+      for (int r = 0; r < ROWS; ++r) sum[stream][r][0] = sum[stream][r][1] = zero();
+    }
+    for (int64_t i = 0; i < count; i += Step::DEPTH, b += Step::SIZE) {
+      FUSEC_UNROLL
+      for (int stream = 0; stream < STREAMS; ++stream) {
+        const T* at = b + stream * part * PANEL;
+        __builtin_prefetch(reinterpret_cast<const char*>(at) + FUSEC_STREAM_AHEAD / STREAMS);
+        if (VECTORS * Step::VECTOR * sizeof(T) > 64) {
+          __builtin_prefetch(reinterpret_cast<const char*>(at) + FUSEC_STREAM_AHEAD / STREAMS + 64);
+        }
+        Step::add(Rows<Activations<T>, ROWS>(a + stream * part + i, pitch), 0, at, sum[stream]);
+      }
+    }
+    FUSEC_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+      FUSEC_UNROLL
+      for (int v = 0; v < VECTORS; ++v) {
+        Vec total = (sum[0][r][v] + sum[1][r][v]) + (sum[2][r][v] + sum[3][r][v]);
+        float* target = c + r * PANEL + (pass * VECTORS + v) * LANES;
+        store(target, accumulate ? load(target) + total : total);
+      }
+    }
+  }
+}
+
+// The product of one or two rows with a panel, but for what is left where k is not a multiple of
+// parts. Returns how much of k was done.
+template <class T>
+int64_t multiply_in_streams(const Activations<T>* a, int64_t pitch, int64_t rows, const T* panel,
+                            int64_t k, float* c, bool accumulate) {
+  int64_t part = k / STREAMS / 32 * 32;
+  for (int64_t begin = 0; begin < part; begin += FUSEC_FEW_ROWS_DEPTH) {
+    int64_t count = min_of<int64_t>(FUSEC_FEW_ROWS_DEPTH, part - begin);
+    auto multiply = rows == 1 ? multiply_streams<T, 1> : multiply_streams<T, 2>;
+    multiply(a + begin, pitch, panel + begin * PANEL, part, count, c, accumulate || begin > 0);
+  }
+  return part * STREAMS;
+}
+
 template <class T>
 void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const T* panel, int64_t k,
                     float* c, const RowsDone& done, bool accumulate) {
@@ -241,7 +295,9 @@ void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const 
   bool is_few = rows <= FEW_ROWS;
   int64_t tiles = ceil_div(rows, TILE);
   int64_t depth = is_few ? FUSEC_FEW_ROWS_DEPTH : FUSEC_VECTOR_DEPTH;
-  for (int64_t begin = 0; begin < k; begin += depth) {
+  int64_t streamed = rows <= 2 ? multiply_in_streams(a, pitch, rows, panel, k, c, accumulate) : 0;
+  if (streamed == k) return done(0, rows);
+  for (int64_t begin = streamed; begin < k; begin += depth) {
     int64_t count = min_of(depth, k - begin);
     const T* stretch = panel + begin * PANEL;
     // Few rows fetch the panel shortly before they need it; many the next stretch, a bit with every

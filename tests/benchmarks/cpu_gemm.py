@@ -1,10 +1,10 @@
 """`linear` of the CPU kernels beside PyTorch's, for shapes, dtypes and numbers of rows.
 
     PYTHONPATH=. python tests/benchmarks/cpu_gemm.py --march sapphirerapids \
-        --variant '' --variant FUSEC_TILE_DEPTH=128,FUSEC_TILE_BLOCK_ROWS=256
+        --variant '' --variant FUSEC_TILE_STRETCH=128,FUSEC_TILE_BLOCK_ROWS=256
 
-Needs numpy, torch and g++.  Builds one library for each `--variant`, a list of definitions of the
-constants that `gemm.h` and `cpu_gemm/kernel.cpp` let be set, and calls all of them and PyTorch in
+Needs torch and g++.  Builds one library for each `--variant`, a list of definitions of the
+constants that `gemm.h`, `planes.h` and `cpu_gemm/kernel.cpp` let be set, and calls all of them and PyTorch in
 turn; prints the least time of each, so that other load on the machine adds nothing.  On one thread
 that is processor time, else wall time.  `prepacked` is PyTorch with a weight that oneDNN reordered.
 """
@@ -154,6 +154,7 @@ def least_seconds(
 
 
 def numbers(text: str) -> list[int]:
+    """Numbers between commas."""
     return [int(part) for part in text.split(",")]
 
 
