@@ -4,9 +4,10 @@
         --variant '' --variant FUSEC_TILE_STRETCH=128,FUSEC_TILE_BLOCK_ROWS=256
 
 Needs torch and g++.  Builds one library for each `--variant`, a list of definitions of the
-constants that `gemm.h`, `planes.h` and `cpu_gemm/kernel.cpp` let be set, and calls all of them and PyTorch in
-turn; prints the least time of each, so that other load on the machine adds nothing.  On one thread
-that is processor time, else wall time.  `prepacked` is PyTorch with a weight that oneDNN reordered.
+constants that `gemm.h`, `planes.h` and `cpu_gemm/kernel.cpp` let be set, and calls all of them and
+PyTorch in turn; prints the least time of each, so that other load on the machine adds nothing.  On
+one thread that is processor time, else wall time.  `prepacked` is PyTorch with a weight that oneDNN
+reordered.
 """
 
 from __future__ import annotations
