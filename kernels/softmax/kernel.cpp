@@ -27,6 +27,9 @@ void softmax(void* const* buffers, const int64_t* p) {
       if (x_step != 1) {
         for (int64_t i = 0; i < n; ++i) row[i] = to_float(a[i * x_step]);
       }
+      // Powers are kept where the result goes, if that is in f32.
+      bool in_place = IS_F32<T> && out_step == 1;
+      float* powers = in_place ? reinterpret_cast<float*>(o) : row;
       auto value = [=](int64_t i, int count) {
         return x_step == 1 ? load_some(a + i, count) : load_some(row + i, count);
       };
@@ -38,7 +41,7 @@ void softmax(void* const* buffers, const int64_t* p) {
       float total = sum_row(n, [=](int64_t i, int count) {
         // NaN makes the sum NaN, and with that the whole row.
         Vec power = exp_below(value(i, count) - set(shift));
-        if (KIND == Kind::SOFTMAX) store_some(row + i, power, count);
+        if (KIND == Kind::SOFTMAX) store_some(powers + i, power, count);
         return count == LANES ? power : select(first_lanes(count), power, zero());
       });
       if (KIND == Kind::LOGSUMEXP) {
@@ -47,7 +50,7 @@ void softmax(void* const* buffers, const int64_t* p) {
       }
       Vec scale = set(1.0f / total), offset = set(logf(total));
       auto result = [=](int64_t i, int count) {
-        if (KIND == Kind::SOFTMAX) return load_some(row + i, count) * scale;
+        if (KIND == Kind::SOFTMAX) return load_some(powers + i, count) * scale;
         return (value(i, count) - set(shift)) - offset;
       };
       if (out_step == 1) {
