@@ -119,14 +119,22 @@ def test_causal_models_leave_nothing_to_onnxruntime(
 
 
 FUSIONS: dict[str, dict[str, int]] = {
-    "llama": {"add_rms_norm": 6, "attention": 3, "silu_mul": 3, "rope": 6, "qk_rope": 3},
-    "qwen3": {"add_rms_norm": 6, "attention": 3, "silu_mul": 3, "qk_norm_rope": 3},
+    "llama": {
+        "add_rms_norm": 6,
+        "attention": 3,
+        "silu_mul": 3,
+        "rope": 6,
+        "qk_rope": 3,
+        "linear_glu": 3,
+    },
+    "qwen3": {"add_rms_norm": 6, "attention": 3, "silu_mul": 3, "qk_norm_rope": 3, "linear_glu": 3},
     "qwen3_moe": {
         "add_rms_norm": 6,
         "attention": 3,
         "silu_mul": 1,
         "moe": 2,
         "qk_norm_rope": 3,
+        "linear_glu": 1,
     },
     "qwen3_next": {
         "add_rms_norm": 8,
@@ -136,6 +144,7 @@ FUSIONS: dict[str, dict[str, int]] = {
         "moe": 3,
         "silu_mul": 4,
         "qk_norm_rope": 1,
+        "linear_glu": 4,
     },
     "kimi_linear": {
         "add_rms_norm": 10,
@@ -144,6 +153,8 @@ FUSIONS: dict[str, dict[str, int]] = {
         "gated_rms_norm": 4,
         "moe": 4,
         "silu_mul": 5,
+        "linear_glu": 5,
+        "linear_epilogue": 4,
     },
     "deepseek_v3": {
         "add_rms_norm": 8,
@@ -153,14 +164,36 @@ FUSIONS: dict[str, dict[str, int]] = {
         "silu_mul": 4,
         "rope": 8,
         "qk_rope": 4,
+        "linear_glu": 4,
+        "linear_epilogue": 3,
     },
     "gpt_oss": {"add_rms_norm": 8, "attention": 4, "moe": 4, "rope": 8, "qk_rope": 4},
     "mixtral": {"add_rms_norm": 6, "attention": 3, "moe": 3, "rope": 6, "qk_rope": 3},
-    "gemma3": {"add_rms_norm": 8, "attention": 4, "gelu_mul": 4, "qk_norm_rope": 4},
-    "phi3": {"add_rms_norm": 6, "attention": 3, "silu_mul": 3, "rope": 6, "qk_rope": 3},
-    "bert": {"attention": 3},
-    "modernbert": {"attention": 4, "gelu_mul": 4, "rope": 8, "qk_rope": 4},
-    "vit": {"attention": 3},
+    "gemma3": {
+        "add_rms_norm": 8,
+        "attention": 4,
+        "gelu_mul": 4,
+        "qk_norm_rope": 4,
+        "linear_glu": 4,
+    },
+    "phi3": {
+        "add_rms_norm": 6,
+        "attention": 3,
+        "silu_mul": 3,
+        "rope": 6,
+        "qk_rope": 3,
+        "linear_glu": 3,
+    },
+    "bert": {"attention": 3, "linear_epilogue": 9},
+    "modernbert": {
+        "attention": 4,
+        "gelu_mul": 4,
+        "rope": 8,
+        "qk_rope": 4,
+        "linear_glu": 4,
+        "linear_epilogue": 8,
+    },
+    "vit": {"attention": 3, "linear_epilogue": 9},
 }
 """What fires, by model; merged weights are looked at in the tests of their passes."""
 
