@@ -32,11 +32,13 @@ struct MoeParams {
 
 // ---- the weights of one product: panels of all experts, numbered through ----
 //
-// Each says what the rows that it is multiplied with are, and multiplies them.
+// Each says what the rows that it is multiplied with are, and multiplies them. Up to FEW_ROWS are
+// multiplied as integers.
 
 template <class T>
 struct PlainWeight {
   using Row = Activations<T>;
+  static constexpr int64_t FEW_ROWS = 0;
   const T* panels;
   int64_t k;
 
@@ -45,11 +47,16 @@ struct PlainWeight {
   void multiply(const Row* rows, int64_t row_pitch, int64_t count, int64_t panel, float* c) const {
     panel_product(rows, row_pitch, count, panels + panel * panel_size<T>(k), padded_depth<T>(k), c);
   }
+
+  int64_t groups() const { return 0; }
+  bool fill_integers(const Row*, IntegerGroup*) const { return false; }
+  void multiply_integers(const IntegerGroup*, int64_t, int64_t, float*) const {}
 };
 
 template <class T, class Codes>
 struct QuantisedWeight {
   using Row = Activations<Wide<T>>;
+  static constexpr int64_t FEW_ROWS = FEW_AS_INTEGERS<T, Codes> ? INTEGER_ROWS : 0;
   Codes codes;
 
   int64_t pitch() const { return quantised_pitch<T>(codes.k); }
@@ -57,11 +64,20 @@ struct QuantisedWeight {
   void multiply(const Row* rows, int64_t row_pitch, int64_t count, int64_t panel, float* c) const {
     quantised_product<Wide<T>>(rows, row_pitch, count, codes, panel, c);
   }
+
+  int64_t groups() const { return quantised_depth(codes.k) / MX_GROUP; }
+  bool fill_integers(const Row* row, IntegerGroup* target) const {
+    return fill_integer_row(row, quantised_depth(codes.k), target);
+  }
+  void multiply_integers(const IntegerGroup* rows, int64_t count, int64_t panel, float* c) const {
+    if constexpr (FEW_ROWS > 0) integer_product(rows, groups(), count, codes, panel, c);
+  }
 };
 
-// A stretch of sorted rows with one expert, at most TILE_ROWS long.
+// A stretch of sorted rows with one expert, at most TILE_ROWS long. Those of few rows are numbered
+// in `few`.
 struct Block {
-  int64_t expert, row, rows;
+  int64_t expert, row, rows, few;
 };
 
 // The rows of some tokens in the order of their experts; within one they keep that of the tokens.
@@ -74,7 +90,49 @@ struct SortedRows {
   Scratch<int64_t> token;        // of each row
   Scratch<float> weight;         // of each row
   Scratch<Block> blocks;
-  int64_t block_count = 0;
+  int64_t block_count = 0, few_count = 0;
+};
+
+// The rows of blocks of few, as integers.
+template <class Weight>
+class FewRows {
+ public:
+  // `row_at(row, scratch)` gives a row as the weight takes it, perhaps in the scratch memory.
+  template <class RowAt>
+  FewRows(const Weight& weight, const SortedRows& sorted, const RowAt& row_at)
+      : weight_(weight), groups_(weight.groups()),
+        rows_(sorted.few_count * Weight::FEW_ROWS * groups_), usable_(sorted.few_count) {
+    if (sorted.few_count == 0) return;
+    parallel_for(sorted.block_count, 1, [&](int64_t begin, int64_t end, int) {
+      Scratch<typename Weight::Row> scratch(weight.pitch());
+      for (int64_t b = begin; b < end; ++b) {
+        const Block& block = sorted.blocks[b];
+        if (!is_few(block)) continue;
+        usable_[block.few] = true;
+        for (int64_t i = 0; i < block.rows; ++i) {
+          usable_[block.few] &= weight.fill_integers(row_at(block.row + i, scratch), row(block, i));
+        }
+      }
+    });
+  }
+
+  // c = the block's rows * panel; false if they cannot be taken as integers.
+  bool multiply(const Block& block, int64_t panel, float* c) const {
+    if (!is_few(block) || !usable_[block.few]) return false;
+    weight_.multiply_integers(row(block, 0), block.rows, panel, c);
+    return true;
+  }
+
+ private:
+  static bool is_few(const Block& block) { return block.rows <= Weight::FEW_ROWS; }
+  IntegerGroup* row(const Block& block, int64_t i) const {
+    return rows_ + (block.few * Weight::FEW_ROWS + i) * groups_;
+  }
+
+  const Weight& weight_;
+  int64_t groups_;
+  Scratch<IntegerGroup> rows_;
+  Scratch<bool> usable_;
 };
 
 template <class T, class Weight>
@@ -139,7 +197,8 @@ class Moe {
       int64_t parts = ceil_div(rows, TILE_ROWS);
       for (int64_t part = 0; part < parts; ++part) {
         int64_t from = rows * part / parts, to = rows * (part + 1) / parts;
-        sorted.blocks[sorted.block_count++] = {expert, begin[expert] + from, to - from};
+        int64_t few = to - from <= Weight::FEW_ROWS ? sorted.few_count++ : 0;
+        sorted.blocks[sorted.block_count++] = {expert, begin[expert] + from, to - from, few};
       }
     }
     memcpy(sorted.next, begin, static_cast<size_t>(p_.experts) * sizeof(int64_t));
@@ -193,6 +252,14 @@ class Moe {
     int64_t task_panels = panels_per_task(panels, sorted.block_count);
     int64_t groups = ceil_div(panels, task_panels);
     int64_t pitch = gate_up_.pitch(), held_pitch = down_.pitch();
+    auto fill = [&](int64_t row, Row* target) {
+      gate_up_.fill(x_ + sorted.token[row] * p_.x_stride, target);
+      return target;
+    };
+    FewRows<Weight> few(gate_up_, sorted, fill);
+    auto multiply = [&](const Block& block, const Row* rows, int64_t panel, float* c) {
+      if (!few.multiply(block, panel, c)) gate_up_.multiply(rows, pitch, block.rows, panel, c);
+    };
     parallel_for(sorted.block_count * groups, 1, [&](int64_t begin, int64_t end, int) {
       Scratch<Row> rows(TILE_ROWS * pitch);
       alignas(64) float gate[TILE_ROWS * PANEL], up[TILE_ROWS * PANEL];
@@ -202,16 +269,14 @@ class Moe {
         const Block& block = sorted.blocks[task / groups];
         if (filled != task / groups) {
           filled = task / groups;
-          for (int64_t i = 0; i < block.rows; ++i) {
-            gate_up_.fill(x_ + sorted.token[block.row + i] * p_.x_stride, rows + i * pitch);
-          }
+          for (int64_t i = 0; i < block.rows; ++i) fill(block.row + i, rows + i * pitch);
         }
         int64_t first = task % groups * task_panels;
         int64_t last = min_of(panels, first + task_panels);
         for (int64_t panel = first; panel < last; ++panel) {
           int64_t number = (block.expert * panels + panel) * parts;
-          gate_up_.multiply(rows, pitch, block.rows, number, gate);
-          if (p_.gated) gate_up_.multiply(rows, pitch, block.rows, number + 1, up);
+          multiply(block, rows, number, gate);
+          if (p_.gated) multiply(block, rows, number + 1, up);
           gate_up_bias(block.expert, panel * PANEL, gate_bias, up_bias);
           for (int64_t i = 0; i < block.rows; ++i) {
             Row* target = held + (block.row + i) * held_pitch + panel * PANEL;
@@ -238,6 +303,8 @@ class Moe {
                 const Row* held) const {
     int64_t panels = ceil_div(p_.hidden, PANEL), held_pitch = down_.pitch();
     int64_t task_panels = panels_per_task(panels, 1), pitch = task_panels * PANEL;
+    auto row_at = [&](int64_t row, Row*) { return held + row * held_pitch; };
+    FewRows<Weight> few(down_, sorted, row_at);
     parallel_for(ceil_div(panels, task_panels), 1, [&](int64_t begin, int64_t end, int) {
       Scratch<float> sums(tokens * pitch);
       alignas(64) float c[TILE_ROWS * PANEL], bias[PANEL];
@@ -247,8 +314,10 @@ class Moe {
         for (int64_t b = 0; b < sorted.block_count; ++b) {
           const Block& block = sorted.blocks[b];
           for (int64_t panel = first; panel < last; ++panel) {
-            down_.multiply(held + block.row * held_pitch, held_pitch, block.rows,
-                           block.expert * panels + panel, c);
+            int64_t number = block.expert * panels + panel;
+            if (!few.multiply(block, number, c)) {
+              down_.multiply(row_at(block.row, nullptr), held_pitch, block.rows, number, c);
+            }
             down_bias(block.expert, panel * PANEL, bias);
             float* column = sums + (panel - first) * PANEL;
             for (int64_t i = 0; i < block.rows; ++i) {
