@@ -5,8 +5,8 @@
 Needs numpy, torch, transformers, networkx and g++.  Calls the kernels and PyTorch in turn and
 prints the least time of each, so that other load on the machine adds nothing: on one thread
 processor time, else wall time.  PyTorch has the values of the 4-bit weights in the dtype of the
-tokens; `loop` goes through the experts one by one, `grouped` uses `torch._grouped_mm`.  `error` is the root mean
-square error of the first tokens against f64, relative to the result.
+tokens; `loop` goes through the experts one by one, `grouped` uses `torch._grouped_mm`.  `error` is
+the root mean square error of the first tokens against f64, relative to the result.
 """
 
 from __future__ import annotations
