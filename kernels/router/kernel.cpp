@@ -37,34 +37,21 @@ void softmax_row(float* row, int64_t n) {
 // Puts the indices of the `count` largest of row into `chosen`, in order; overwrites their keys.
 void largest(uint64_t* keys, int64_t n, int64_t count, int64_t* chosen) {
   for (int64_t slot = 0; slot < count; ++slot) {
+    // The largest key is found in vectors, and then where it is first.
+    uint64_t key = 0;
+    for (int64_t i = 0; i < n; ++i) key = max_of(key, keys[i]);
     int64_t best = 0;
-    for (int64_t i = 1; i < n; ++i) {
-      if (keys[i] > keys[best]) best = i;
-    }
+    while (keys[best] != key) ++best;
     chosen[slot] = best;
     keys[best] = 0;  // below every key
   }
-}
-
-// The sum of the two largest of a group.
-float two_largest(const float* choice, int64_t n) {
-  int64_t first = order_key(choice[1]) > order_key(choice[0]), second = 1 - first;
-  for (int64_t i = 2; i < n; ++i) {
-    if (order_key(choice[i]) > order_key(choice[first])) {
-      second = first;
-      first = i;
-    } else if (order_key(choice[i]) > order_key(choice[second])) {
-      second = i;
-    }
-  }
-  return choice[first] + choice[second];
 }
 
 class Router {
  public:
   Router(const RouterParams& params, const float* bias)
       : p_(params), bias_(bias), scores_(params.experts), choice_(params.experts),
-        keys_(params.experts), chosen_(params.experts) {}
+        keys_(params.experts), group_keys_(params.groups), chosen_(params.experts) {}
 
   float* logits() const { return scores_; }
   const int64_t* chosen() const { return chosen_; }
@@ -100,9 +87,12 @@ class Router {
   void drop_groups() {
     int64_t size = p_.experts / p_.groups;
     for (int64_t group = 0; group < p_.groups; ++group) {
-      keys_[group] = order_key(two_largest(choice_ + group * size, size));
+      const float* choice = choice_ + group * size;
+      for (int64_t i = 0; i < size; ++i) keys_[i] = order_key(choice[i]);
+      largest(keys_, size, 2, chosen_);
+      group_keys_[group] = order_key(choice[chosen_[0]] + choice[chosen_[1]]);
     }
-    largest(keys_, p_.groups, p_.groups_kept, chosen_);
+    largest(group_keys_, p_.groups, p_.groups_kept, chosen_);
     for (int64_t group = 0; group < p_.groups; ++group) {
       bool stays = false;
       for (int64_t i = 0; i < p_.groups_kept; ++i) stays |= chosen_[i] == group;
@@ -113,7 +103,7 @@ class Router {
   const RouterParams& p_;
   const float* bias_;
   Scratch<float> scores_, choice_;
-  Scratch<uint64_t> keys_;
+  Scratch<uint64_t> keys_, group_keys_;
   Scratch<int64_t> chosen_;
 };
 
