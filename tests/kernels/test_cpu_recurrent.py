@@ -78,7 +78,7 @@ def test_gated_delta_rule(
         k = encode(decode(k, dtype) / np.sqrt(depth), dtype)
     v = random(rng, (batch, steps, heads, value_depth), dtype)
     gate_shape = (batch, steps, heads, depth) if per_channel else (batch, steps, heads)
-    gate = encode(-rng.random(gate_shape) ** 4 * 8, "f32")
+    gate = encode(-(rng.random(gate_shape) ** 4) * 8, "f32")
     gate[:, steps // 2 : steps // 2 + 1, 1] = -np.inf  # forgets everything
     beta = encode(rng.random((batch, steps, heads)), dtype)
     scale = depth**-0.5
