@@ -4,31 +4,11 @@
 namespace fusec {
 namespace {
 
-enum Mxfp4LinearParam {
-  SIZES = 0,
-  X_STRIDES = 4,
-  OUT_STRIDES = 8,
-  N = 12,
-  K,
-  HAS_BIAS,
-};
-
 template <class T, class Out = T>
 void mxfp4_linear(void* const* buffers, const int64_t* params) {
-  const T* x = static_cast<const T*>(buffers[0]);
-  const int64_t k = params[K];
   const Mxfp4Weight weight{static_cast<const uint16_t*>(buffers[1]),
-                           static_cast<const uint8_t*>(buffers[2]), k};
-  const T* bias = params[HAS_BIAS] ? static_cast<const T*>(buffers[3]) : nullptr;
-  const Outer outer{params + SIZES};
-  const Epilogue<T, Out> epilogue{outer, static_cast<Out*>(buffers[bias ? 4 : 3]),
-                                  params + OUT_STRIDES, bias};
-  quantised_gemm<T>(
-      outer.rows(), params[N], weight,
-      [=](int64_t row, auto* target) {
-        fill_quantised_row(x + outer.offset(row, params + X_STRIDES), k, target);
-      },
-      epilogue);
+                           static_cast<const uint8_t*>(buffers[2]), params[QUANTISED_K]};
+  quantised_linear<T, Out>(buffers, params, weight, params[QUANTISED_OWN] != 0);
 }
 
 }  // namespace

@@ -914,4 +914,34 @@ inline void quantised_gemm(int64_t m, int64_t n, const Weight& weight, const Fil
   });
 }
 
+// ---- the linears ----
+
+// params of mxfp4_linear and fp8_linear; each has more behind these.
+enum QuantisedLinearParam {
+  QUANTISED_SIZES = 0,
+  QUANTISED_X_STRIDES = 4,
+  QUANTISED_OUT_STRIDES = 8,
+  QUANTISED_N = 12,
+  QUANTISED_K,
+  QUANTISED_OWN,
+};
+
+// out = x * weight^T + bias; buffers: x, codes, scales, [bias], out.
+template <class T, class Out, class Weight>
+inline void quantised_linear(void* const* buffers, const int64_t* params, const Weight& weight,
+                             bool has_bias) {
+  const T* x = static_cast<const T*>(buffers[0]);
+  const T* bias = has_bias ? static_cast<const T*>(buffers[3]) : nullptr;
+  const int64_t k = params[QUANTISED_K];
+  const Outer outer{params + QUANTISED_SIZES};
+  const Epilogue<T, Out> epilogue{outer, static_cast<Out*>(buffers[has_bias ? 4 : 3]),
+                                  params + QUANTISED_OUT_STRIDES, bias};
+  quantised_gemm<T>(
+      outer.rows(), params[QUANTISED_N], weight,
+      [=](int64_t row, auto* target) {
+        fill_quantised_row(x + outer.offset(row, params + QUANTISED_X_STRIDES), k, target);
+      },
+      epilogue);
+}
+
 }  // namespace fusec
