@@ -81,6 +81,42 @@ FUSEC_INLINE Vec odd_words(IntVec words) {
 }
 #endif
 
+// Sixteen words that are looked up; the first is 0, which the upper bytes of an index read on AVX2.
+struct WordTable {
+#if FUSEC_AVX512
+  IntVec table;
+
+  template <class Word>
+  explicit FUSEC_INLINE WordTable(const Word& word) {
+    alignas(64) uint16_t words[32];
+    for (int i = 0; i < 32; ++i) words[i] = static_cast<uint16_t>(word(i & 15));
+    table = _mm512_load_si512(words);
+  }
+  // By the lowest four bits of every word.
+  FUSEC_INLINE IntVec operator()(IntVec index) const {
+    return _mm512_permutexvar_epi16(index, table);
+  }
+#else
+  IntVec low, high;
+
+  template <class Word>
+  explicit FUSEC_INLINE WordTable(const Word& word) {
+    alignas(32) uint8_t lows[32], highs[32];
+    for (int i = 0; i < 32; ++i) {
+      lows[i] = static_cast<uint8_t>(word(i & 15) & 0xff);
+      highs[i] = static_cast<uint8_t>(word(i & 15) >> 8);
+    }
+    low = _mm256_load_si256(reinterpret_cast<const __m256i*>(lows));
+    high = _mm256_load_si256(reinterpret_cast<const __m256i*>(highs));
+  }
+  // By the lowest four bits of every word, where those from the eighth on are 0.
+  FUSEC_INLINE IntVec operator()(IntVec index) const {
+    return _mm256_or_si256(_mm256_shuffle_epi8(low, index),
+                           _mm256_slli_epi16(_mm256_shuffle_epi8(high, index), 8));
+  }
+#endif
+};
+
 // ---- e2m1 ----
 
 // The values 0, 0.5, 1, 1.5, 2, 3, 4, 6 as bf16 times 2^RAISED_BY, and the same with a sign; both zeros
@@ -94,37 +130,17 @@ struct E2m1Words {
     return bits && code >= 8 ? bits + 0x8000 : bits;
   }
 
-#if FUSEC_AVX512
-  IntVec table;
-  FUSEC_INLINE E2m1Words() {
-    alignas(64) uint16_t words[32];
-    for (int i = 0; i < 32; ++i) words[i] = static_cast<uint16_t>(word(i & 15));
-    table = _mm512_load_si512(words);
-  }
+  WordTable table{[](int i) { return word(i); }};
+
   // The values of nibble `place` of every word.
   FUSEC_INLINE IntVec operator()(IntVec codes, int place) const {
-    IntVec index = _mm512_srli_epi16(codes, static_cast<unsigned>(4 * place));
-    // The permutation takes five bits: the table holds the values twice.
-    return _mm512_permutexvar_epi16(index, table);
-  }
+#if FUSEC_AVX512
+    // The table takes five bits, and repeats: what is above the nibble need not go.
+    return table(_mm512_srli_epi16(codes, static_cast<unsigned>(4 * place)));
 #else
-  IntVec low, high;
-  FUSEC_INLINE E2m1Words() {
-    alignas(32) uint8_t lows[32], highs[32];
-    for (int i = 0; i < 32; ++i) {
-      lows[i] = static_cast<uint8_t>(word(i & 15) & 0xff);
-      highs[i] = static_cast<uint8_t>(word(i & 15) >> 8);
-    }
-    low = _mm256_load_si256(reinterpret_cast<const __m256i*>(lows));
-    high = _mm256_load_si256(reinterpret_cast<const __m256i*>(highs));
-  }
-  FUSEC_INLINE IntVec operator()(IntVec codes, int place) const {
-    IntVec index = _mm256_and_si256(_mm256_srli_epi16(codes, 4 * place), _mm256_set1_epi16(15));
-    // The upper byte of the index is 0, and so is what the tables have there.
-    return _mm256_or_si256(_mm256_shuffle_epi8(low, index),
-                           _mm256_slli_epi16(_mm256_shuffle_epi8(high, index), 8));
-  }
+    return table(_mm256_and_si256(_mm256_srli_epi16(codes, 4 * place), _mm256_set1_epi16(15)));
 #endif
+  }
 };
 
 // The scales 2^(byte - 127) of LANES columns, exactly; byte 255 is NaN.
@@ -258,49 +274,31 @@ struct E4m3Words {
   }
   static constexpr int BIAS = (127 - 7) << 7, QUIET = 0x7fc0;
 
-#if FUSEC_AVX512
-  IntVec table;
-  FUSEC_INLINE E4m3Words() {
-    alignas(64) uint16_t words[32];
-    for (int i = 0; i < 32; ++i) words[i] = static_cast<uint16_t>(below(i & 7));
-    table = _mm512_load_si512(words);
-  }
+  WordTable table{[](int i) { return below(i & 7); }};
+
   FUSEC_INLINE IntVec operator()(IntVec codes, int place) const {
+#if FUSEC_AVX512
     const IntVec code = place ? _mm512_srli_epi16(codes, 8) : codes;
     const IntVec magnitude = _mm512_and_si512(code, set_words(0x7f));
     IntVec value = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), set_words(BIAS));
     const __mmask32 small = _mm512_testn_epi16_mask(magnitude, set_words(0x78));
-    value = _mm512_mask_permutexvar_epi16(value, small, magnitude, table);
+    value = _mm512_mask_mov_epi16(value, small, table(magnitude));
     const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, set_words(0x7f));
     value = _mm512_mask_mov_epi16(value, nan, set_words(QUIET));
     const IntVec sign = _mm512_and_si512(_mm512_slli_epi16(code, 8), set_words(0x8000));
     return _mm512_or_si512(value, sign);
-  }
 #else
-  IntVec low, high;
-  FUSEC_INLINE E4m3Words() {
-    alignas(32) uint8_t lows[32], highs[32];
-    for (int i = 0; i < 32; ++i) {
-      lows[i] = static_cast<uint8_t>(below(i & 7) & 0xff);
-      highs[i] = static_cast<uint8_t>(below(i & 7) >> 8);
-    }
-    low = _mm256_load_si256(reinterpret_cast<const __m256i*>(lows));
-    high = _mm256_load_si256(reinterpret_cast<const __m256i*>(highs));
-  }
-  FUSEC_INLINE IntVec operator()(IntVec codes, int place) const {
     const IntVec code = place ? _mm256_srli_epi16(codes, 8) : codes;
     const IntVec magnitude = _mm256_and_si256(code, set_words(0x7f));
     const IntVec normal = _mm256_add_epi16(_mm256_slli_epi16(magnitude, 4), set_words(BIAS));
-    const IntVec small = _mm256_or_si256(
-        _mm256_shuffle_epi8(low, magnitude),
-        _mm256_slli_epi16(_mm256_shuffle_epi8(high, magnitude), 8));
-    IntVec value = _mm256_blendv_epi8(small, normal, _mm256_cmpgt_epi16(magnitude, set_words(7)));
+    const IntVec is_normal = _mm256_cmpgt_epi16(magnitude, set_words(7));
+    IntVec value = _mm256_blendv_epi8(table(magnitude), normal, is_normal);
     const IntVec nan = _mm256_cmpeq_epi16(magnitude, set_words(0x7f));
     value = _mm256_blendv_epi8(value, set_words(QUIET), nan);
     const IntVec sign = _mm256_and_si256(_mm256_slli_epi16(code, 8), set_words(0x8000));
     return _mm256_or_si256(value, sign);
-  }
 #endif
+  }
 };
 
 // Rows [begin, begin + count) of a panel, without their scales; both are multiples of 32.
