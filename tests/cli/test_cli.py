@@ -143,7 +143,7 @@ def test_inspect_for_people(fusec: Fusec, artifact: Path) -> None:
     shown = fusec("inspect", artifact, "--kernels", "--decisions").out
     assert "x: f32[batch, 48]" in shown
     assert "residual  nothing" in shown
-    assert "linear.cpp" in shown
+    assert "linear_glu.cpp" in shown
     assert "add_rms_norm: 1 of 1 fired" in shown
     assert fusec("inspect", artifact, "--graph").out.startswith("graph @")
 
