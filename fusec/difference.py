@@ -73,7 +73,7 @@ def _target(a: Document, b: Document, disabled: set[str]) -> Document:
         "kernels": _kernels(a["kernels"], b["kernels"], b["family"]),
         "module": _module(a, b),
         "layers": _layers(a.get("layers", ()), b.get("layers", ())),
-        "residual": _residual(a["residual"], b["residual"]),
+        "residual": _gone_and_new(a["residual"], b["residual"], ("op", "node", "reason")),
         "memory": _changed(a["memory"], b["memory"]),
     }
     for name in ("arch", "features", "launches"):
@@ -126,18 +126,17 @@ def _fusions(a: Sequence[Row], b: Sequence[Row], disabled: set[str]) -> list[Doc
 
 def _refusals(a: Sequence[Row], b: Sequence[Row]) -> Document:
     """Refusals that are new in `b`, and those that are gone."""
-    keys = [
-        [
-            (row["fusion"], row["site"], row["code"], row["reason"])
-            for row in _with_status(decisions, "refused")
-        ]
-        for decisions in (a, b)
-    ]
-    names = ("fusion", "site", "code", "reason")
-    gone, new = (
-        [dict(zip(names, key, strict=True)) for key in each] for each in _lost_and_gained(*keys)
-    )
-    return {name: each for name, each in (("gone", gone), ("new", new)) if each}
+    members = ("fusion", "site", "code", "reason")
+    return _gone_and_new(_with_status(a, "refused"), _with_status(b, "refused"), members)
+
+
+def _gone_and_new(a: Iterable[Row], b: Iterable[Row], members: tuple[str, ...]) -> Document:
+    """The rows that only one of both has, told apart by some of their members."""
+    keys = ([tuple(row[name] for name in members) for row in rows] for rows in (a, b))
+    found = zip(("gone", "new"), _lost_and_gained(*keys), strict=True)
+    return {
+        word: [dict(zip(members, key, strict=True)) for key in each] for word, each in found if each
+    }
 
 
 # --- kernels, launches, memory --------------------------------------------------------------
@@ -190,15 +189,6 @@ def _layers(a: Iterable[Row], b: Iterable[Row]) -> list[Document]:
         {"layer": layer, "launches": [before or 0, after or 0]}
         for layer, (before, after) in _changed(*launches).items()
     ]
-
-
-def _residual(a: Iterable[Row], b: Iterable[Row]) -> Document:
-    keys = [[(item["op"], item["node"], item["reason"]) for item in items] for items in (a, b)]
-    names = ("op", "node", "reason")
-    gone, new = (
-        [dict(zip(names, key, strict=True)) for key in each] for each in _lost_and_gained(*keys)
-    )
-    return {name: each for name, each in (("gone", gone), ("new", new)) if each}
 
 
 def _operations(a: Artifact, b: Artifact) -> list[Document]:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from fusec.diagnostics import DeviceError, InputError
-from fusec.runtime.errors import ChecksumError, CodeError, TargetError
+from fusec.runtime.errors import ChecksumError, CodeError
 
 CORE_SYMBOLS = (
     "fusec_crc32",
@@ -276,17 +276,6 @@ def load_module(code: memoryview, sha256: str, at: str) -> Module:
                 raise ChecksumError("the module is not the one that was written", at=at)
             _modules[sha256] = _load(copy, at)
         return _modules[sha256]
-
-
-def request_tiles(at: str) -> None:
-    """Ask the kernel for AMX's tile registers, which a process has only on request.
-
-    Raises:
-        TargetError: it refuses.
-    """
-    refusal = _request_tiles()
-    if refusal is not None:
-        raise TargetError(f"the system gives no access to AMX: {refusal}", at=at)
 
 
 def check_threads(threads: int | None) -> None:

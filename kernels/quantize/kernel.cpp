@@ -6,18 +6,11 @@ namespace {
 
 // A maker of rows that are there: see quantise_rows.h.
 template <class T>
-class GivenRows {
+class GivenRows : public ParamRows<4, 8, 2> {
  public:
-  enum { SIZES = 0, X = 4, N = 8, COUNT };
+  enum { X = 4, COUNT = N + 1 };
 
-  GivenRows(Operands& operands, const int64_t* params) : p_(params), x_(operands.take<T>()) {}
-
-  FUSEC_INLINE Outer outer() const { return {p_ + SIZES}; }
-  FUSEC_INLINE const int64_t* out_strides() const { return p_ + X; }
-  FUSEC_INLINE int64_t count() const { return outer().rows(); }
-  FUSEC_INLINE int64_t length() const { return p_[N]; }
-  FUSEC_INLINE int64_t work() const { return 2 * p_[N]; }
-  FUSEC_INLINE void finish(Operands&) {}
+  GivenRows(Operands& operands, const int64_t* params) : ParamRows(params), x_(operands.take<T>()) {}
 
   template <class Take>
   FUSEC_INLINE void make(int64_t row, float*, const Take& take) const {
@@ -26,7 +19,6 @@ class GivenRows {
   }
 
  private:
-  const int64_t* p_;
   const T* x_;
 };
 

@@ -15,21 +15,14 @@ FUSEC_INLINE float inverse_rms(float sum_of_squares, int64_t n, float eps) {
 
 // Row a is multiplied by 1 over its root mean square and by the weight.
 template <class T>
-class NormRows {
+class NormRows : public ParamRows<8, 12, 1> {
  public:
-  enum { SIZES = 0, X = 4, OUT = 8, N = 12, EPS, WEIGHT, WEIGHT_OFFSET, COUNT };
+  enum { X = 4, EPS = N + 1, WEIGHT, WEIGHT_OFFSET, COUNT };
 
   NormRows(Operands& operands, const int64_t* params)
-      : p_(params),
+      : ParamRows(params),
         x_(operands.take<T>()),
         weight_(operands, params[WEIGHT], params[WEIGHT_OFFSET], params[N]) {}
-
-  FUSEC_INLINE Outer outer() const { return {p_ + SIZES}; }
-  FUSEC_INLINE const int64_t* out_strides() const { return p_ + OUT; }
-  FUSEC_INLINE int64_t count() const { return outer().rows(); }
-  FUSEC_INLINE int64_t length() const { return p_[N]; }
-  FUSEC_INLINE int64_t work() const { return p_[N]; }
-  FUSEC_INLINE void finish(Operands&) {}
 
   template <class Take>
   FUSEC_INLINE void make(int64_t row, float*, const Take& take) const {
@@ -43,29 +36,22 @@ class NormRows {
   }
 
  private:
-  const int64_t* p_;
   const T* x_;
   WideWeight<T> weight_;
 };
 
 // The same for the sum of two rows, which is a result, too.
 template <class T>
-class SumNormRows {
+class SumNormRows : public ParamRows<12, 20, 2> {
  public:
-  enum { SIZES = 0, X = 4, RESIDUAL = 8, OUT = 12, SUM = 16, N = 20, EPS, WEIGHT, WEIGHT_OFFSET,
-         COUNT };
+  enum { X = 4, RESIDUAL = 8, SUM = 16, EPS = N + 1, WEIGHT, WEIGHT_OFFSET, COUNT };
 
   SumNormRows(Operands& operands, const int64_t* params)
-      : p_(params),
+      : ParamRows(params),
         x_(operands.take<T>()),
         residual_(operands.take<T>()),
         weight_(operands, params[WEIGHT], params[WEIGHT_OFFSET], params[N]) {}
 
-  FUSEC_INLINE Outer outer() const { return {p_ + SIZES}; }
-  FUSEC_INLINE const int64_t* out_strides() const { return p_ + OUT; }
-  FUSEC_INLINE int64_t count() const { return outer().rows(); }
-  FUSEC_INLINE int64_t length() const { return p_[N]; }
-  FUSEC_INLINE int64_t work() const { return 2 * p_[N]; }
   FUSEC_INLINE void finish(Operands& operands) { sum_ = operands.take<T>(); }
 
   template <class Take>
@@ -88,7 +74,6 @@ class SumNormRows {
   }
 
  private:
-  const int64_t* p_;
   const T* x_;
   const T* residual_;
   T* sum_ = nullptr;
@@ -97,24 +82,16 @@ class SumNormRows {
 
 // A norm, and a gate before or after it.
 template <class T>
-class GatedNormRows {
+class GatedNormRows : public ParamRows<12, 16, 8> {
  public:
-  enum { SIZES = 0, X = 4, GATE = 8, OUT = 12, N = 16, EPS, WEIGHT, WEIGHT_OFFSET, ACTIVATION,
-         NORM_BEFORE_GATE, COUNT };
+  enum { X = 4, GATE = 8, EPS = N + 1, WEIGHT, WEIGHT_OFFSET, ACTIVATION, NORM_BEFORE_GATE, COUNT };
 
   GatedNormRows(Operands& operands, const int64_t* params)
-      : p_(params),
+      : ParamRows(params),
         x_(operands.take<T>()),
         weight_(operands, params[WEIGHT], params[WEIGHT_OFFSET], params[N]),
         gate_(operands.take<T>()),
         activated_{params[ACTIVATION]} {}
-
-  FUSEC_INLINE Outer outer() const { return {p_ + SIZES}; }
-  FUSEC_INLINE const int64_t* out_strides() const { return p_ + OUT; }
-  FUSEC_INLINE int64_t count() const { return outer().rows(); }
-  FUSEC_INLINE int64_t length() const { return p_[N]; }
-  FUSEC_INLINE int64_t work() const { return 8 * p_[N]; }
-  FUSEC_INLINE void finish(Operands&) {}
 
   template <class Take>
   FUSEC_INLINE void make(int64_t row, float* scratch, const Take& take) const {
@@ -152,7 +129,6 @@ class GatedNormRows {
   }
 
  private:
-  const int64_t* p_;
   const T* x_;
   WideWeight<T> weight_;
   const T* gate_;

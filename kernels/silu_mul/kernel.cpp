@@ -16,23 +16,15 @@ __attribute__((noinline)) Vec load_steps(const T* p, int64_t step, int count) {
 
 // A maker of rows: see quantise_rows.h.
 template <class T>
-class GatedRows {
+class GatedRows : public ParamRows<12, 16, 8> {
  public:
-  enum { SIZES = 0, GATE = 4, UP = 8, OUT = 12, N = 16, GATE_STEP, UP_STEP, ACTIVATION, ALPHA,
-         LIMIT, COUNT };
+  enum { GATE = 4, UP = 8, GATE_STEP = N + 1, UP_STEP, ACTIVATION, ALPHA, LIMIT, COUNT };
 
   GatedRows(Operands& operands, const int64_t* params)
-      : p_(params),
+      : ParamRows(params),
         gate_(operands.take<T>()),
         up_(operands.take<T>()),
         activated_{params[ACTIVATION]} {}
-
-  FUSEC_INLINE Outer outer() const { return {p_ + SIZES}; }
-  FUSEC_INLINE const int64_t* out_strides() const { return p_ + OUT; }
-  FUSEC_INLINE int64_t count() const { return outer().rows(); }
-  FUSEC_INLINE int64_t length() const { return p_[N]; }
-  FUSEC_INLINE int64_t work() const { return 8 * p_[N]; }
-  FUSEC_INLINE void finish(Operands&) {}
 
   template <class Take>
   FUSEC_INLINE void make(int64_t row, float*, const Take& take) const {
@@ -65,7 +57,6 @@ class GatedRows {
   }
 
  private:
-  const int64_t* p_;
   const T* gate_;
   const T* up_;
   AnyActivation activated_;

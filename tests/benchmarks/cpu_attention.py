@@ -34,7 +34,7 @@ from fusec.kernels.cpu import CORE_SOURCES
 from fusec.kernels.launch import Call, Storage
 from fusec.kernels.registry import choose
 from fusec.link.toolchain import find_toolchain
-from fusec.runtime.cpu import host_features, request_tiles
+from fusec.runtime.cpu import host_features, why_not
 from fusec.target import CPU_ARCHES, Target, best_cpu_arch
 
 Tensors = tuple[torch.Tensor, ...]
@@ -280,8 +280,8 @@ def built(target: Target, folder: Path) -> ctypes.CDLL:
     exports, library = folder / "exports", folder / "kernels.so"
     exports.write_text("{ global: fusec_*; local: *; };\n")
     subprocess.run(toolchain.link_command(objects, exports, library), check=True)
-    if "amx_tile" in target.features:
-        request_tiles(str(library))
+    if (reason := why_not(target.features)) is not None:
+        raise SystemExit(f"error: {target.name}: {reason}")
     return ctypes.CDLL(str(library))
 
 

@@ -133,6 +133,7 @@ def _fastest_experts(task: Task, implementations: tuple[str, ...]) -> str:
         try:
             task.module(**task.inputs)
         except (RuntimeError, ValueError, NotImplementedError) as error:
+            # What PyTorch lacks for this dtype; the reasons are given where nothing is left.
             reasons.append(f"{name}: {error}")
             continue
         begin = time.perf_counter()

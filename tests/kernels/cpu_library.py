@@ -20,7 +20,7 @@ import pytest
 from fusec.kernels.cpu import CORE_SOURCES
 from fusec.link.linker import headers_digest
 from fusec.link.toolchain import Toolchain, find_toolchain
-from fusec.runtime.cpu import host_features, request_tiles
+from fusec.runtime.cpu import host_features, why_not
 from fusec.target import CPU_ARCHES, Target
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
@@ -204,6 +204,14 @@ def build(level: Level, folder: Path, objects: Path, folders: Sequence[str] = ()
 _modules: dict[tuple[str, ...], Module] = {}
 
 
+def skip_unless_it_runs(level: Level) -> None:
+    """Skip what this processor has no instructions for; tile registers are asked for."""
+    missing = set(level.target.features) - host_features()
+    if missing:
+        pytest.skip(f"this CPU has no {', '.join(sorted(missing))}")
+    assert why_not(level.target.features) is None
+
+
 def cpu_library(*folders: str, levels: Sequence[str] = VECTOR_LEVELS) -> Callable[..., Module]:
     """A fixture: kernels built for each level that this machine can run, on two threads.
 
@@ -215,13 +223,9 @@ def cpu_library(*folders: str, levels: Sequence[str] = VECTOR_LEVELS) -> Callabl
     @pytest.fixture(params=list(levels))
     def library(request: pytest.FixtureRequest) -> Module:
         name: str = request.param
-        missing = set(LEVELS[name].target.features) - host_features()
-        if missing:
-            pytest.skip(f"this CPU has no {', '.join(sorted(missing))}")
+        skip_unless_it_runs(LEVELS[name])
         key = (name, *folders)
         if key not in _modules:
-            if "amx_tile" in LEVELS[name].target.features:
-                request_tiles("tests")
             factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
             folder = factory.mktemp(name)
             cache = getattr(request.config, "cache", None)

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_library import LEVELS, compile_object, compiler, decode, encode
-
-from fusec.runtime.cpu import host_features, request_tiles
+from cpu_library import LEVELS, compile_object, compiler, decode, encode, skip_unless_it_runs
 
 SOURCE = """
 #include <fusec/amx.h>
@@ -47,11 +45,7 @@ def instructions(
     made = compile_object(source, level, toolchain, folder)
     linker = [*toolchain.command, *(["c++"] if toolchain.family == "zig" else [])]
     subprocess.run([*linker, "-shared", "-o", str(library), str(made)], check=True)
-    missing = set(level.target.features) - host_features()
-    if missing:
-        pytest.skip(f"this CPU has no {', '.join(sorted(missing))}")
-    if "amx_tile" in level.target.features:
-        request_tiles("tests")
+    skip_unless_it_runs(level)
     return ctypes.CDLL(str(library))
 
 

@@ -14,6 +14,28 @@
 
 namespace fusec {
 
+// ---- makers ----
+
+// What makers have in common that read the params of their kernel: sizes[4] first, the strides[4] of
+// the result at OUT_AT, the length of a row at N_AT; an element takes about WORK operations.
+template <int OUT_AT, int N_AT, int WORK>
+class ParamRows {
+ public:
+  static constexpr int SIZES = 0, OUT = OUT_AT, N = N_AT;
+
+  FUSEC_INLINE Outer outer() const { return {p_ + SIZES}; }
+  FUSEC_INLINE const int64_t* out_strides() const { return p_ + OUT; }
+  FUSEC_INLINE int64_t count() const { return outer().rows(); }
+  FUSEC_INLINE int64_t length() const { return p_[N]; }
+  FUSEC_INLINE int64_t work() const { return WORK * p_[N]; }
+  FUSEC_INLINE void finish(Operands&) {}
+
+ protected:
+  explicit FUSEC_INLINE ParamRows(const int64_t* params) : p_(params) {}
+
+  const int64_t* p_;
+};
+
 // ---- rows as they are ----
 
 template <class T>

@@ -206,6 +206,21 @@ inline void decode_extreme_group(const uint16_t* codes, const uint8_t* scales, b
   }
 }
 
+// Calls put(row, pair) for the pair rows of a group: LANES columns of rows 2 * row and 2 * row + 1.
+// What is `ahead` rows further is fetched meanwhile.
+template <class Values, class Put>
+FUSEC_INLINE void for_pairs_of_group(const Values& values, const uint16_t* codes, int64_t ahead,
+                                     const Put& put) {
+  FUSEC_UNROLL
+  for (int z = 0; z < MX_GROUP / 8; ++z) {
+    const uint16_t* at = codes + z * PANEL * 2;
+    __builtin_prefetch(at + ahead * PANEL / 4);
+    const IntVec words = load_codes(at);
+    FUSEC_UNROLL
+    for (int j = 0; j < 4; ++j) put(4 * z + j, values(words, j));
+  }
+}
+
 // Rows [begin, begin + count) of a panel as panel_product takes them; both are multiples of 32.
 inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin, int64_t count,
                          bf16* target) {
@@ -221,17 +236,9 @@ inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin
     FUSEC_UNROLL
     for (int column = 0; column < PANEL; column += LANES) {
       const IntVec steps = exponent_steps(scales + column);
-      FUSEC_UNROLL
-      for (int z = 0; z < MX_GROUP / 8; ++z) {
-        const uint16_t* at = codes + (z * PANEL + column) * 2;
-        __builtin_prefetch(at + count * PANEL / 4);
-        const IntVec words = load_codes(at);
-        FUSEC_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          store_codes(group + ((4 * z + j) * PANEL + column) * 2,
-                      subtract_saturated(values(words, j), steps));
-        }
-      }
+      for_pairs_of_group(values, codes + 2 * column, count, [=](int row, IntVec pair) {
+        store_codes(group + (row * PANEL + column) * 2, subtract_saturated(pair, steps));
+      });
     }
   }
 }
@@ -246,19 +253,11 @@ inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin
     FUSEC_UNROLL
     for (int column = 0; column < PANEL; column += LANES) {
       const Vec scale = e8m0_scales(scales + column);
-      FUSEC_UNROLL
-      for (int z = 0; z < MX_GROUP / 8; ++z) {
-        const uint16_t* at = codes + (z * PANEL + column) * 2;
-        __builtin_prefetch(at + count * PANEL / 4);
-        const IntVec words = load_codes(at);
-        FUSEC_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          const IntVec pair = values(words, j);
-          float* row = group + (8 * z + 2 * j) * PANEL + column;
-          store(row, even_words(pair) * scale);
-          store(row + PANEL, odd_words(pair) * scale);
-        }
-      }
+      for_pairs_of_group(values, codes + 2 * column, count, [=](int row, IntVec pair) {
+        float* at = group + 2 * row * PANEL + column;
+        store(at, even_words(pair) * scale);
+        store(at + PANEL, odd_words(pair) * scale);
+      });
     }
   }
 }
