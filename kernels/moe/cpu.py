@@ -22,6 +22,7 @@ from fusec.kernels.cpu import (
     cpp_kernel,
     flags,
     float_kernel,
+    gate_and_up,
     operands,
     pack_panels,
     pack_transposed_weight,
@@ -59,11 +60,9 @@ def rows_in_turn(rows: Bits, layout: str, fill: int = 0) -> Bits:
     """
     *batch, count, depth = rows.shape
     half = count // 2
-    split = (rows[..., :half, :], rows[..., half:, :])
-    parts = (rows[..., ::2, :], rows[..., 1::2, :]) if layout == "interleaved" else split
     panels = -(-half // PANEL)
     turns = np.full((*batch, panels, 2, PANEL, depth), fill, rows.dtype)
-    for number, part in enumerate(parts):
+    for number, part in enumerate(gate_and_up(rows, layout, axis=-2)):
         padded = np.full((*batch, panels * PANEL, depth), fill, rows.dtype)
         padded[..., :half, :] = part
         turns[..., number, :, :] = padded.reshape(*batch, panels, PANEL, depth)
