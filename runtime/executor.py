@@ -35,6 +35,7 @@ from fusec.runtime.layout import (
     Place,
     StepTime,
     Storage,
+    Watch,
     address_of,
     check_input,
     index_error,
@@ -132,6 +133,7 @@ class Executor:
         inputs: Mapping[str, Storage],
         symbols: Mapping[str, int],
         times: list[StepTime] | None = None,
+        watch: Watch | None = None,
     ) -> dict[str, Storage]:
         """Run the program.
 
@@ -140,6 +142,7 @@ class Executor:
                 its shape has for `symbols`.
             symbols: the value of each symbol.
             times: if given, gets the time of every step.
+            watch: if given, is called after every step, and no time is taken.
 
         Returns:
             Every output, in the storage type of its dtype.
@@ -163,7 +166,10 @@ class Executor:
                 plan.bases[self.program.pointer_buffers[moving]]
                 + plan.layout.pointer_offsets[moving]
             )
-            self._execute(plan, times)
+            if watch is None:
+                self._execute(plan, times)
+            else:
+                self._execute_watched(plan, watch)
             return self._finished(plan, outputs)
 
     def arena_bytes(self, symbols: Mapping[str, int]) -> int:
@@ -305,24 +311,42 @@ class Executor:
         return outputs
 
     def _execute(self, plan: Plan, times: list[StepTime] | None) -> None:
-        bases = plan.bases
         for part in plan.parts:
             if part.onnx is not None:
-                model = self._onnx[part.onnx.model]
-                inputs = [(place, int(bases[place.buffer]) + place.offset) for place in part.inputs]
-                outputs = [
-                    (place, int(bases[place.buffer]) + place.offset) for place in part.outputs
-                ]
-                seconds = model.run(
-                    [(place.spec, place.shape, address) for place, address in inputs],
-                    [(place.spec, place.shape, address) for place, address in outputs],
-                    part.onnx.node,
-                )
-                if times is not None:
-                    step = part.onnx
-                    times.append(StepTime(step.node, step.op, "onnxruntime", seconds))
-                continue
-            self._execute_kernels(plan, part, times)
+                self._execute_onnx(plan, part, part.onnx, times)
+            else:
+                self._execute_kernels(plan, part, times)
+
+    def _execute_watched(self, plan: Plan, watch: Watch) -> None:
+        """Run one step after the other and let `watch` look at memory after each."""
+        bases = plan.bases
+
+        def read(buffer: int, begin: int, size: int) -> NDArray[np.uint8]:
+            copy = np.empty(size, np.uint8)
+            ctypes.memmove(address_of(copy), int(bases[buffer]) + begin, size)
+            return copy
+
+        kernels = 0
+        onnx = iter(part for part in plan.parts if part.onnx is not None)
+        for index, step in enumerate(self.program.steps):
+            if isinstance(step, OnnxStep):
+                self._execute_onnx(plan, next(onnx), step, None)
+            else:
+                self._execute_kernels(plan, Part(kernels, kernels + 1), None)
+                kernels += 1
+            watch(index, read)
+
+    def _execute_onnx(
+        self, plan: Plan, part: Part, step: OnnxStep, times: list[StepTime] | None
+    ) -> None:
+        bases = plan.bases
+        seconds = self._onnx[step.model].run(
+            [(e.spec, e.shape, int(bases[e.buffer]) + e.offset) for e in part.inputs],
+            [(e.spec, e.shape, int(bases[e.buffer]) + e.offset) for e in part.outputs],
+            step.node,
+        )
+        if times is not None:
+            times.append(StepTime(step.node, step.op, "onnxruntime", seconds))
 
     def _execute_kernels(self, plan: Plan, part: Part, times: list[StepTime] | None) -> None:
         if self._module is None:

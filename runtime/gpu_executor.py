@@ -41,6 +41,7 @@ from fusec.runtime.layout import (
     Place,
     StepTime,
     Storage,
+    Watch,
     check_input,
     index_error,
     lay_out,
@@ -110,6 +111,7 @@ class GpuExecutor:
         inputs: Mapping[str, Storage],
         symbols: Mapping[str, int],
         times: list[StepTime] | None = None,
+        watch: Watch | None = None,
     ) -> dict[str, Storage]:
         """Run the program.
 
@@ -118,6 +120,8 @@ class GpuExecutor:
                 its shape has for `symbols`.
             symbols: the value of each symbol.
             times: if given, gets the time of every step that was not left out.
+            watch: if given, is called after every step that was not left out, one at a time, and
+                no time is taken.
 
         Returns:
             Every output, in the storage type of its dtype.
@@ -132,7 +136,10 @@ class GpuExecutor:
             self._prepare(plan)
             self._busy = True
             self._send(plan, inputs)
-            self._execute(plan, times)
+            if watch is None:
+                self._execute(plan, times)
+            else:
+                self._execute_watched(plan, watch)
             outputs = self._receive(plan)
             self._busy = False
             self._check_errors(plan)
@@ -248,6 +255,29 @@ class GpuExecutor:
             else:
                 self._launch(part)
         plan.runs += 1
+
+    def _execute_watched(self, plan: GpuPlan, watch: Watch) -> None:
+        """Run one step after the other and let `watch` look at memory after each."""
+        driver, stream = self._driver, self._stream
+
+        def read(buffer: int, begin: int, size: int) -> NDArray[np.uint8]:
+            copy = driver.host_array(size)
+            driver.download(copy, plan.bases[buffer] + begin, stream)
+            driver.synchronize(stream)
+            return copy
+
+        indexes = {id(step): index for index, step in enumerate(self.program.steps)}
+        for part in plan.parts:
+            if isinstance(part, OnnxCall):
+                self._run_onnx(part, plan.bases, None)
+                watch(indexes[id(part.step)], read)
+            elif isinstance(part, ExternalCallPlace):
+                self._run_external(part, plan.bases, None)
+                watch(indexes[id(part.step)], read)
+            else:
+                for number, launch in zip(part.steps, part.launches, strict=True):
+                    driver.launch(launch, stream)
+                    watch(indexes[id(self._steps[number])], read)
 
     def _launch(self, segment: Segment) -> None:
         for launch in segment.launches:

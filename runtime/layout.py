@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,12 @@ Storage = NDArray[np.generic]
 
 Key = tuple[tuple[str, int], ...]
 """A combination of sizes."""
+
+Read = Callable[[int, int, int], NDArray[np.uint8]]
+"""Gives a copy of memory of the program: the buffer, the first byte in it, how many bytes."""
+
+Watch = Callable[[int, Read], None]
+"""Is called after a step with its place in the program, while memory is as the step left it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fusec.diagnostics import InputError, ParseError
 from fusec.dtypes import DTYPES, DType, bf16_to_f32, f32_to_bf16
 from fusec.runtime.artifact import Artifact, TensorSpec
-from fusec.runtime.layout import StepTime, Storage
+from fusec.runtime.layout import StepTime, Storage, Watch
 from fusec.symbolic import Dim, Expr, evaluate, symbols_of
 
 Array = NDArray[np.generic]
@@ -41,6 +41,7 @@ class Runner(Protocol):
         inputs: Mapping[str, Storage],
         symbols: Mapping[str, int],
         times: list[StepTime] | None = None,
+        watch: Watch | None = None,
     ) -> dict[str, Storage]:
         """Run it once."""
 
@@ -124,6 +125,10 @@ class Model:
         times: list[StepTime] = []
         return self._run(inputs, times), times
 
+    def watch(self, inputs: Mapping[str, object], watch: Watch) -> dict[str, Array]:
+        """Run the model step by step; `watch` may read its memory after each."""
+        return self._run(inputs, None, watch)
+
     def arena_bytes(self, **sizes: int) -> int:
         """Bytes of intermediate values that a run needs for these values of the symbols."""
         return self._executor.arena_bytes(sizes)
@@ -145,18 +150,27 @@ class Model:
         """Close it."""
         self.close()
 
-    def _run(self, inputs: Mapping[str, object], times: list[StepTime] | None) -> dict[str, Array]:
+    def _run(
+        self,
+        inputs: Mapping[str, object],
+        times: list[StepTime] | None,
+        watch: Watch | None = None,
+    ) -> dict[str, Array]:
         narrowed, widened = self._executor.narrowed, self._executor.widened
         arrays = check_inputs(
             self.inputs, self.symbols, inputs, partial(to_storage, narrowed=narrowed)
         )
-        outputs = self._execute(arrays, times)
+        outputs = self._execute(arrays, times, watch)
         return {spec.name: shown(spec.dtype, outputs[spec.name], widened) for spec in self.outputs}
 
     def _execute(
-        self, arrays: Mapping[str, Storage], times: list[StepTime] | None
+        self,
+        arrays: Mapping[str, Storage],
+        times: list[StepTime] | None,
+        watch: Watch | None = None,
     ) -> dict[str, Storage]:
-        return self._executor.run(arrays, bind_symbols(self.inputs, self.symbols, arrays), times)
+        symbols = bind_symbols(self.inputs, self.symbols, arrays)
+        return self._executor.run(arrays, symbols, times, watch)
 
 
 def check_inputs(
