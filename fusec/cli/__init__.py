@@ -9,12 +9,14 @@ from typing import Any
 import typer
 
 from fusec import __version__
-from fusec.cli import compile, diff, doctor, explain, inspect, list, run, tune
+from fusec.cli.commands import Commands
 from fusec.cli.console import say
 from fusec.diagnostics import FusecError, InternalError, UsageError
 
 app = typer.Typer(
     name="fusec",
+    cls=Commands,
+    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -42,14 +44,8 @@ def _main(
 ) -> None:
     """Compile a model ahead of time for AMD Instinct GPUs and the CPU, and run it.
 
-    Exit codes: 0 done, 1 the input is at fault, 2 usage, 3 a --require was not met, 4 verify found
-    a mismatch, 5 the artifact is corrupt or does not fit this device, 6 no such device or driver,
-    70 a bug in fusec.
+    Data goes to standard output, everything else to standard error.
     """
-
-
-for _module in (compile, inspect, explain, run, diff, tune, list, doctor):
-    _module.register(app)
 
 
 def main(arguments: tuple[str, ...] | None = None) -> None:

@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.status import Status
-
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+if TYPE_CHECKING:  # rich takes longer to import than most commands take
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.status import Status
 
 
 def say(text: str) -> None:
@@ -50,7 +50,7 @@ class Stages:
             yield said
             return
         self._word = word
-        with err.status(word) as self._spinner:
+        with _terminal().status(word) as self._spinner:
             yield said
         self._spinner = None
         seconds = time.monotonic() - begin
@@ -73,18 +73,27 @@ class Stages:
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Progress]:
     """A bar on a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    terminal = _terminal()
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
-        console=err,
+        console=terminal,
         transient=True,
-        disable=quiet or not err.is_terminal,
+        disable=quiet or not terminal.is_terminal,
     )
     with bar:
         yield bar
+
+
+def _terminal() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

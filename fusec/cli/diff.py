@@ -22,11 +22,11 @@ def diff(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Show what differs from one artifact to another; the exit code is 1 where something does.
+    """Show what differs from one artifact to another.
 
-    Fusions lost and gained with the reasons, kernels and their resources, launches, what is left to
-    onnxruntime, memory, options, and the operations of each layer. Other versions of tools alone
-    make no difference.
+    Made for CI: the exit code is 1 where something does. Fusions lost and gained with the reasons,
+    kernels and their resources, launches, what is left to onnxruntime, memory, options, and the
+    operations of each layer. Other versions of tools alone make no difference.
     """
     document = difference(open_artifact(a), open_artifact(b))
     if json:
