@@ -54,6 +54,7 @@ class FoldWeights(Pass):
     """Follows values from the weights on, as long as nothing else is read."""
 
     name: ClassVar[str] = "fold_weights"
+    rounds: ClassVar[bool] = True
     after: ClassVar[tuple[str, ...]] = ("linear_epilogue",)
 
     def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:

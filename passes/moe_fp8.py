@@ -111,6 +111,7 @@ class MoeFp8(FusionPass):
 
     name: ClassVar[str] = "moe_fp8"
     fusion: ClassVar[str | None] = "moe_fp8"
+    rounds: ClassVar[bool] = True
     after: ClassVar[tuple[str, ...]] = ("moe", "dense_experts", "loop_experts")
     guards: ClassVar[tuple[Guard, ...]] = (
         is_weight,

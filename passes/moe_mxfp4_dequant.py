@@ -29,6 +29,7 @@ class MoeMxfp4Dequant(Mxfp4Experts):
 
     name: ClassVar[str] = "moe_mxfp4_dequant"
     fusion: ClassVar[str | None] = "moe_mxfp4_dequant"
+    rounds: ClassVar[bool] = True
     after: ClassVar[tuple[str, ...]] = (*Mxfp4Experts.after, "moe_mxfp4_native")
     guards: ClassVar[tuple[Guard, ...]] = GUARDS
     instead_of: ClassVar[tuple[str, ...]] = ("moe_mxfp4_native",)

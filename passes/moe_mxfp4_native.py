@@ -38,5 +38,6 @@ class MoeMxfp4Native(Mxfp4Experts):
 
     name: ClassVar[str] = "moe_mxfp4_native"
     fusion: ClassVar[str | None] = "moe_mxfp4_native"
+    rounds: ClassVar[bool] = True
     guards: ClassVar[tuple[Guard, ...]] = (has_scaled_units, is_aligned, *GUARDS)
     scaling: ClassVar[Scaling | None] = ACTIVATION_SCALING

@@ -117,6 +117,7 @@ class Quantise(FusionPass):
 
     name: ClassVar[str] = "quantise"
     fusion: ClassVar[str | None] = "quantise"
+    rounds: ClassVar[bool] = True
     after: ClassVar[tuple[str, ...]] = ("linear", "merge_qkv", "merge_gate_up", "wide_linear")
     beside: ClassVar[tuple[str, ...]] = ("merge_qkv", "merge_gate_up")
     guards: ClassVar[tuple[Guard, ...]] = (

@@ -6,7 +6,7 @@ the model means before any rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -23,7 +23,11 @@ from fusec.symbolic import Dim, Expr
 
 
 def interpret(
-    graph: Graph, inputs: Mapping[str, Array], parameters: Mapping[str, Array] | None = None
+    graph: Graph,
+    inputs: Mapping[str, Array],
+    parameters: Mapping[str, Array] | None = None,
+    *,
+    rounds: bool = False,
 ) -> dict[str, Array]:
     """The outputs of `graph` by their names.
 
@@ -32,6 +36,8 @@ def interpret(
         inputs: an array for each input, by name; bf16 may come as its bits in uint16, or as floats.
         parameters: arrays that stand for parameters, by value; the rest are read from the weights.
             Of what is padded in memory the logical elements count.
+        rounds: whether each value is rounded to its dtype, as a program does that computes one
+            operation after the other.
 
     Returns:
         Outputs by `output_names`: float64, int64 or bool.
@@ -39,6 +45,24 @@ def interpret(
     Raises:
         InputError: an input is missing, or its shape does not fit.
         UnsupportedError: a node is opaque.
+    """
+    returned = set(graph.outputs)
+    made = meanings(graph, inputs, parameters, rounds=rounds)
+    values = {value: array for value, array in made if value in returned}
+    outputs = zip(graph.output_names, graph.outputs, strict=True)
+    return {name: np.array(values[value]) for name, value in outputs}
+
+
+def meanings(
+    graph: Graph,
+    inputs: Mapping[str, Array],
+    parameters: Mapping[str, Array] | None = None,
+    *,
+    rounds: bool = False,
+) -> Iterator[tuple[str, Array]]:
+    """Every value that is read or returned, as soon as it is known; see `interpret`.
+
+    A parameter is read when a node reads it first, and a value is forgotten after its last reader.
     """
     missing = [name for name in graph.inputs if name not in inputs]
     if missing:
@@ -48,26 +72,63 @@ def interpret(
     values: dict[str, Array] = {}
     for name in graph.inputs:
         values[name] = widen(np.asarray(inputs[name]), graph.type(name).dtype)
-    for name, weight in graph.parameters.items():
+        yield name, values[name]
+    reads_left = {value: len(graph.users(value)) for value in (*graph.inputs, *graph.parameters)}
+    reads_left |= {value: len(graph.users(value)) for value in _made(graph)}
+
+    def parameter(name: str) -> Array:
+        weight = graph.parameters[name]
         array = np.asarray(given[name] if name in given else weight.load())
-        logical = tuple(slice(size) for size in weight.shape)
-        values[name] = widen(array[logical], weight.type.dtype)
-    reads_left = {value: len(graph.users(value)) for value in (*values, *_made(graph))}
-    returned = set(graph.outputs)
+        return widen(array[tuple(slice(size) for size in weight.shape)], weight.type.dtype)
+
+    for node in graph.nodes():
+        for value in node.inputs:
+            if value not in values:
+                values[value] = parameter(value)
+                yield value, values[value]
+        operands = [values[value] for value in node.inputs]
+        for value, array in computed(graph, node, operands, symbols).items():
+            kept = rounded_to(array, graph.type(value).dtype) if rounds else array
+            if reads_left[value]:
+                values[value] = kept
+            yield value, kept
+        for value in dict.fromkeys(node.inputs):
+            reads_left[value] -= 1
+            if reads_left[value] == 0:
+                del values[value]
+    for name in dict.fromkeys(graph.outputs):
+        if name in graph.parameters:
+            yield name, parameter(name)
+
+
+def computed(
+    graph: Graph, node: Node, operands: Sequence[Array], symbols: Mapping[str, int]
+) -> dict[str, Array]:
+    """What a node makes of `operands`, by the name of each output.
+
+    Args:
+        graph: of the node.
+        node: to compute.
+        operands: as references take them, in order.
+        symbols: the value of each symbol.
+
+    Raises:
+        UnsupportedError: the node is opaque.
+    """
+    types = tuple(_known(graph.type(value), symbols) for value in node.outputs)
     with np.errstate(all="ignore"):
-        for node in graph.nodes():
-            operands = [values[value] for value in node.inputs]
-            types = tuple(_known(graph.type(value), symbols) for value in node.outputs)
-            for value, array in zip(
-                node.outputs, _run(node, operands, types, symbols), strict=True
-            ):
-                values[value] = array
-            for value in set(node.inputs):
-                reads_left[value] -= 1
-                if reads_left[value] == 0 and value not in returned:
-                    del values[value]
-    outputs = zip(graph.output_names, graph.outputs, strict=True)
-    return {name: np.array(values[value]) for name, value in outputs}
+        made = _run(node, list(operands), types, symbols)
+    return dict(zip(node.outputs, made, strict=True))
+
+
+def rounded_to(array: Array, dtype: str) -> Array:
+    """`array` as it is after it was stored as `dtype`: bf16, f16 and f32 round, others hold it."""
+    with np.errstate(all="ignore"):
+        if dtype == "bf16":
+            return bf16_to_f32(f32_to_bf16(np.asarray(array, np.float32))).astype(np.float64)
+        if dtype in ("f16", "f32"):
+            return array.astype(DTYPES[dtype].numpy).astype(np.float64)
+    return array
 
 
 def bind_symbols(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

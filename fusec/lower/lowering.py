@@ -175,6 +175,8 @@ class _Lowering:
             functions=tuple(self.backend.functions.values()),
             residual=tuple(self.residual),
             choices=self.choices,
+            storages=self.storages,
+            grouping=self.grouping,
         )
 
     # --- choosing ---------------------------------------------------------------------------

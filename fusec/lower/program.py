@@ -73,14 +73,19 @@ def symbol_ranges(lowered: Lowered) -> dict[str, tuple[int, int]]:
     }
 
 
+def buffer_numbers(lowered: Lowered) -> dict[int, int]:
+    """The number in the program of each buffer that it has, by the position in `lowered`."""
+    used = {buffer for step in lowered.steps for buffer in step_buffers(step)}
+    used |= set(lowered.inputs.values())
+    used |= {storage.buffer for storage in lowered.outputs}
+    return {buffer: position for position, buffer in enumerate(sorted(used))}
+
+
 class _Document:
     def __init__(self, lowered: Lowered, code: GpuCode | None) -> None:
         self.lowered = lowered
         self.code = code
-        used = {buffer for step in lowered.steps for buffer in step_buffers(step)}
-        used |= set(lowered.inputs.values())
-        used |= {storage.buffer for storage in lowered.outputs}
-        self.number = {buffer: position for position, buffer in enumerate(sorted(used))}
+        self.number = buffer_numbers(lowered)
 
     def document(self, module: str | None) -> dict[str, Json]:
         lowered = self.lowered

@@ -9,6 +9,7 @@ from fusec.ir import Graph, Node, Weight
 from fusec.kernels.launch import HipSource, Launch, Storage, TritonSource
 from fusec.kernels.registry import Choice, Kernel
 from fusec.lower.codegen_cpp import GeneratedFunction, print_file
+from fusec.lower.fusion import Grouping
 from fusec.lower.memory_plan import THREADS, MemoryPlan, largest_sizes
 from fusec.symbolic import Dim, evaluate
 from fusec.target import Target
@@ -121,6 +122,8 @@ class Lowered:
         residual: nodes that onnxruntime runs, with reasons.
         choices: by the name of each node that needs a kernel: the kernel, and those that were asked
             before it, each with the reason why it cannot compute the node.
+        storages: where each value lies that something reads or writes in memory.
+        grouping: which nodes share a step.
     """
 
     graph: Graph
@@ -134,6 +137,8 @@ class Lowered:
     functions: tuple[GeneratedFunction, ...]
     residual: tuple[Residual, ...]
     choices: Mapping[str, Choice]
+    storages: Mapping[str, Storage]
+    grouping: Grouping
 
     @property
     def kernel_steps(self) -> tuple[KernelStep, ...]:

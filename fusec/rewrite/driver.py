@@ -22,10 +22,15 @@ class Pass(ABC):
     Attributes:
         name: how `--disable` and `--dump-ir` call it.
         after: names of passes that must come before it in the pipeline; tested.
+        before: names of passes that must come behind it; tested.
+        rounds: whether results may change because numbers are brought into fewer bits, as was asked
+            for; `fusec verify` holds the graph after any other pass to that before it.
     """
 
     name: ClassVar[str]
     after: ClassVar[tuple[str, ...]] = ()
+    before: ClassVar[tuple[str, ...]] = ()
+    rounds: ClassVar[bool] = False
     settings: Settings = DEFAULTS
 
     @classmethod
@@ -163,6 +168,7 @@ class FusionPass(Pass):
         for old, new in stands_for.items():
             graph.replace_uses(old, new)
         inner = [node.name for node in match.inner]
+        graph.credit(inner, build.added)
         graph.prune(inner)
         gone = log.absorb(inner)
         if self.fusion is None:
