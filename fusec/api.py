@@ -207,6 +207,7 @@ def compile(
         ]
         said += [each.summary for each in built]
     path = Path(artifact_name(read.name) if output is None else output)
+    graphs = {each.name: print_graph(rewritten[each.name][0]) for each in targets}
     contents = ArtifactContents(
         name=read.name,
         source=SourceRecord(read.kind, read.name, read.sha256),
@@ -216,7 +217,12 @@ def compile(
             name: (low, UNBOUNDED if high is None else high)
             for name, (low, high) in read.graph.symbols.items()
         },
-        graph=print_graph(rewritten[targets[0].name][0]),
+        graph=graphs[targets[0].name],
+        source_graph=print_graph(read.graph),
+        target_graphs={
+            name: text for name, text in graphs.items() if text != graphs[targets[0].name]
+        },
+        origins={each.name: _made_from(rewritten[each.name][0]) for each in targets},
         decisions=[
             {"target": each.name, **_with_backend(decision, made.choices).as_json()}
             for each, made in zip(targets, built, strict=True)
@@ -403,6 +409,7 @@ def _rewritten(
     by_target: bool,
 ) -> tuple[Graph, DecisionLog]:
     graph, log = source.graph.copy(), DecisionLog(source.decisions)
+    graph.mark_imported()
     dump = None
     if dump_ir is not None:
         dump = Dump(Path(dump_ir) / target.name if by_target else Path(dump_ir), graph)
@@ -431,6 +438,11 @@ class Dump:
     def _write(self, name: str, graph: Graph) -> None:
         path = self.folder / f"{self.number:02}-{name}.fir"
         path.write_text(print_graph(graph), encoding="utf-8")
+
+
+def _made_from(graph: Graph) -> dict[str, list[str]]:
+    """For each node, the nodes of the imported graph that it took the place of."""
+    return {node.name: sorted(graph.made_from(node.name)) for node in graph.nodes()}
 
 
 def _specs(graph: Graph, names: Sequence[str], values: Sequence[str]) -> tuple[TensorSpec, ...]:

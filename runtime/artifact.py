@@ -3,7 +3,10 @@
 An artifact is one file (`fusec.runtime.container` has the bytes):
 
     manifest.json            what it is, for whom, and the SHA-256 of every other entry
-    graph.fir                the graph as text
+    source.fir               the graph as text, as it was read
+    graph.fir                the graph after the passes for the first target
+    graph/<target>.fir       that of another target, where it differs
+    origins/<target>.json    which nodes as read each node after the passes took the place of
     program/<target>.json    the steps of one target
     kernels/<arch>/<sha256>  code, one file a module (`.so`, `.hsaco`, `.cubin`)
     weights.safetensors      packed weights, mapped; or a file beside it, or none
@@ -64,7 +67,9 @@ from fusec.runtime.tensor_file import (
 from fusec.symbolic import Dim, symbols_of
 
 SCHEMA = f"fusec.artifact/{VERSION[0]}"
+ORIGINS_SCHEMA = "fusec.origins/1"
 GRAPH = "graph.fir"
+SOURCE_GRAPH = "source.fir"
 DECISIONS = "decisions.jsonl"
 TOKENIZER = "tokenizer.json"
 
@@ -303,9 +308,36 @@ class Artifact:
         at = f"{self.path}: {name}"
         return Field(parse_json(self.entry(name), at), at)
 
-    def graph_text(self) -> str:
-        """The graph as text."""
-        return _text(self.entry(GRAPH), f"{self.path}: {GRAPH}")
+    def graph_text(self, target: str | None = None) -> str:
+        """The graph after the passes for `target`, by default the first, as text."""
+        own = None if target is None else target_graph_entry(target)
+        name = own if own in self._entries else GRAPH
+        return _text(self.entry(name), f"{self.path}: {name}")
+
+    def source_graph_text(self) -> str | None:
+        """The graph as it was read, as text; `None` in an artifact of an older fusec."""
+        if SOURCE_GRAPH not in self._entries:
+            return None
+        return _text(self.entry(SOURCE_GRAPH), f"{self.path}: {SOURCE_GRAPH}")
+
+    def origins(self, target: str) -> Mapping[str, tuple[str, ...]] | None:
+        """By node after the passes for `target`: the nodes as read that it took the place of.
+
+        `None` in an artifact of an older fusec.
+
+        Raises:
+            MalformedError: the document is not what its schema says.
+        """
+        name = origins_entry(target)
+        if name not in self._entries:
+            return None
+        at = f"{self.path}: {name}"
+        document = Field(parse_json(self.entry(name), at), at)
+        document.get("schema").one_of(ORIGINS_SCHEMA)
+        return {
+            node: sources.tuple_of(Field.string)
+            for node, sources in document.get("nodes").members()
+        }
 
     def decisions(self) -> Iterator[Mapping[str, object]]:
         """The fusions that fired or were refused, in order."""
@@ -391,6 +423,16 @@ class Artifact:
                 done += size
                 if progress is not None:
                     progress(done, table.tensor_bytes)
+
+
+def target_graph_entry(target: str) -> str:
+    """The entry with the graph of a target whose graph is not that of the first."""
+    return f"graph/{target}.fir"
+
+
+def origins_entry(target: str) -> str:
+    """The entry that says what the nodes of a target's graph took the place of."""
+    return f"origins/{target}.json"
 
 
 def open_artifact(path: str | Path) -> Artifact:

@@ -93,6 +93,8 @@ class Graph:
         self._suffix: dict[str, int] = {}
         self._spans: list[tuple[tuple[int, int], tuple[int, int]]] = []
         self._order: tuple[str, ...] | None = None
+        self._made_from: dict[str, set[str]] = {}
+        self._heir: dict[str, str] = {}
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -163,6 +165,13 @@ class Graph:
             held = held[0]
         return held
 
+    def made_from(self, node: str) -> frozenset[str]:
+        """The imported nodes, by their names of then, that `node` computes or took the place of.
+
+        Empty for all nodes unless `mark_imported` was called.
+        """
+        return frozenset(self._made_from.get(node, ()))
+
     def depends_on(self, node: str, others: Iterable[str]) -> bool:
         """Whether `node` reads, however indirectly, an output of one of `others`.
 
@@ -187,6 +196,18 @@ class Graph:
         return False
 
     # --- changing ---------------------------------------------------------------------------
+
+    def mark_imported(self) -> None:
+        """Take the nodes as they are for those that `made_from` counts in."""
+        self._made_from = {name: {name} for name in self._nodes}
+        self._heir.clear()
+
+    def credit(self, nodes: Iterable[str], heirs: Iterable[str]) -> None:
+        """Say that together `heirs` compute all that `nodes` did."""
+        sources = set().union(*(self._made_from.get(name, ()) for name in nodes))
+        for heir in heirs if sources else ():
+            if heir in self._nodes:
+                self._made_from.setdefault(heir, set()).update(sources)
 
     def fresh(self, base: str) -> str:
         """A value name that is not taken, made from `base`."""
@@ -284,6 +305,10 @@ class Graph:
             inputs = tuple(new if value == old else value for value in user.inputs)
             self.set_inputs(user.name, inputs)
         self.outputs = [new if value == old else value for value in self.outputs]
+        if self._made_from and old in self._producer and new in self._producer:
+            gone, heir = self._producer[old], self._producer[new]
+            self._heir[gone] = heir
+            self.credit((gone,), (heir,))
 
     def set_inputs(self, node: str, inputs: tuple[str, ...]) -> None:
         """Make `node` read `inputs` instead; its output types stay."""
@@ -307,6 +332,7 @@ class Graph:
             del self._types[value], self._producer[value]
             self._users.pop(value, None)
         del self._nodes[node], self._rank[node]
+        self._made_from.pop(node, None)
 
     def mark_span(self, nodes: Iterable[str]) -> None:
         """Say that one node is about to take the place of all `nodes`, see `depends_on`."""
@@ -330,13 +356,18 @@ class Graph:
         """
         returned = self._returned()
         stack = list(self._nodes if candidates is None else candidates)
+        heirs: dict[str, str] = {}
         removed = 0
         while stack:
             name = stack.pop()
             node = self._nodes.get(name)
             if node is None or any(self._users.get(v) or v in returned for v in node.outputs):
                 continue
-            stack += [self._producer[v] for v in node.inputs if v in self._producer]
+            before = [self._producer[v] for v in node.inputs if v in self._producer]
+            stack += before
+            if (heir := self._heir.get(name) or heirs.get(name)) is not None:
+                self.credit((name,), (self._last_heir(heir),))
+                heirs.update(dict.fromkeys(before, heir))
             self.remove(name)
             removed += 1
         return removed
@@ -360,6 +391,8 @@ class Graph:
         other._counter = itertools.count(next(self._counter))
         other._suffix, other._order = dict(self._suffix), self._order
         other._spans = list(self._spans)
+        other._made_from = {name: set(sources) for name, sources in self._made_from.items()}
+        other._heir = dict(self._heir)
         return other
 
     # --- checking ---------------------------------------------------------------------------
@@ -393,6 +426,14 @@ class Graph:
             raise VerifyError("each output needs a name")
 
     # --- inside -----------------------------------------------------------------------------
+
+    def _last_heir(self, node: str) -> str:
+        """Of nodes that took each other's places, beginning with `node`, the one that is there."""
+        seen: set[str] = set()
+        while node not in self._nodes and node in self._heir and node not in seen:
+            seen.add(node)
+            node = self._heir[node]
+        return node
 
     def _returned(self) -> frozenset[str]:
         return frozenset(self.outputs)

@@ -22,12 +22,16 @@ from fusec.lower.layers import LayerLaunches
 from fusec.runtime.artifact import (
     DECISIONS,
     GRAPH,
+    ORIGINS_SCHEMA,
     SCHEMA,
+    SOURCE_GRAPH,
     TOKENIZER,
     Progress,
     Source,
     TensorSpec,
     open_artifact,
+    origins_entry,
+    target_graph_entry,
 )
 from fusec.runtime.container import (
     MANIFEST,
@@ -151,7 +155,11 @@ class ArtifactContents:
         inputs: in order.
         outputs: in order.
         symbols: inclusive range of each symbolic size.
-        graph: the graph as text.
+        graph: the graph as text, after the passes for the first target.
+        source_graph: the graph as text, as it was read.
+        target_graphs: by target, the graphs that differ from `graph`.
+        origins: by target, for each node of its graph the nodes of `source_graph` that it took
+            the place of.
         decisions: one row a fusion that fired or was refused.
         targets: in the order asked for.
         weights: in the order they are stored.
@@ -174,6 +182,9 @@ class ArtifactContents:
     options: Mapping[str, object] = field(default_factory=dict)
     residual: Mapping[str, bytes] = field(default_factory=dict)
     tokenizer: bytes | None = None
+    source_graph: str | None = None
+    target_graphs: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +283,12 @@ def _small_entries(contents: ArtifactContents) -> dict[str, bytes]:
         DECISIONS: b"".join(map(canonical_json, contents.decisions)),
         **contents.residual,
     }
+    if contents.source_graph is not None:
+        entries[SOURCE_GRAPH] = contents.source_graph.encode("utf-8")
+    for name, text in contents.target_graphs.items():
+        entries[target_graph_entry(name)] = text.encode("utf-8")
+    for name, nodes in contents.origins.items():
+        entries[origins_entry(name)] = canonical_json({"schema": ORIGINS_SCHEMA, "nodes": nodes})
     if contents.tokenizer is not None:
         entries[TOKENIZER] = contents.tokenizer
     for target in contents.targets:

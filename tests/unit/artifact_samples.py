@@ -102,6 +102,8 @@ def contents(**changes: object) -> ArtifactContents:
         options={"dtype": "f32"},
         residual={"residual/0.onnx": b"onnx"},
         tokenizer=b"{}",
+        source_graph="graph @sample() {\n  // as read\n}\n",
+        origins={"cpu": {"add": ["add_1", "mul"]}},
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 

@@ -43,11 +43,30 @@ def test_reads_back_what_was_written(tmp_path: Path) -> None:
     assert manifest.tokenizer == "tokenizer.json"
     assert bytes(artifact.entry(MODULE)) == CODE
     assert artifact.program("cpu").value == program()
-    assert artifact.graph_text() == "graph @sample() {\n}\n"
+    assert artifact.graph_text() == artifact.graph_text("cpu") == "graph @sample() {\n}\n"
+    assert artifact.source_graph_text() == "graph @sample() {\n  // as read\n}\n"
+    assert artifact.origins("cpu") == {"add": ("add_1", "mul")}
     assert list(artifact.decisions()) == [{"fusion": "rms_norm", "site": "a", "status": "fired"}]
     assert artifact.target("cpu").report["memory"] == {"weights_bytes": 100, "arena_bytes": 0}
     with pytest.raises(TargetError, match="no target `gfx950`"):
         artifact.target("gfx950")
+
+
+def test_a_target_may_have_a_graph_of_its_own(tmp_path: Path) -> None:
+    other = "graph @other() {\n}\n"
+    held = contents(target_graphs={"gfx950": other})
+    artifact = open_artifact(write_artifact(tmp_path / "m.fusec", held).path)
+    assert artifact.graph_text("gfx950") == other
+    assert artifact.graph_text("cpu") == artifact.graph_text() != other
+
+
+def test_an_artifact_of_an_older_version_has_only_the_graph_after_the_passes(
+    tmp_path: Path,
+) -> None:
+    held = contents(source_graph=None, origins={})
+    artifact = open_artifact(write_artifact(tmp_path / "m.fusec", held).path)
+    assert artifact.source_graph_text() is None
+    assert artifact.origins("cpu") is None
 
 
 def test_other_tools_read_it(tmp_path: Path) -> None:

@@ -66,9 +66,11 @@ def read_all(path: Path) -> None:
     """Everything that inspecting and loading reads."""
     artifact = open_artifact(path)
     artifact.graph_text()
+    artifact.source_graph_text()
     list(artifact.decisions())
     for section in artifact.manifest.targets:
         artifact.program(section.target)
+        artifact.origins(section.target)
     artifact.verify_weights(artifact.weights())
 
 

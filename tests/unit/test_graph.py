@@ -132,3 +132,14 @@ def test_weights_are_read_when_asked_and_named_by_content() -> None:
     assert from_array("s", "f32", np.array(2, np.float32)).shape == ()
     turned = first.derive("t", TensorType("f32", (3, 2)), "transpose", np.transpose)
     assert turned.load().shape == (3, 2)
+
+
+def test_what_a_node_took_the_place_of_is_kept() -> None:
+    made = graph()
+    assert made.made_from("n") == frozenset()
+    made.mark_imported()
+    again = made.add("rms_norm", made.node("n").inputs, made.node("n").attrs)
+    made.replace_uses("n", again.output)
+    made.prune(["n"])
+    assert made.made_from(again.name) == made.copy().made_from(again.name) == {"n"}
+    assert made.made_from("a") == {"a"}
