@@ -44,8 +44,8 @@ class Requirement:
         return f"{self.fusion}>={self.count}"
 
 
-def parse_requirement(text: str) -> Requirement:
-    """Read `FUSION` or `FUSION>=N`.
+def parse_requirement(text: str, fusions: Sequence[str] = FUSIONS) -> Requirement:
+    """Read `FUSION` or `FUSION>=N`, for one of `fusions`.
 
     Raises:
         UsageError: it is neither, or no fusion has that name.
@@ -54,17 +54,17 @@ def parse_requirement(text: str) -> Requirement:
     if found is None:
         hint = "write `FUSION` or `FUSION>=N`, for example `--require 'add_rms_norm>=64'`"
         raise UsageError(f"`--require {text}` is not a requirement", hint=hint)
-    return Requirement(known_fusion(found["fusion"]), int(found["count"] or 1))
+    return Requirement(known_fusion(found["fusion"], fusions), int(found["count"] or 1))
 
 
-def known_fusion(name: str) -> str:
-    """`name`, which must be a fusion.
+def known_fusion(name: str, fusions: Sequence[str] = FUSIONS) -> str:
+    """`name`, which must be one of `fusions`.
 
     Raises:
         UsageError: it is not; the hint lists those there are.
     """
-    if name not in FUSIONS:
-        known = ", ".join(f"`{fusion}`" for fusion in FUSIONS)
+    if name not in fusions:
+        known = ", ".join(f"`{fusion}`" for fusion in fusions)
         raise UsageError(f"unknown fusion `{name}`", hint=f"known fusions are {known}")
     return name
 
@@ -177,16 +177,20 @@ def _sites(refused: list[Decision]) -> str | None:
     return f"{refused[0].site}{more}"
 
 
-def selected_passes(disabled: Iterable[str], settings: Settings = DEFAULTS) -> tuple[Pass, ...]:
+def selected_passes(
+    disabled: Iterable[str],
+    settings: Settings = DEFAULTS,
+    pipeline: Sequence[type[Pass]] = PIPELINE,
+) -> tuple[Pass, ...]:
     """The pipeline without the passes called `disabled`, each as `settings` ask for it.
 
     Raises:
         UsageError: no pass has such a name.
     """
-    names = [each.name for each in PIPELINE]
+    names = [each.name for each in pipeline]
     without = set(disabled)
     for name in sorted(without):
         if name not in names:
-            known = ", ".join(f"`{known}`" for known in names)
+            known = ", ".join(f"`{known}`" for known in dict.fromkeys(names))
             raise UsageError(f"unknown pass `{name}`", hint=f"passes are {known}")
-    return tuple(each.configured(settings) for each in PIPELINE if each.name not in without)
+    return tuple(each.configured(settings) for each in pipeline if each.name not in without)

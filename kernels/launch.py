@@ -19,6 +19,9 @@ Layout = Literal["contiguous", "even_rows", "rows", "strided"]
 distance between all rows; unit stride along the last axis and any strides elsewhere; or any strides
 at all."""
 
+OWN_PACKAGE = "fusec.kernels"
+"""The package of the sources of fusec's own kernels."""
+
 Param: TypeAlias = "Dim | float"
 """A launch parameter: an integer expression, or a double that travels as its bits."""
 
@@ -153,7 +156,7 @@ class TritonSource:
     """A Triton function with the constants that make it one code object.
 
     Attributes:
-        module: the Python module of the function, below `fusec.kernels`; "" if it is generated.
+        module: the Python module of the function; "" if it is generated.
         function: its name.
         signature: its run-time arguments in order, with Triton's type names (`*bf16`, `i64`).
         constants: its compile-time arguments.
@@ -178,11 +181,12 @@ class HipSource:
     """A HIP C++ file with the constants that make it one code object.
 
     Attributes:
-        file: below the folder of `fusec.kernels`, such as `rms_norm/kernel.hip`.
+        file: below the folder of `package`, such as `rms_norm/kernel.hip`.
         function: the `extern "C"` kernel that is launched.
         signature: its arguments in order, each with a type: `ptr`, `i32`, `i64` or `f32`.
         defines: macros that are set for the preprocessor, sorted by name.
         threads: work items of a work group.
+        package: the Python package that holds `file`.
     """
 
     file: str
@@ -190,6 +194,7 @@ class HipSource:
     signature: tuple[tuple[str, str], ...]
     defines: tuple[tuple[str, int], ...]
     threads: int
+    package: str = OWN_PACKAGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 import fusec.kernels
 from fusec.ir import Graph, Node, Weight
-from fusec.kernels.launch import Call, Launch, Layout
+from fusec.kernels.launch import OWN_PACKAGE, Call, Launch, Layout
 from fusec.target import Family, Target
 
 Provider = Literal["triton", "hip", "cpp", "codegen", "external"]
@@ -55,7 +55,7 @@ class Kernel:
         name: unique, such as `rms_norm.cpp`.
         provider: the language it is written in.
         families: target families it is for.
-        source: its file, below the folder of `fusec.kernels`; for a generator, "".
+        source: its file, below the folder of `package`; for a generator, "".
         supports: `None`, or why it cannot compute a node.
         launch: how to call it, once operands have a place in memory; several launches run in order.
         layouts: what it needs of operands and results.
@@ -66,6 +66,7 @@ class Kernel:
             that takes no memory.
         scratch_bytes: memory beside its registers that a lane may use on a GPU; a code object that
             uses more is refused.
+        package: the Python package that holds `source`; an extension names its own.
     """
 
     op: str
@@ -80,6 +81,7 @@ class Kernel:
     output_order: Callable[[Graph, Node], tuple[int, ...] | None] = row_major
     scalar_spills: int = 0
     scratch_bytes: int = 0
+    package: str = OWN_PACKAGE
 
     def launches(self, call: Call) -> tuple[Launch, ...]:
         """What runs, in order, for a node whose operands have a place in memory."""
@@ -150,7 +152,7 @@ def choose(
         node: what to compute.
         target: for what.
         preferred: records that are asked before those of the registry: those of a library that
-            was asked for.
+            was asked for, and of extensions.
         objection: what the caller has against a kernel that could compute the node, or `None`.
     """
     refused: list[Refused] = []

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import fusec.kernels
 from fusec.diagnostics import InternalError
 from fusec.kernels.launch import HipSource
+from fusec.kernels.sources import include_folder, source_path
 from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.link.linker import headers_digest
 from fusec.link.toolchain import find_toolchain
@@ -56,10 +56,10 @@ def library(source: HipSource, fnuz: bool) -> ctypes.CDLL:
     """The source as a shared object of the host.
 
     Raises:
+        InputError: the extension that it belongs to is not installed.
         InternalError: it does not compile; the detail is what the compiler says.
     """
-    root = Path(fusec.kernels.__path__[0])
-    path = root / source.file
+    path, include = source_path(source.package, source.file), include_folder()
     toolchain = find_toolchain()
     options = [
         *FLAGS,
@@ -69,7 +69,7 @@ def library(source: HipSource, fnuz: bool) -> ctypes.CDLL:
         *(f"-D{name}={value}" for name, value in source.defines),
     ]
     text = path.read_bytes()
-    headers = headers_digest(text, root / "include")
+    headers = headers_digest(text, include, path.parent)
     parts = (hashlib.sha256(text).hexdigest(), headers, toolchain.version, *options)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     cache = ObjectCache(default_cache_directory())
@@ -78,7 +78,7 @@ def library(source: HipSource, fnuz: bool) -> ctypes.CDLL:
         driver = [*toolchain.command, "c++"] if toolchain.family == "zig" else toolchain.command
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / "kernel.so"
-            command = [*driver, *options, f"-I{root / 'include'}", str(path), "-o", str(made)]
+            command = [*driver, *options, f"-I{include}", str(path), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise InternalError(

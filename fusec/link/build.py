@@ -78,7 +78,8 @@ def build_target(
         allow_host_fallback: whether a GPU target may leave operations to the host.
         jobs: compilers to run at once.
         toolchain: the C++ compiler for a CPU target; by default the first that is found.
-        providers: kernels of libraries that were asked for, preferred to fusec's own on a GPU.
+        providers: kernels of libraries that were asked for and of extensions, preferred to fusec's
+            own.
         unfused: operations of each layer before anything was fused.
         progress: is told how many objects are ready, and of how many.
 

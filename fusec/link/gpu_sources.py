@@ -12,15 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fusec.kernels
 import fusec.link
 from fusec.diagnostics import InternalError
 from fusec.kernels.launch import HipSource, TritonSource
+from fusec.kernels.sources import include_folder, source_path
 from fusec.link.gpu_checks import GpuSource
 from fusec.link.hip_build import find_hip_compiler
 from fusec.link.linker import headers_digest
 from fusec.link.triton_build import triton_version
 from fusec.target import Target
+
+_OWN = "fusec"
 
 _BUILDERS = ("amdgpu_tools", "assembly", "gpu_kernel", "hip_build", "triton_build")
 """Modules of this package that decide what is built."""
@@ -61,9 +63,9 @@ def _tuples(value: Any) -> Any:
 
 
 def _hip_text(source: HipSource) -> str:
-    root = Path(fusec.kernels.__path__[0])
-    text = (root / source.file).read_bytes()
-    headers = headers_digest(text, root / "include")
+    path = source_path(source.package, source.file)
+    text = path.read_bytes()
+    headers = headers_digest(text, include_folder(), path.parent)
     return f"{hashlib.sha256(text).hexdigest()} {headers} {find_hip_compiler().version}"
 
 
@@ -71,50 +73,64 @@ def _triton_text(source: TritonSource) -> str:
     """Digests of the modules of a source; those that a generated one imports."""
     if not source.text:
         return triton_text(source.module)
-    return " ".join(triton_text(name) for name in sorted({*_imported(source.text.encode())}))
+    imported = _imported(source.text.encode(), "", frozenset({_OWN}))
+    return " ".join(triton_text(name) for name in sorted({*imported}))
 
 
 @cache
 def triton_text(module: str) -> str:
-    """Digests of the file of `module` and of the kernels' modules that it imports."""
+    """Digests of the file of `module` and of the modules that it imports.
+
+    Of all modules, those of fusec and those of the package that holds `module` count.
+    """
+    packages = frozenset({_OWN, module.partition(".")[0]})
     found: dict[str, str] = {}
     names = [module]
     while names:
         name = names.pop()
         if name not in found:
-            text = _module_path(name).read_bytes()
+            path = _module_file(name)
+            if path is None:
+                raise InternalError(f"a record names the module `{name}`, which is not there")
+            text = path.read_bytes()
             found[name] = hashlib.sha256(text).hexdigest()
-            names += _imported(text)
+            within = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            names += _imported(text, within, packages)
     return " ".join(f"{name} {digest}" for name, digest in sorted(found.items()))
 
 
-def _module_path(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise InternalError(f"a record names the module `{name}`, which is not there")
-    return Path(spec.origin)
+def _module_file(name: str) -> Path | None:
+    """The file of a module, which is not imported: it may need a compiler."""
+    top, *below = name.split(".")
+    spec = importlib.util.find_spec(top)
+    found = None if spec is None or spec.origin is None else Path(spec.origin)
+    for part in below:
+        if found is None or found.name != "__init__.py":
+            return None
+        places = (found.parent / part / "__init__.py", found.parent / f"{part}.py")
+        found = next((place for place in places if place.is_file()), None)
+    return found
 
 
-def _imported(text: bytes) -> Iterator[str]:
-    """Modules below `fusec` that a file imports, wherever in it."""
+def _imported(text: bytes, within: str, packages: frozenset[str]) -> Iterator[str]:
+    """Modules below `packages` that a file imports, wherever in it.
+
+    Args:
+        text: of the file.
+        within: the package that it is in.
+        packages: top-level packages whose modules count.
+    """
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            below = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [node.module, *(name for name in below if _is_module(name))]
+        elif isinstance(node, ast.ImportFrom):
+            named = importlib.util.resolve_name("." * node.level + (node.module or ""), within)
+            names = [named, *(f"{named}.{alias.name}" for alias in node.names)]
         else:
             continue
-        yield from (name for name in names if name.startswith("fusec."))
-
-
-def _is_module(name: str) -> bool:
-    if not name.startswith("fusec."):
-        return False
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+        for name in names:
+            if name != _OWN and name.partition(".")[0] in packages and _module_file(name):
+                yield name
 
 
 @cache

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import fusec.kernels
 from fusec.diagnostics import UnsupportedError
 from fusec.kernels.launch import HipSource
+from fusec.kernels.sources import include_folder, package_folder
 from fusec.link.amdgpu_tools import GPU_HINT, assemble, device_library
 from fusec.link.assembly import read_assembly
 from fusec.link.gpu_kernel import CompiledCode
@@ -100,12 +100,12 @@ def build_hip(source: HipSource, target: Target) -> CompiledCode:
         UnsupportedError: there is no compiler, or it refuses the source.
     """
     compiler = find_hip_compiler()
-    root = Path(fusec.kernels.__path__[0])
+    root = package_folder(source.package)
     with tempfile.TemporaryDirectory(prefix="fusec-") as folder:
         made = Path(folder) / "kernel.s"
         command = [*compiler.command, *_code_flags(source, target)]
         command += ["-Xclang", "-mlink-builtin-bitcode", "-Xclang", str(device_library("ocml"))]
-        command += [f"-ffile-prefix-map={root}=kernels", "-I", str(root / "include")]
+        command += [f"-ffile-prefix-map={root}=kernels", "-I", str(include_folder())]
         command += [str(root / source.file), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if done.returncode != 0:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import fusec.kernels
 from fusec.diagnostics import FusecError
 from fusec.kernels.cpu import CORE_SOURCES
+from fusec.kernels.launch import OWN_PACKAGE
+from fusec.kernels.sources import include_folder, source_path
 from fusec.link.cache import ObjectCache
 from fusec.link.elf import dynamic_symbols
 from fusec.link.toolchain import Toolchain
@@ -40,7 +42,7 @@ _MATHEMATICS = frozenset(
     "tgamma trunc".split()
 )
 
-_INCLUDES = re.compile(rb"^\s*#\s*include\s*<(fusec/[\w./-]+)>", re.MULTILINE)
+_INCLUDES = re.compile(rb'^\s*#\s*include\s*(?:<(fusec/[\w./-]+)>|"([^"\n]+)")', re.MULTILINE)
 
 FUNCTIONS_PER_FILE = 24
 """Generated functions of one file: files are compiled in parallel."""
@@ -69,11 +71,22 @@ class Linked:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """One file to compile."""
+    """One file to compile.
+
+    Attributes:
+        name: of the file.
+        text: its content.
+        folder: where headers lie that it includes by a name in quotes; `None` if it is generated.
+    """
 
     name: str
     text: bytes
-    generated: bool
+    folder: Path | None
+
+    @property
+    def generated(self) -> bool:
+        """Whether it was printed for this program."""
+        return self.folder is None
 
 
 def link(
@@ -98,10 +111,9 @@ def link(
     Raises:
         LinkError: the compiler refuses a file, or a symbol is not there.
     """
-    root = Path(fusec.kernels.__path__[0])
-    units = _units(lowered, root)
+    units = _units(lowered)
     with tempfile.TemporaryDirectory(prefix="fusec-") as folder:
-        work = _Work(toolchain, lowered.target, root / "include", cache, Path(folder))
+        work = _Work(toolchain, lowered.target, include_folder(), cache, Path(folder))
         objects: list[Path] = []
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             for done, (path, was_cached) in enumerate(pool.map(work.compiled, units), start=1):
@@ -115,16 +127,18 @@ def link(
     return Linked(code, symbols.defined, len(units) - work.cached, work.cached)
 
 
-def _units(lowered: Lowered, root: Path) -> list[_Unit]:
-    sources = sorted({kernel.source for kernel in lowered.kernels if kernel.source})
-    units = [
-        _Unit(source.replace("/", "_"), _read(root / source), False)
-        for source in dict.fromkeys((*CORE_SOURCES, *sources))
-    ]
+def _units(lowered: Lowered) -> list[_Unit]:
+    core = [(OWN_PACKAGE, source) for source in CORE_SOURCES]
+    used = sorted({(kernel.package, kernel.source) for kernel in lowered.kernels if kernel.source})
+    units: list[_Unit] = []
+    for package, source in dict.fromkeys((*core, *used)):
+        path = source_path(package, source)
+        name = source if package == OWN_PACKAGE else f"{package}/{source}"
+        units.append(_Unit(name.replace("/", "_"), _read(path), path.parent))
     functions = sorted(lowered.functions, key=lambda function: function.symbol)
     for number, start in enumerate(range(0, len(functions), FUNCTIONS_PER_FILE)):
         part = functions[start : start + FUNCTIONS_PER_FILE]
-        units.append(_Unit(f"generated_{number}.cpp", print_file(part).encode(), True))
+        units.append(_Unit(f"generated_{number}.cpp", print_file(part).encode(), None))
     return units
 
 
@@ -137,19 +151,38 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def headers_digest(text: bytes, include: Path) -> str:
-    """The digest of the headers that a source includes, however indirectly."""
+def headers_digest(text: bytes, include: Path, folder: Path | None = None) -> str:
+    """The digest of the headers that a source includes, however indirectly.
+
+    Args:
+        text: the source.
+        include: where `<fusec/...>` lie.
+        folder: where `"..."` lie, beside the source; a header's own are beside it.
+
+    Raises:
+        LinkError: a header cannot be read.
+    """
     found: dict[str, bytes] = {}
-    names = _INCLUDES.findall(text)
-    while names:
-        name = names.pop().decode()
+    wanted = [*_included(text, include, folder)]
+    while wanted:
+        name, path = wanted.pop()
         if name not in found:
-            found[name] = _read(include / name)
-            names += _INCLUDES.findall(found[name])
+            found[name] = _read(path)
+            wanted += _included(found[name], include, path.parent)
     state = hashlib.sha256()
     for name, header in sorted(found.items()):
         state.update(name.encode() + b"\0" + hashlib.sha256(header).digest())
     return state.hexdigest()
+
+
+def _included(text: bytes, include: Path, folder: Path | None) -> Iterator[tuple[str, Path]]:
+    """The headers that a file names, each with its path."""
+    for ours, beside in _INCLUDES.findall(text):
+        if ours:
+            yield ours.decode(), include / ours.decode()
+        elif folder is not None:
+            path = folder / beside.decode()
+            yield os.path.relpath(path, include), path
 
 
 def _exports(lowered: Lowered) -> tuple[str, ...]:
@@ -176,7 +209,7 @@ class _Work:
         """The object of `unit`, and whether it was there already."""
         flags = self.toolchain.flags(self.target, generated=unit.generated)
         state = hashlib.sha256()
-        headers = headers_digest(unit.text, self.include)
+        headers = headers_digest(unit.text, self.include, unit.folder)
         for part in (self.toolchain.version, headers, *flags):
             state.update(part.encode() + b"\0")
         state.update(unit.text)
@@ -190,6 +223,8 @@ class _Work:
         command = self.toolchain.compile_command(
             source, made, self.target, self.include, generated=unit.generated
         )
+        if unit.folder is not None:
+            command += ["-iquote", str(unit.folder)]
         self._run(command, f"`{unit.name}` does not compile")
         return self.cache.keep(digest, made), False
 

@@ -87,14 +87,29 @@ def triton_function(source: TritonSource) -> Any:
 
     That of a generated text is in no module that could be imported; Triton reads its lines where
     Python keeps those of source files.
+
+    Raises:
+        InputError: the extension that it belongs to is not installed.
     """
     if not source.text:
-        return getattr(importlib.import_module(source.module), source.function)
+        return getattr(_module(source.module), source.function)
     name = f"<{source.function}>"
     linecache.cache[name] = len(source.text), None, source.text.splitlines(True), name
     namespace: dict[str, Any] = {"__name__": source.function}
     exec(compile(source.text, name, "exec"), namespace)
     return namespace[source.function]
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(
+            f"the module `{name}`, which holds the source of a kernel, is not there",
+            hint="install the extension that it belongs to",
+        ) from None
 
 
 def _compiled_code(

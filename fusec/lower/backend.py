@@ -60,8 +60,8 @@ CODEGEN_TRITON = _generator("codegen.triton", "amdgpu", "nvidia")
 class CpuBackend:
     """C++, all in one module."""
 
-    generated: Kernel = CODEGEN_CPP
     providers: Sequence[Kernel] = ()
+    generated: Kernel = CODEGEN_CPP
     alignment: int = ALIGNMENT
     functions: dict[str, GeneratedFunction] = field(default_factory=dict)
 

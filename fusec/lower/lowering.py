@@ -65,14 +65,16 @@ def lower(
         target: for what.
         allow_host_fallback: whether a program for a GPU may leave nodes to the host: a model that
             falls back in silence is the outage that fusec exists to prevent.
-        providers: records that are asked before those of the registry, on a GPU: those of libraries
-            that were asked for.
+        providers: records that are asked before those of the registry: those of libraries that
+            were asked for, and of extensions.
 
     Raises:
         UnsupportedError: a size depends on data, or nodes are left to the host and may not be.
     """
     _check_sizes(graph)
-    backend = GpuBackend(graph, target, providers) if target.is_gpu else CpuBackend()
+    backend: Backend = CpuBackend(providers)
+    if target.is_gpu:
+        backend = GpuBackend(graph, target, providers)
     lowered = _Lowering(graph, target, backend).run()
     if target.is_gpu and lowered.residual and not allow_host_fallback:
         raise _not_lowered(lowered)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fusec.ir import Graph, Node, Weight
-from fusec.kernels.launch import HipSource, Launch, Storage, TritonSource
+from fusec.kernels.launch import OWN_PACKAGE, HipSource, Launch, Storage, TritonSource
 from fusec.kernels.registry import Choice, Kernel
 from fusec.lower.codegen_cpp import GeneratedFunction, print_file
 from fusec.lower.fusion import Grouping
@@ -93,8 +93,9 @@ class UsedKernel:
         op: that it computes.
         provider: `cpp` or `codegen`.
         symbol: the function.
-        source: its file below the folder of `fusec.kernels`; "" if generated.
+        source: its file below the folder of `package`; "" if generated.
         node: the first node that it computes.
+        package: the Python package that holds `source`.
     """
 
     name: str
@@ -103,6 +104,7 @@ class UsedKernel:
     symbol: str
     source: str
     node: str
+    package: str = OWN_PACKAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,13 @@ class Lowered:
         for step in self.kernel_steps:
             record, symbol = step.kernel, step.launch.symbol
             used = UsedKernel(
-                record.name, step.op, record.provider, symbol, record.source, step.node.name
+                name=record.name,
+                op=step.op,
+                provider=record.provider,
+                symbol=symbol,
+                source=record.source,
+                node=step.node.name,
+                package=record.package,
             )
             found.setdefault(symbol, used)
         return tuple(found.values())
