@@ -1,159 +1,74 @@
 """The documentation is true: tables follow the code, examples run, links lead somewhere.
 
-`python tests/unit/test_docs.py` writes the tables that are made from the passes into
-`docs/decisions.md`.
+`python tests/unit/test_docs.py` writes what is made from the passes: the tables of
+`docs/decisions.md`, and the guide to every fusion.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
 import json
-import os
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import typer
+from docs_examples import (
+    FENCE,
+    PAGES,
+    Example,
+    examples,
+    in_process,
+    normalised,
+    prepare,
+    run,
+    shell,
+)
+from docs_made import (
+    DECISIONS,
+    DOCS,
+    GROUPS,
+    GUIDE,
+    OPERATIONS,
+    ROOT,
+    by_fusion,
+    codes,
+    kernel_rows,
+    made_pages,
+    passes,
+    reported_codes,
+    write_pages,
+)
 
 import fusec
-from fusec.cli import app, main
-from fusec.passes import FUSIONS, PIPELINE
+from fusec.cli import app
 from fusec.passes.hints import ALWAYS, HINTS
-from fusec.rewrite import Pass
 
-ROOT = Path(fusec.__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", ROOT / "passes" / "README.md", *DOCS.glob("*.md")])
-DECISIONS = DOCS / "decisions.md"
-
-FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LEAVES = re.compile(r"^Leaves it alone when\n((?:  .*\n?)+)", re.MULTILINE)
+# --- pages made from the passes --------------------------------------------------------------
 
 
-# --- tables made from the passes ------------------------------------------------------------
+def test_pages_that_are_made_follow_the_passes() -> None:
+    made = dict(made_pages())
+    for path, text in made.items():
+        assert path.read_text(encoding="utf-8") == text, "run `python tests/unit/test_docs.py`"
+    assert set(GUIDE.glob("*.md")) == {path for path in made if path.parent == GUIDE}
 
 
-def module_of(each: type[Pass]) -> ModuleType:
-    return sys.modules[each.__module__]
+def test_every_fusion_is_in_the_guide_once() -> None:
+    listed = [name for names in GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(by_fusion())
 
 
-def specification(each: type[Pass]) -> str:
-    text = module_of(each).__doc__
-    assert text, each
-    return text
-
-
-def summary(each: type[Pass]) -> str:
-    """The first sentence of the specification."""
-    return " ".join(specification(each).strip().split("\n\n")[0].split()).rstrip(".")
-
-
-def codes(each: type[Pass]) -> dict[str, str]:
-    """The codes that a pass refuses by, and when."""
-    found: dict[str, str] = {}
-    block = LEAVES.search(specification(each))
-    for line in block[1].splitlines() if block else ():
-        if line.startswith("   "):
-            last = next(reversed(found))
-            found[last] = f"{found[last]} {line.strip()}"
-        else:
-            code, _, meaning = line.strip().partition(" ")
-            found[code] = meaning.strip()
-    return found
-
-
-def fusion_of(each: type[Pass]) -> str | None:
-    """The fusion under which the decisions of a pass are recorded."""
-    named: str | None = getattr(each, "fusion", None)
-    if named is not None:
-        return named
-    fitting = [name for name in FUSIONS if f"{each.name}_".startswith(f"{name}_")]
-    return max(fitting, key=len, default=None)
-
-
-def passes() -> list[type[Pass]]:
-    """Every pass once, in order."""
-    return list(dict.fromkeys(PIPELINE))
-
-
-def reported_codes() -> dict[str, dict[str, str]]:
-    """Codes with their meaning, by fusion; those of several passes joined."""
-    found: dict[str, dict[str, str]] = {}
-    for each in passes():
-        fusion = fusion_of(each)
-        if fusion is None:
-            continue
-        for code, meaning in codes(each).items():
-            known = found.setdefault(fusion, {})
-            same = known.get(code)
-            known[code] = meaning if same is None else f"{same}; or {meaning}"
-    return {name: dict(sorted(found[name].items())) for name in sorted(found)}
-
-
-def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def made_tables() -> dict[str, str]:
-    """What stands between the marks of `docs/decisions.md`."""
-    by_fusion: dict[str, list[type[Pass]]] = {}
-    for each in passes():
-        if (fusion := fusion_of(each)) is not None:
-            by_fusion.setdefault(fusion, []).append(each)
-    fusions = [
-        (
-            f"`{name}`",
-            cell(". ".join(summary(each) for each in by_fusion[name])),
-            ", ".join(f"`{each.name}`" for each in by_fusion[name]),
-        )
-        for name in sorted(by_fusion)
-    ]
-    rows = [
-        (f"`{fusion}`", f"`{code}`", cell(meaning), cell(HINTS[fusion][code]))
-        for fusion, known in reported_codes().items()
-        for code, meaning in known.items()
-    ]
-    unreported = [
-        (f"`{each.name}`", cell(summary(each)), ", ".join(f"`{code}`" for code in codes(each)))
-        for each in passes()
-        if fusion_of(each) is None and codes(each)
-    ]
-    reserved = ", ".join(f"`{name}`" for name in FUSIONS if name not in by_fusion)
-    return {
-        "fusions": table(("fusion", "what it is", "passes"), fusions),
-        "reserved": f"{reserved}.",
-        "codes": table(("fusion", "code", "it is left alone when", "to make it fire"), rows),
-        "unreported": table(("pass", "what it recognises", "codes"), unreported),
-    }
-
-
-def with_tables(text: str) -> str:
-    """The page with the tables put in."""
-    for name, made in made_tables().items():
-        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-        before, found, rest = text.partition(begin)
-        assert found, f"no mark for `{name}`"
-        text = before + begin + made + "\n" + end + rest.partition(end)[2]
-    return text
-
-
-def test_tables_of_decisions_follow_the_passes() -> None:
-    page = DECISIONS.read_text(encoding="utf-8")
-    assert page == with_tables(page), "run `python tests/unit/test_docs.py`"
+def test_operations_that_fusions_are_said_to_make_have_kernels() -> None:
+    assert set(OPERATIONS) <= set(by_fusion())
+    for fusion in by_fusion():
+        assert kernel_rows(fusion), fusion
 
 
 def test_every_code_of_a_fusion_has_a_hint_and_the_reverse() -> None:
@@ -211,12 +126,13 @@ def test_every_option_is_documented_and_the_reverse(name: str) -> None:
 
 
 def written_commands() -> Iterator[tuple[Path, list[str]]]:
-    """Every `$ fusec ...` on any page."""
+    """Every `$ fusec ...` on any page, up to a pipe."""
     for page in PAGES:
-        for _, body in FENCE.findall(page.read_text(encoding="utf-8")):
-            for line in body.splitlines():
-                if line.startswith("$ fusec "):
-                    yield page, shlex.split(line[2:], comments=True)[1:]
+        for each in examples(page):
+            if each.command.startswith("fusec "):
+                words = shlex.split(each.command.replace("\\\n", " "), comments=True)[1:]
+                ends = [n for n, word in enumerate(words) if word in ("|", ";", "&&", ">", "2>&1")]
+                yield page, words[: min(ends, default=len(words))]
 
 
 def test_written_commands_use_options_that_exist() -> None:
@@ -238,60 +154,44 @@ def test_written_commands_use_options_that_exist() -> None:
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the examples begin with."""
-    from small_block import WIDTH, TiedBlock, export_block
-
     folder = tmp_path_factory.mktemp("example")
-    export_block(folder / "block.pt2")
-    export_block(folder / "tied.pt2", TiedBlock)
-    x, residual = np.random.default_rng(0).standard_normal((2, 5, WIDTH)).astype(np.float32)
-    np.savez(folder / "rows.npz", x=x, residual=residual)
-    (folder / "bad.jsonl").write_text('{"x": [1]}\nnot json\n', encoding="utf-8")
-    compile = ["compile", "block.pt2", "--target", "x86-64-v3"]
-    assert "wrote" in run(folder, [*compile, "-o", "block.fusec"])
-    assert "wrote" in run(folder, [*compile, "--disable", "add_rms_norm", "-o", "unfused.fusec"])
+    prepare(folder)
     return folder
 
 
-def run(folder: Path, words: list[str]) -> str:
-    """What a command prints, to stderr and to stdout."""
-    out, err = io.StringIO(), io.StringIO()
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main(tuple(words))
-    except SystemExit:
-        pass
-    finally:
-        os.chdir(before)
-    return f"{err.getvalue()}\n{out.getvalue()}"
-
-
-def normalised(text: str) -> list[str]:
-    """Lines without what differs between machines and runs, in no order."""
-    text = re.sub(r"(\b|(?<=_))[0-9a-f]{12,}\b", "HASH", text)
-    text = re.sub(r"\.py:\d+", ".py:LINE", text)
-    text = re.sub(r"\d+ (objects )?compiled, \d+ cached", "OBJECTS", text)
-    text = re.sub(r"\d[\d,]*\.\d+", "N", text)
-    text = re.sub(r"(?<=  )\d+(?=  fusec_)|(?<=\()[+-]\d[\d,]*(?= bytes)", "N", text)
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return sorted(line for line in lines if line)
-
-
-def console_examples() -> Iterator[Any]:
+def shown() -> Iterator[Any]:
+    """Commands with what they print, which need nothing that another one leaves behind."""
     for page in PAGES:
-        for language, body in FENCE.findall(page.read_text(encoding="utf-8")):
-            for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
-                command, _, printed = part.partition("\n")
-                if language == "console" and printed.strip():
-                    yield pytest.param(command, printed, id=f"{page.stem}: {command}")
+        for each in examples(page):
+            if each.kind == "" and each.printed.strip():
+                yield pytest.param(each, id=f"{page.stem}: {each.command}")
 
 
-@pytest.mark.parametrize(("command", "printed"), [*console_examples()])
-def test_an_example_prints_what_the_page_shows(command: str, printed: str, example: Path) -> None:
-    program, *words = shlex.split(command, comments=True)
-    assert program == "fusec"
-    assert normalised(run(example, words)) == normalised(printed)
+@pytest.mark.parametrize("each", [*shown()])
+def test_an_example_prints_what_the_page_shows(each: Example, example: Path) -> None:
+    assert each.command.startswith("fusec ")
+    assert normalised(in_process(example, each.command)) == normalised(each.printed)
+
+
+def sessions() -> Iterator[Any]:
+    """Pages whose commands go on from each other."""
+    for page in PAGES:
+        kinds = {each.kind for each in examples(page) if each.kind}
+        assert kinds <= {"session", "slow"} and len(kinds) <= 1, page
+        for kind in kinds:
+            marks = [pytest.mark.slow] if kind == "slow" else []
+            yield pytest.param(page, kind, id=page.stem, marks=marks)
+
+
+@pytest.mark.parametrize(("page", "kind"), [*sessions()])
+def test_a_session_goes_as_the_page_shows(page: Path, kind: str, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    once_more = shell if kind == "slow" else in_process
+    for each in examples(page):
+        if each.kind == kind:
+            printed = once_more(tmp_path, each.command)
+            if each.printed.strip():
+                assert normalised(printed) == normalised(each.printed), each.command
 
 
 def paths(document: Any, at: str = "") -> set[str]:
@@ -368,6 +268,47 @@ def test_every_argument_is_on_the_page(name: str) -> None:
     assert arguments - {"source", "output", "reporter"} <= words
 
 
+# --- messages -------------------------------------------------------------------------------
+
+
+def test_messages_that_are_explained_are_those_of_the_code() -> None:
+    """Between its names and numbers, a message stands in the source as it is on the page."""
+    folders = ("fusec", "runtime", "kernels")
+    files = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    source = re.sub(r'"\s*\n\s*f?"', "", source).replace("`", "")
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]*[a-z]{3}[^`]*)`", page, flags=re.MULTILINE)
+    assert len(messages) >= 30
+    for message in messages:
+        for part in message.split("…"):
+            assert part.strip(" :") in source, message
+
+
+# --- the site -------------------------------------------------------------------------------
+
+
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(
+    tmp_path: Path,
+) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    loaded = re.compile(
+        r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//"""
+        r"""|url\(["']?(?:https?:)?//|@import"""
+    )
+    pages = [path for path in tmp_path.rglob("*") if path.suffix in (".html", ".css")]
+    assert len(pages) >= 50
+    for path in pages:
+        assert not loaded.search(path.read_text(encoding="utf-8")), path
+
+
 # --- links ----------------------------------------------------------------------------------
 
 
@@ -392,10 +333,11 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_on_the_map() -> None:
-    index = (DOCS / "index.md").read_text(encoding="utf-8")
-    for page in DOCS.glob("*.md"):
-        assert page.name == "index.md" or f"({page.name})" in index
+    for folder in (DOCS, GUIDE):
+        index = (folder / "index.md").read_text(encoding="utf-8")
+        for page in folder.glob("*.md"):
+            assert page.name == "index.md" or f"({page.name}" in index
 
 
 if __name__ == "__main__":
-    DECISIONS.write_text(with_tables(DECISIONS.read_text(encoding="utf-8")), encoding="utf-8")
+    write_pages()
