@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fusec import __version__
+from fusec.command import compile_command
 from fusec.diagnostics import UnsupportedError, UsageError
+from fusec.dump import Dump, DumpRequest, dump_request, passes_until
+from fusec.extensions import NONE as NO_EXTENSIONS
+from fusec.extensions import Extensions, installed
 from fusec.frontend.dims import DimRequest
 from fusec.frontend.sources import Source, load_source
 from fusec.ir import Graph, print_graph
@@ -105,11 +109,13 @@ def compile(
     attention_mask: bool = False,
     allow_host_fallback: bool = False,
     provider: Sequence[str] = (),
+    extensions: bool = True,
     tuning: Sequence[str | os.PathLike[str]] = (),
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
     adapter: str | os.PathLike[str] | None = None,
     dump_ir: str | os.PathLike[str] | None = None,
+    dump_ir_after: Sequence[str] = (),
     jobs: int | None = None,
     toolchain: str | None = None,
     reporter: Reporter | None = None,
@@ -141,12 +147,15 @@ def compile(
         attention_mask: whether a model folder also takes `attention_mask`.
         allow_host_fallback: whether a GPU target may leave operations to the host.
         provider: libraries whose kernels are preferred, such as `aiter==0.1.14`.
+        extensions: whether what installed distributions add takes part: `fusec.extensions`.
         tuning: tables of `fusec tune`, each for another target; they come before those that ship
             with fusec.
         trust_pickle: whether pickled modules may be loaded, which runs code in them.
         trust_remote_code: whether code that comes with a model folder may be run.
         adapter: a folder of PEFT with a LoRA adapter for a model folder.
-        dump_ir: a folder for the graph after each pass that changed it.
+        dump_ir: a folder for the graph after each pass that changed it, and what changed; `-` for
+            standard output.
+        dump_ir_after: passes after which alone to write it.
         jobs: compilers to run at once; by default one a processor.
         toolchain: the C++ compiler for CPU targets: `clang++`, `g++`, `zig` or a path; by default
             the first of these that is found.
@@ -155,10 +164,30 @@ def compile(
     Raises:
         FusecError: a subclass for each exit code of the command line.
     """
+    asked = {
+        "disable": sorted(disable),
+        "quantize": quantize,
+        "mxfp4_align": mxfp4_align,
+        "tp": tp,
+        "dtype": dtype,
+        "fp32_precision": fp32_precision,
+        "weights": weights,
+        "attention_mask": attention_mask,
+        "allow_host_fallback": allow_host_fallback,
+        "provider": sorted(provider),
+        "extensions": extensions,
+        "tuning": tuning,
+        "trust_pickle": trust_pickle,
+        "trust_remote_code": trust_remote_code,
+        "adapter": adapter,
+        "toolchain": toolchain,
+    }
     report = reporter or Silent()
     targets = with_fp32_precision(_targets(target), fp32_precision)
-    requirements = tuple(parse_requirement(text) for text in require)
-    passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp))
+    added = _extensions(extensions)
+    requirements = tuple(parse_requirement(text, added.fusions) for text in require)
+    passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp), added.pipeline)
+    dump = dump_request(dump_ir, dump_ir_after, passes)
     providers = [kernel for text in provider for kernel in records(parse_provider(text))]
     tables = _tuning_tables([Path(each) for each in tuning], targets)
     if output is not None and Path(output).is_dir():
@@ -177,10 +206,11 @@ def compile(
     )
     with report.stage("rewrite") as said:
         rewritten = {
-            each.name: _rewritten(read, each, passes, requirements, dump_ir, len(targets) > 1)
+            each.name: _rewritten(read, each, passes, requirements, dump, len(targets) > 1)
             for each in targets
         }
         said += _said_of_decisions({name: log for name, (_, log) in rewritten.items()})
+        said += _said_of_dump(dump)
         said += _said_of_requests(
             quantize, read.graph, {each: rewritten[each.name][1] for each in targets}
         )
@@ -199,7 +229,7 @@ def compile(
                 allow_host_fallback=allow_host_fallback,
                 jobs=jobs or os.cpu_count() or 1,
                 toolchain=toolchain,
-                providers=providers,
+                providers=(*providers, *added.kernels),
                 unfused=unfused,
                 progress=report.progress,
             )
@@ -243,7 +273,9 @@ def compile(
             "quantize": list(quantize),
             "mxfp4_align": mxfp4_align,
             "provider": sorted(provider),
+            "extensions": added.document(),
             "tuning": tables.digests,
+            "command": _command(source, read.name, targets, example_inputs, dims, asked),
         },
         residual={name: model for each in built for name, model in each.residual.items()},
         tokenizer=None if read.tokenizer_path is None else read.tokenizer_path.read_bytes(),
@@ -319,6 +351,7 @@ def decide(
     mxfp4_align: str = "pad",
     tp: int = 1,
     dtype: str | None = None,
+    extensions: bool = True,
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
     reporter: Reporter | None = None,
@@ -336,6 +369,7 @@ def decide(
         mxfp4_align=mxfp4_align,
         tp=tp,
         dtype=dtype,
+        extensions=extensions,
         trust_pickle=trust_pickle,
         trust_remote_code=trust_remote_code,
         reporter=reporter,
@@ -353,25 +387,46 @@ def rewrite(
     mxfp4_align: str = "pad",
     tp: int = 1,
     dtype: str | None = None,
+    fp32_precision: str = "highest",
+    attention_mask: bool = False,
+    extensions: bool = True,
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
+    adapter: str | os.PathLike[str] | None = None,
+    dump_ir: str | os.PathLike[str] | None = None,
+    dump_ir_after: Sequence[str] = (),
+    stop_after: str | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, tuple[Graph, DecisionLog]]:
-    """The rewritten graph and what was decided, by target; the arguments are those of `compile`."""
+    """The rewritten graph and what was decided, by target; the arguments are those of `compile`.
+
+    With `stop_after` the passes after that one do not run: a name, of which the first counts, or a
+    label such as `25-canonicalise`, as files of `dump_ir` are called.
+    """
     report = reporter or Silent()
-    targets = _targets(target)
-    passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp))
+    targets = with_fp32_precision(_targets(target), fp32_precision)
+    pipeline = _extensions(extensions).pipeline
+    passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp), pipeline)
+    if stop_after is not None:
+        passes = passes_until(stop_after, passes)
+    dump = dump_request(dump_ir, dump_ir_after, passes)
     read = _read(
         source,
         report,
         dims=_requests(dims),
         dtype=dtype,
+        attention_mask=attention_mask,
         trust_pickle=trust_pickle,
         trust_remote_code=trust_remote_code,
+        adapter=None if adapter is None else Path(adapter),
     )
     with report.stage("rewrite") as said:
-        found = {each.name: _rewritten(read, each, passes, (), None, False) for each in targets}
+        found = {
+            each.name: _rewritten(read, each, passes, (), dump, len(targets) > 1)
+            for each in targets
+        }
         said += _said_of_decisions({name: log for name, (_, log) in found.items()})
+        said += _said_of_dump(dump)
         said += _said_of_requests(
             quantize, read.graph, {each: found[each.name][1] for each in targets}
         )
@@ -385,6 +440,25 @@ def _read(source: object, report: Reporter, **asked: Any) -> Source:
         read = load_source(source, report=report.status, store=store, **asked)
         said += _said_of_source(read)
     return read
+
+
+def _command(
+    source: object,
+    name: str,
+    targets: Sequence[Target],
+    example_inputs: object,
+    dims: Sequence[str] | Mapping[str, DimRequest],
+    asked: Mapping[str, object],
+) -> str | None:
+    """The command that does the same; none for a model in memory, or inputs from there."""
+    if not isinstance(source, str | os.PathLike) or example_inputs is not None:
+        return None
+    names = [target.name for target in targets]
+    return compile_command(source, name, names, _requests(dims), asked)
+
+
+def _extensions(wanted: bool) -> Extensions:
+    return installed() if wanted else NO_EXTENSIONS
 
 
 def _targets(names: str | Sequence[str]) -> tuple[Target, ...]:
@@ -405,39 +479,19 @@ def _rewritten(
     target: Target,
     passes: Iterable[Pass],
     requirements: Iterable[Requirement],
-    dump_ir: str | os.PathLike[str] | None,
+    dump: DumpRequest | None,
     by_target: bool,
 ) -> tuple[Graph, DecisionLog]:
     graph, log = source.graph.copy(), DecisionLog(source.decisions)
     graph.mark_imported()
-    dump = None
-    if dump_ir is not None:
-        dump = Dump(Path(dump_ir) / target.name if by_target else Path(dump_ir), graph)
-    run_pipeline(passes, graph, target, log, dump)
+    watcher = None
+    if dump is not None:
+        watcher = Dump(dump.for_target(target.name, by_target), graph, target.name, log)
+    run_pipeline(passes, graph, target, log, watcher)
     log.advise(hint_for)
     graph.drop_unused_parameters()
     check_requirements(requirements, log, target.name, several=by_target)
     return graph, log
-
-
-class Dump:
-    """Writes the graph, numbered, after each pass that changed it."""
-
-    def __init__(self, folder: Path, graph: Graph) -> None:
-        self.folder = folder
-        self.number = 0
-        folder.mkdir(parents=True, exist_ok=True)
-        self._write("import", graph)
-
-    def __call__(self, each: Pass, graph: Graph, changes: int) -> None:
-        """Observe a pass."""
-        self.number += 1
-        if changes:
-            self._write(each.name, graph)
-
-    def _write(self, name: str, graph: Graph) -> None:
-        path = self.folder / f"{self.number:02}-{name}.fir"
-        path.write_text(print_graph(graph), encoding="utf-8")
 
 
 def _made_from(graph: Graph) -> dict[str, list[str]]:
@@ -488,6 +542,12 @@ def _said_of_decisions(logs: Mapping[str, DecisionLog], most: int = 5) -> list[s
         if (left := sum(len(places) for _, places in groups[most:])) > 0:
             lines.append(f"{prefix}and {left} more: `fusec explain` lists them")
     return lines
+
+
+def _said_of_dump(dump: DumpRequest | None) -> list[str]:
+    if dump is None or dump.folder is None:
+        return []
+    return [f"graphs after passes, and what each one changed: `{dump.folder}`"]
 
 
 def _said_of_requests(

@@ -35,6 +35,8 @@ def difference(a: Artifact, b: Artifact) -> Document:
         "schema": DIFF_SCHEMA,
         "artifacts": [{"id": each["id"], **each["file"]} for each in documents],
     }
+    for each in documents:
+        each["options"].pop("command", None)  # says nothing that other members do not say
     model = {name: [first[name], second[name]] for name in _MODEL if first[name] != second[name]}
     for name, value in (
         ("model", model),

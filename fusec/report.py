@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fusec.runtime.artifact import Artifact
@@ -94,33 +94,6 @@ def layers_text(target: Mapping[str, Any]) -> str:
     )
 
 
-def explain_text(decisions: Iterable[Row], fusion: str | None = None) -> str:
-    """What fired where, how and by which kernels, and what was refused, why, and what to change.
-
-    Sites with the same details, or the same reason, stand together.
-    """
-    rows = [row for row in decisions if fusion in (None, row["fusion"])]
-    lines: list[str] = []
-    for name, (fired, refused) in fusion_counts(rows).items():
-        lines.append(f"{name}: {fired} of {fired + refused} fired")
-        of_name = [row for row in rows if row["fusion"] == name]
-        lines += _fired([row for row in of_name if row["status"] == "fired"])
-        lines += _refused([row for row in of_name if row["status"] == "refused"])
-        if fusion is not None:
-            lines += [f"  fired at {row['site']}" for row in of_name if row["status"] == "fired"]
-    return "\n".join(lines) if lines else "no fusion matched anywhere in this model"
-
-
-def _fired(rows: list[Row]) -> Iterator[str]:
-    said = [details for row in rows if (details := details_text(row))]
-    for text, places in alike(said):
-        yield f"  {len(places)} {'sites' if len(places) > 1 else 'site'}: {text}"
-    for text, places in alike([row["backend"] for row in rows if row.get("backend")]):
-        yield f"  {len(places)} computed by {text}"
-    for text, places in alike([each for row in rows for each in rejected_texts(row)]):
-        yield f"  {len(places)} {text}"
-
-
 def alike(texts: Sequence[str]) -> list[tuple[str, list[int]]]:
     """Texts that differ in the numbers of layers or values at most, with where they stand.
 
@@ -158,19 +131,6 @@ def rejected_texts(row: Row) -> list[str]:
         else f"not by {each['backend']}: {each['reason']}"
         for each in row.get("rejected") or ()
     ]
-
-
-def _refused(rows: list[Row]) -> Iterator[str]:
-    for text, places in alike([f"`{row['code']}`: {row['reason']}" for row in rows]):
-        yield f"  {len(places)} refused by {text}"
-        yield f"    at {_some([rows[place]['site'] for place in places])}"
-        if hint := rows[places[0]]["hint"]:
-            yield f"    hint: {hint}"
-
-
-def _some(sites: list[str], most: int = 4) -> str:
-    shown = ", ".join(sites[:most])
-    return shown if len(sites) <= most else f"{shown} and {len(sites) - most} more"
 
 
 def artifact_name(source: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -68,6 +71,8 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
         if debug:
             raise
         say(error.render())
+        if error.exit_code == InternalError.exit_code:
+            say(_how_to_report(given))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         say("interrupted")
@@ -79,9 +84,19 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
         if debug:
             raise
         say(f"error: a bug in fusec: {type(error).__name__}: {error}")
-        say("\nhint: run the command again with `--debug` and report what it prints")
+        say(_how_to_report(given))
         sys.exit(InternalError.exit_code)
     sys.exit(code or 0)
+
+
+def _how_to_report(given: Sequence[str]) -> str:
+    """What a report of a bug needs: the command as it was given, and the versions."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return (
+        f"\ncommand: {shlex.join(['fusec', *given])}\n"
+        f"version: fusec {__version__}, Python {python}, {platform.platform()}\n"
+        "\nhint: run the command again with `--debug` and report what it prints"
+    )
 
 
 def _usage_error(error: Any) -> UsageError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,8 +98,19 @@ def _terminal() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns aligned with spaces, numbers to the right; readable without colour."""
+def text_width() -> int:
+    """Columns that a text may take: those of the terminal, within what reads well."""
+    return max(60, min(shutil.get_terminal_size().columns, 100))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], width: int | None = None) -> str:
+    """Columns aligned with spaces, numbers to the right; readable without colour.
+
+    Args:
+        header: names of the columns.
+        rows: as many cells each.
+        width: columns of the terminal that the last column is wrapped in; `None` to leave it.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
     right = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
@@ -107,7 +120,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
             cell.rjust(width) if numeric else cell.ljust(width)
             for cell, width, numeric in zip(row, widths, right, strict=True)
         )
-        lines.append("  ".join(parts).rstrip())
+        line = "  ".join(parts).rstrip()
+        if width is not None and len(line) > width:
+            hang = " " * (sum(widths[:-1]) + 2 * (len(widths) - 1))
+            line = textwrap.fill(line, width, subsequent_indent=hang, break_on_hyphens=False)
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -9,12 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from fusec.cli.compile import AlignChoice, Dim, Disable, Dtype, Mxfp4Align, Quantize, Tp
-from fusec.cli.console import Stages, data, data_json
+from fusec.cli.console import Stages, data, data_json, text_width
 from fusec.diagnostics import UsageError
-from fusec.options import known_fusion
-from fusec.report import EXPLAIN_SCHEMA, Row, explain_text, fusion_counts
+from fusec.explanation import Filter, explain_text
+from fusec.report import EXPLAIN_SCHEMA, Row, fusion_counts
 from fusec.runtime.artifact import open_artifact
 from fusec.runtime.container import is_artifact
+
+SHOW = "What is told"
+"""A heading of options in the help."""
 
 _UNASKED = {"mxfp4_align": AlignChoice.pad.value, "tp": 1}
 """What options are that were not given; others are empty."""
@@ -39,23 +42,47 @@ def explain(
     ] = None,
     fusion: Annotated[
         str | None,
-        typer.Option("--fusion", metavar="FUSION", help="Only this fusion, with every site."),
+        typer.Option(
+            "--fusion",
+            metavar="FUSION",
+            help="Only this fusion, with all its sites.",
+            rich_help_panel=SHOW,
+        ),
     ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            "--site",
+            metavar="PATTERN",
+            help="Only what was decided in modules whose path fits, such as `*.layers.3.mlp`: why "
+            "did nothing fuse here?",
+            rich_help_panel=SHOW,
+        ),
+    ] = None,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Only what was refused.", rich_help_panel=SHOW)
+    ] = False,
     dim: Dim = None,
     disable: Disable = None,
     quantize: Quantize = None,
     mxfp4_align: Mxfp4Align = AlignChoice.pad,
     tp: Tp = 1,
     dtype: Dtype = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=SHOW)
+    ] = False,
 ) -> None:
     """Tell why each fusion fired or was refused.
 
-    What is not an artifact is read and rewritten, but not compiled, with the options of `compile`
-    that decide what fuses.
+    First how often each fusion fired, then what was refused, with the reason, the layers and what
+    to change, then how the rest fired. Several targets stand side by side. What is not an artifact
+    is read and rewritten, but not compiled, with the options of `compile` that decide what fuses.
     """
     if fusion is not None:
+        from fusec.options import known_fusion  # needs all passes
+
         known_fusion(fusion)
+    wanted = Filter(fusion, site, refused)
     asked = {
         "dims": dim or (),
         "disable": disable or (),
@@ -75,14 +102,13 @@ def explain(
                     key: {"fired": fired, "refused": refused}
                     for key, (fired, refused) in fusion_counts(rows).items()
                 },
-                "decisions": [row for row in rows if fusion in (None, row["fusion"])],
+                "decisions": [row for row in rows if wanted(row)],
             }
             for name, rows in decisions.items()
         }
         data_json({"schema": EXPLAIN_SCHEMA, "targets": document})
         return
-    parts = [f"{name}\n\n{explain_text(rows, fusion)}" for name, rows in decisions.items()]
-    data("\n\n".join(parts))
+    data(explain_text(decisions, wanted, text_width()))
 
 
 def _of_artifact(

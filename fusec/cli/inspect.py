@@ -9,7 +9,8 @@ import typer
 
 from fusec.cli.console import data, data_json, table
 from fusec.diagnostics import UsageError
-from fusec.report import counts_text, explain_text, inspect_document, layers_text, size_text
+from fusec.explanation import explain_text
+from fusec.report import counts_text, inspect_document, layers_text, size_text
 from fusec.runtime.artifact import open_artifact
 
 VERIFIED_BYTES = 256 << 20
@@ -80,6 +81,7 @@ def _overview(document: dict[str, Any]) -> str:
             "weights",
             f"{weights['count']}, {size_text(weights['bytes'])}, {weights['storage']}",
         ),
+        *([("made by", command)] if (command := document["options"].get("command")) else []),
         ("file", f"{document['file']['name']}, {size_text(document['file']['bytes'])}"),
     ]
     return "\n".join(f"{key:<9} {value}" for key, value in rows)
@@ -168,4 +170,4 @@ def _decisions(target: dict[str, Any]) -> str:
         for row in target["decisions"]
     ]
     listed = table(["fusion", "status", "site", "code", "reason"], rows)
-    return f"{listed}\n\n{explain_text(target['decisions'])}"
+    return f"{listed}\n\n{explain_text({target['target']: target['decisions']})}"

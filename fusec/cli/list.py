@@ -8,10 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fusec.cli.console import data, data_json, table
-from fusec.kernels.registry import kernels
-from fusec.passes import PIPELINE
-from fusec.target import CPU_ARCHES, GPU_TARGETS, PRODUCTS
+from fusec.cli.console import data, data_json, table, text_width
 
 
 class Subject(StrEnum):
@@ -22,6 +19,10 @@ class Subject(StrEnum):
     kernels = "kernels"
 
 
+Rows = tuple[list[str], list[list[str]]]
+"""Names of columns, and lines."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command(name="list")(list_)
@@ -29,7 +30,8 @@ def register(app: typer.Typer) -> None:
 
 def list_(
     subject: Annotated[
-        Subject, typer.Argument(metavar="SUBJECT", help="`targets`, `passes` or `kernels`.")
+        Subject,
+        typer.Argument(metavar="targets|passes|kernels", help="What to list."),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -43,10 +45,16 @@ def list_(
         document = [dict(zip(header, row, strict=True)) for row in rows]
         data_json({"schema": "fusec.list/1", subject.value: document})
         return
-    data(table(header, rows))
+    if subject is Subject.passes:
+        header, rows = _without_repeated_names(rows)
+    if subject is Subject.kernels:
+        header, rows = header[:-1], _without_repeated_operations(rows)
+    data(table(header, rows, text_width()))
 
 
-def _targets() -> tuple[list[str], list[list[str]]]:
+def _targets() -> Rows:
+    from fusec.target import CPU_ARCHES, GPU_TARGETS, PRODUCTS
+
     rows = [["cpu", "cpu", "this host", ""]]
     for target in (*CPU_ARCHES.values(), *GPU_TARGETS.values()):
         products = ", ".join(name for name, arch in PRODUCTS.items() if arch == target.name)
@@ -54,19 +62,42 @@ def _targets() -> tuple[list[str], list[list[str]]]:
     return ["target", "family", "products", "fp8"], rows
 
 
-def _passes() -> tuple[list[str], list[list[str]]]:
+def _passes() -> Rows:
+    from fusec.extensions import installed
+
     rows = []
-    for number, each in enumerate(PIPELINE, start=1):
+    for number, each in enumerate(installed().pipeline, start=1):
         about = sys.modules[each.__module__].__doc__ or ""
         summary = " ".join(about.strip().split("\n\n")[0].split()).rstrip(".")
         rows.append([str(number), each.name, getattr(each, "fusion", None) or "", summary])
     return ["order", "pass", "fusion", "summary"], rows
 
 
-def _kernels() -> tuple[list[str], list[list[str]]]:
+def _without_repeated_names(rows: list[list[str]]) -> Rows:
+    """Passes for people: most are called as their fusion, which is named where it is not so."""
+    short = [
+        [order, name, summary + (f" (fusion `{fusion}`)" if fusion not in ("", name) else "")]
+        for order, name, fusion, summary in rows
+    ]
+    return ["order", "pass", "summary"], short
+
+
+def _kernels() -> Rows:
+    from fusec.extensions import installed
+    from fusec.kernels.registry import kernels
+
+    own = [kernel for _, records in sorted(kernels().items()) for kernel in records]
     rows = [
         [kernel.op, kernel.name, kernel.provider, ", ".join(kernel.families), kernel.source]
-        for _, records in sorted(kernels().items())
-        for kernel in records
+        for kernel in (*own, *installed().kernels)
     ]
     return ["op", "kernel", "provider", "families", "source"], rows
+
+
+def _without_repeated_operations(rows: list[list[str]]) -> list[list[str]]:
+    """Kernels for people: each operation is named once, and sources are left to `--json`."""
+    above = [[], *rows[:-1]]
+    return [
+        ["" if before and before[0] == row[0] else row[0], *row[1:-1]]
+        for before, row in zip(above, rows, strict=True)
+    ]

@@ -176,11 +176,32 @@ COMMANDS: Mapping[str, Page] = {
         "Say what this machine can do, and what to install for the rest.",
         examples=(
             Example("fusec doctor", "Look at everything."),
-            Example("fusec doctor --target gfx950", "Fail with exit code 6 unless it is ready."),
+            Example(
+                "fusec doctor --target gfx950 --need compile",
+                "Fail with exit code 6 unless this machine can compile for it.",
+            ),
             Example("fusec doctor --json", "Give a script the same."),
         ),
-        codes={6: "A target of `--target` can neither be compiled for nor run here."},
+        codes={6: "A target of `--target` is not ready for what `--need` says."},
         see_also=("list", "compile"),
+    ),
+    "completion": Page(
+        "Print a script that completes commands, options and names in a shell.",
+        examples=(
+            Example(
+                "fusec completion bash > ~/.local/share/bash-completion/completions/fusec",
+                "Install it for bash.",
+            ),
+            Example(
+                "fusec completion zsh > ~/.zsh/completions/_fusec",
+                "Install it for zsh, in a folder of `fpath`.",
+            ),
+            Example(
+                "fusec completion fish > ~/.config/fish/completions/fusec.fish",
+                "Install it for fish.",
+            ),
+        ),
+        see_also=("",),
     ),
     "help": Page(
         "Show the help of a command.",
@@ -197,6 +218,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Make artifacts": ("compile", "tune"),
     "Look into them": ("explain", "inspect", "diff"),
     "Run them": ("run",),
-    "This installation": ("doctor", "list", "help"),
+    "This installation": ("doctor", "list", "completion", "help"),
 }
 """The order of commands in the help."""

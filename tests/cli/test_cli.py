@@ -144,7 +144,8 @@ def test_inspect_for_people(fusec: Fusec, artifact: Path) -> None:
     assert "x: f32[batch, 48]" in shown
     assert "residual  nothing" in shown
     assert "linear_glu.cpp" in shown
-    assert "add_rms_norm: 1 of 1 fired" in shown
+    assert "add_rms_norm     1 of 1 fired" in shown
+    assert "made by   fusec compile block.pt2 --target cpu\n" in shown
     assert fusec("inspect", artifact, "--graph").out.startswith("graph @")
 
 
@@ -178,7 +179,7 @@ def test_a_bad_record_is_named_and_the_rest_is_done(
 
 
 def test_explain(fusec: Fusec, artifact: Path, archive: Path) -> None:
-    assert "add_rms_norm: 1 of 1 fired" in fusec("explain", artifact).out
+    assert "add_rms_norm     1 of 1 fired" in fusec("explain", artifact).out
     one = fusec("explain", archive, "--target", "gfx950", "--fusion", "silu_mul", "--json").json
     assert one["schema"] == "fusec.explain/1"
     rows = one["targets"]["gfx950"]["decisions"]
@@ -208,6 +209,7 @@ def test_dump_ir_holds_what_changed(fusec: Fusec, archive: Path, tmp_path: Path)
     fusec("compile", archive, "--target", "cpu", "-o", output, "--dump-ir", dump)
     names = sorted(path.name for path in dump.iterdir())
     assert names[0] == "00-import.fir"
+    assert names[-1] == "index.md"
     assert any(name.endswith("-add_rms_norm.fir") for name in names)
     assert not any(name.endswith("-moe.fir") for name in names)
 
@@ -280,6 +282,14 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("explain", "ARTIFACT", "--tp", "2"), 2, "`--tp` needs a source"),
     (("explain", "ARCHIVE", "--target", "gfx950", "--quantize", "mxfp5"), 2, "`mxfp4`"),
     (("run", "ARTIFACT", "--input", "ROWS", "--threads", "0"), 2, "value for `--threads`"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--stop-after", "magic"), 2, "no pass `magic`"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--stop-after", "rope", "-o", "x"), 2, "--output"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--stop-after", "rope", "--json"), 2, "--json"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--dump-ir-after", "rope"), 2, "--dump-ir DIR"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--dump-ir", "ROWS"), 2, "is not a folder"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--dump-ir", "-", "--json"), 2, "exclude"),
+    (("explain", "ARTIFACT", "--fusion", "magic"), 2, "unknown fusion `magic`"),
+    (("doctor", "--target", "gfx1"), 2, "unknown target `gfx1`"),
     (("list", "nothing"), 2, "`nothing` is not one of `targets`, `passes`, `kernels`"),
     (("magic",), 2, "magic"),
 ]
@@ -314,6 +324,8 @@ def test_a_bug_is_called_one(fusec: Fusec, monkeypatch: pytest.MonkeyPatch, arti
     done = fusec("inspect", artifact)
     assert done.code == 70
     assert "a bug in fusec: KeyError" in done.err
+    assert f"command: fusec inspect {artifact}" in done.err
+    assert "version: fusec " in done.err
     with pytest.raises(KeyError):
         main(("inspect", str(artifact), "--debug"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fusec.diagnostics import RequirementError, UsageError
+from fusec.explanation import explain_text
 from fusec.options import (
     check_requirements,
     parse_dims,
@@ -16,7 +17,7 @@ from fusec.options import (
 )
 from fusec.passes import PIPELINE
 from fusec.passes.hints import hint_for
-from fusec.report import alike, details_text, explain_text
+from fusec.report import alike, details_text
 from fusec.rewrite import Decision, DecisionLog, QuantRequest
 from fusec.target import CPU_ARCHES, best_cpu_arch, target_named
 
@@ -94,17 +95,24 @@ def test_an_unmet_requirement_names_what_was_chosen_instead() -> None:
         "\n"
         "hint: compile for `gfx950`, or require `moe_mxfp4_dequant`"
     )
-    explained = explain_text([decision.as_json() for decision in log])
+    explained = explain_text({"gfx942": [decision.as_json() for decision in log]})
     assert explained == (
-        "moe_mxfp4_dequant: 36 of 36 fired\n"
-        "  36 sites: dequantises to bf16\n"
-        "  36 instead of moe_mxfp4_native: `mxfp4.arch`: native scaled MFMA needs gfx950; this is "
-        "gfx942\n"
-        "moe_mxfp4_native: 0 of 36 fired\n"
-        "  36 refused by `mxfp4.arch`: native scaled MFMA needs gfx950; this is gfx942\n"
-        "    at model.layers.0.mlp.experts, model.layers.1.mlp.experts, "
-        "model.layers.2.mlp.experts, model.layers.3.mlp.experts and 32 more\n"
-        "    hint: compile for `gfx950`, or require `moe_mxfp4_dequant`"
+        "gfx942: 36 sites fired (1 fusion), 36 sites refused (1 fusion)\n"
+        "\n"
+        "  moe_mxfp4_dequant  36 of 36 fired\n"
+        "  moe_mxfp4_native   0 of 36 fired\n"
+        "\n"
+        "refused\n"
+        "  moe_mxfp4_native, 36 of 36 refused: native scaled MFMA needs gfx950; this is\n"
+        "    gfx942\n"
+        "    layers 0-35: model.layers.*.mlp.experts\n"
+        "    code: `mxfp4.arch`\n"
+        "    hint: compile for `gfx950`, or require `moe_mxfp4_dequant`\n"
+        "\n"
+        "fired\n"
+        "  moe_mxfp4_dequant, 36 sites: dequantises to bf16\n"
+        "    instead of moe_mxfp4_native: `mxfp4.arch`: native scaled MFMA needs gfx950;\n"
+        "      this is gfx942"
     )
 
 
@@ -123,13 +131,18 @@ def test_kernels_that_compute_a_fusion_and_those_that_do_not() -> None:
         for layer in range(2)
     ]
     rows.append(Decision("silu_mul_quant", "mtp", "fired", backend="silu_mul_quant.hip"))
-    assert explain_text([row.as_json() for row in rows]) == (
-        "silu_mul_quant: 3 of 3 fired\n"
-        "  2 sites: also read by `linear` at `model.layers.*.mlp.gate` in bf16, "
-        "norm before gate yes\n"
-        "  2 computed by silu_mul_quant.triton\n"
-        "  1 computed by silu_mul_quant.hip\n"
-        "  2 not by silu_mul_quant.hip: it does not give the result"
+    assert explain_text({"gfx950": [row.as_json() for row in rows]}) == (
+        "gfx950: 3 sites fired (1 fusion)\n"
+        "\n"
+        "  silu_mul_quant  3 of 3 fired\n"
+        "\n"
+        "fired\n"
+        "  silu_mul_quant, 2 sites by silu_mul_quant.triton: also read by `linear` at\n"
+        "    `model.layers.*.mlp.gate` in bf16, norm before gate yes\n"
+        "    at layers 0-1: model.layers.*.mlp\n"
+        "    not by silu_mul_quant.hip: it does not give the result\n"
+        "  silu_mul_quant, 1 site by silu_mul_quant.hip\n"
+        "    at mtp"
     )
 
 
