@@ -18,7 +18,7 @@ from fusec.diagnostics import UnsupportedError, UsageError
 from fusec.dump import Dump, DumpRequest, dump_request, passes_until
 from fusec.extensions import NONE as NO_EXTENSIONS
 from fusec.extensions import Extensions, installed
-from fusec.frontend.dims import DimRequest
+from fusec.frontend.dims import DimRequest, dim_spec
 from fusec.frontend.sources import Source, load_source
 from fusec.ir import Graph, print_graph
 from fusec.kernels.external.provider import parse_provider, records
@@ -275,6 +275,7 @@ def compile(
             "provider": sorted(provider),
             "extensions": added.document(),
             "tuning": tables.digests,
+            "typical_sizes": _typical_sizes(dims),
             "command": _command(source, read.name, targets, example_inputs, dims, asked),
         },
         residual={name: model for each in built for name, model in each.residual.items()},
@@ -468,6 +469,12 @@ def _targets(names: str | Sequence[str]) -> tuple[Target, ...]:
     host = best_cpu_arch(host_features()) if "cpu" in map(str.lower, wanted) else None
     found = {target.name: target for name in wanted for target in [target_named(name, host=host)]}
     return tuple(found.values())
+
+
+def _typical_sizes(dims: Sequence[str] | Mapping[str, DimRequest]) -> dict[str, int]:
+    """The sizes to be fastest at, as far as they were given."""
+    specs = {name: dim_spec(name, request) for name, request in _requests(dims).items()}
+    return {name: spec.optimum for name, spec in specs.items() if spec.optimum is not None}
 
 
 def _requests(dims: Sequence[str] | Mapping[str, DimRequest]) -> Mapping[str, DimRequest]:

@@ -7,6 +7,7 @@ CPU levels: x86-64 psABI microarchitecture levels; GCC's `-march` documentation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +85,76 @@ PRODUCTS: dict[str, str] = {
     "h200": "sm_90",
 }
 """GPU products and the architecture each one has."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSheet:
+    """What the maker of a product says that it reaches at most.
+
+    Attributes:
+        product: its name.
+        units: compute units, or multiprocessors.
+        clock_hz: at which matrix units reach their peak.
+        bytes_per_second: from and to memory.
+        flops_per_second: by what is multiplied; dense, without sparsity.
+        source: the document.
+    """
+
+    product: str
+    units: int
+    clock_hz: float
+    bytes_per_second: float
+    flops_per_second: Mapping[str, float]
+    source: str
+
+
+_CDNA3 = {"f64": 81.7e12, "f32": 163.4e12, "f16": 1307.4e12, "bf16": 1307.4e12, "f8": 2614.9e12}
+_HOPPER = {"f64": 34e12, "f32": 67e12, "f16": 989.4e12, "bf16": 989.4e12, "f8": 1978.9e12}
+
+DATA_SHEETS: dict[str, DataSheet] = {
+    "mi355x": DataSheet(
+        "MI355X",
+        256,
+        2.4e9,
+        8e12,
+        {
+            "f64": 78.6e12,
+            "f32": 157.3e12,
+            "f16": 2516.6e12,
+            "bf16": 2516.6e12,
+            "f8": 5033.2e12,
+            "f4": 10066.3e12,
+        },
+        "AMD Instinct MI355X data sheet",
+    ),
+    "mi350x": DataSheet(
+        "MI350X",
+        256,
+        2.2e9,
+        8e12,
+        {
+            "f64": 72.1e12,
+            "f32": 144.2e12,
+            "f16": 2306.9e12,
+            "bf16": 2306.9e12,
+            "f8": 4613.7e12,
+            "f4": 9227.5e12,
+        },
+        "AMD Instinct MI350X data sheet",
+    ),
+    "mi300x": DataSheet("MI300X", 304, 2.1e9, 5.3e12, _CDNA3, "AMD Instinct MI300X data sheet"),
+    "mi325x": DataSheet("MI325X", 304, 2.1e9, 6e12, _CDNA3, "AMD Instinct MI325X data sheet"),
+    "h100": DataSheet("H100 SXM", 132, 1.83e9, 3.35e12, _HOPPER, "NVIDIA H100 data sheet"),
+    "h200": DataSheet("H200 SXM", 132, 1.83e9, 4.8e12, _HOPPER, "NVIDIA H200 data sheet"),
+}
+"""By product; `f64` and `f32` are the rates of lanes."""
+
+_USUAL_PRODUCTS = {"gfx950": "mi355x", "gfx942": "mi300x", "sm_90": "h100"}
+
+
+def data_sheet(name: str) -> DataSheet | None:
+    """The data sheet of a product, or of the usual product of an architecture; `None` for a CPU."""
+    return DATA_SHEETS.get(_USUAL_PRODUCTS.get(name.lower(), name.lower()))
 
 
 def best_cpu_arch(features: frozenset[str]) -> Target | None:

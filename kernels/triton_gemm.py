@@ -27,7 +27,7 @@ from fusec.kernels.registry import Kernel, Supports
 from fusec.kernels.triton_launch import triton_launch
 from fusec.kernels.triton_rows import FAMILIES, FLOATS, is_divisible, row_layouts, row_stride
 from fusec.symbolic import Dim
-from fusec.target import Family, Target
+from fusec.target import GPU_TARGETS, Family, Target, data_sheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ RAGGED_DEPTH: dict[Family, int] = {"amdgpu": 128, "nvidia": 64}
 LEAST_ROWS = 16
 """What the matrix units take at least."""
 
-UNITS = {"gfx950": 256, "gfx942": 304, "sm_90": 132}
-"""Compute units: CDNA 4 and CDNA 3 white papers (MI355X, MI300X), H100 data sheet."""
+UNITS = {name: sheet.units for name in GPU_TARGETS if (sheet := data_sheet(name)) is not None}
+"""Compute units of the usual product of each architecture."""
 
 DIES = {"gfx950": 8, "gfx942": 8, "sm_90": 1}
 """Dies, each with a second-level cache of its own, to which work groups are dealt in turn."""

@@ -40,7 +40,7 @@ from fusec.kernels.triton_gemm import (
     splits_of,
 )
 from fusec.kernels.triton_rows import is_power_of_two
-from fusec.target import Family, Target
+from fusec.target import GPU_TARGETS, DataSheet, Family, Target, data_sheet
 
 SCHEMA = "fusec.tuning/1"
 
@@ -147,19 +147,31 @@ go through the older ones, and so read no more than there is."""
 MOST_SUMS = {"linear_epilogue.triton": 64}
 """Sums of a lane, at most, for kernels that need registers for more than the product."""
 
-PRODUCTS_PER_CLOCK = {"gfx950": 2048, "gfx942": 1024, "sm_90": 2048}
-"""Multiplications of bf16 by a compute unit: peak rates without sparsity of the MI355X (2.5 PFLOP/s
-at 2.4 GHz), MI300X (1307 TFLOP/s at 2.1 GHz) and H100 SXM (989 TFLOP/s at 1.83 GHz) data sheets."""
+_SHEETS = {name: sheet for name in GPU_TARGETS if (sheet := data_sheet(name)) is not None}
 
-WIDE_PRODUCTS_PER_CLOCK = {"gfx950": 128, "gfx942": 128, "sm_90": 128}
-"""The same of f32: 157 TFLOP/s, 163 TFLOP/s and 67 TFLOP/s."""
+
+def _products_per_clock(sheet: DataSheet, dtype: str) -> int:
+    """Multiplications by a compute unit; a power of two, to which peak rates are rounded."""
+    rate = sheet.flops_per_second[dtype] / (2 * sheet.units * sheet.clock_hz)
+    return 1 << round(math.log2(rate))
+
+
+PRODUCTS_PER_CLOCK = {name: _products_per_clock(sheet, "bf16") for name, sheet in _SHEETS.items()}
+"""Multiplications of bf16 by a compute unit: peak rates without sparsity."""
+
+WIDE_PRODUCTS_PER_CLOCK = {
+    name: _products_per_clock(sheet, "f32") for name, sheet in _SHEETS.items()
+}
+"""The same of f32."""
 
 CACHE_BYTES_PER_CLOCK = 64
 """What a compute unit is given by caches: the path to the first-level cache of CDNA 3 and 4, and
 that from the second-level cache to a multiprocessor of H100."""
 
-MEMORY_BYTES_PER_CLOCK = {"gfx950": 3333, "gfx942": 2524, "sm_90": 1831}
-"""What memory gives all units together: 8, 5.3 and 3.35 TB/s at the clocks above."""
+MEMORY_BYTES_PER_CLOCK = {
+    name: round(sheet.bytes_per_second / sheet.clock_hz) for name, sheet in _SHEETS.items()
+}
+"""What memory gives all units together."""
 
 
 LATENCY = 2000

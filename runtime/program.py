@@ -29,7 +29,9 @@ A launch is left out where one of its grid's sizes is 0.  `arguments` has a plac
 block for each operand, of 8 bytes, and then for each parameter: 4 or 8 bytes for an integer, 4 for
 an f32.  An `error` buffer is an i64 that is 0 when a run begins; a kernel that meets an index
 outside of `[0, bound)` stores `bound << 32 | (index & 0xFFFFFFFF)` in it.  `sources` says what
-each code object was compiled from; only the emulator reads it.
+each code object was compiled from; only the emulator reads it.  A step also has `nodes`, where it
+computes several, and `cost` (`read`, `write`, `flops`, `unit`), which `fusec.costs` reads: nothing
+that runs depends on them.
 """
 
 from __future__ import annotations

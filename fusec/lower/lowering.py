@@ -18,6 +18,7 @@ from fusec.ir.weights import from_array
 from fusec.kernels.launch import Call, Layout, Storage
 from fusec.kernels.registry import Choice, Kernel, choose
 from fusec.lower.backend import Backend, CpuBackend, GpuBackend
+from fusec.lower.costs import launch_costs, region_cost, residual_cost
 from fusec.lower.fusion import (
     COPIES,
     Group,
@@ -390,14 +391,19 @@ class _Lowering:
         if not built.written:
             return
         ops = "+".join(dict.fromkeys(node.op for node in group.nodes))
-        self._launch(built, group.nodes[0], ops if len(ops) <= 80 else ops[:77] + "...")
+        nodes = tuple(node.name for node in group.nodes)
+        op = ops if len(ops) <= 80 else ops[:77] + "..."
+        self._launch(built, group.nodes[0], op, nodes if len(nodes) > 1 else ())
 
-    def _launch(self, built: BuiltRegion, node: Node, op: str | None = None) -> None:
+    def _launch(
+        self, built: BuiltRegion, node: Node, op: str | None = None, nodes: tuple[str, ...] = ()
+    ) -> None:
         op = op or node.op
         launch = self.backend.launch(built, f"{op} at {node.origin.path or node.name}")
         written = frozenset(built.storages[operand].buffer for operand in built.written)
         generated, over = self.backend.generated, built.overwritable()
-        self.steps.append(KernelStep(launch, generated, node, op, written, over=over))
+        cost = region_cost(built)
+        self.steps.append(KernelStep(launch, generated, node, op, written, cost, nodes, over=over))
 
     def _single(self, step: Single) -> None:
         node = step.node
@@ -419,11 +425,15 @@ class _Lowering:
         written = {place.buffer for place in outputs}
         scratch = partial(self._scratch, written)
         call = Call(self.graph, node, self.target, inputs, outputs, scratch, self._error)
-        for launch in kernel.launches(call):
+        launches = kernel.launches(call)
+        errors = () if self.error_buffer is None else (self.error_buffer,)
+        for launch, cost in zip(launches, launch_costs(call, launches, errors), strict=True):
             last = None
             if launch.scratch_bytes != 0:
                 last = self._buffer("arena", launch.scratch_bytes)
-            self.steps.append(KernelStep(launch, kernel, node, node.op, frozenset(written), last))
+            self.steps.append(
+                KernelStep(launch, kernel, node, node.op, frozenset(written), cost, scratch=last)
+            )
         for source, target in copies:
             self._launch(copy_region(self.graph, source, target), node, "copy")
 
@@ -561,7 +571,9 @@ class _Lowering:
         reason = self.reasons[node.name]
         residual = Residual(node.name, node.op, reason, node.origin.path, model)
         self.residual.append(residual)
-        self.steps.append(OnnxStep(residual, inputs, outputs))
+        places = ([place for _, place in inputs], [place for _, place in outputs])
+        cost = residual_cost(self.graph, node, self.target, *places)
+        self.steps.append(OnnxStep(residual, inputs, outputs, cost))
 
     def _output(self, value: str) -> Storage:
         """Where an output lies: dense, and at the beginning of a buffer of the same size."""

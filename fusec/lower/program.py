@@ -15,6 +15,7 @@ from fusec.kernels.launch import Param, Storage, TritonSource
 from fusec.link.gpu_checks import GpuSource
 from fusec.link.gpu_kernel import GpuKernel
 from fusec.link.gpu_sources import source_json
+from fusec.lower.costs import Cost
 from fusec.lower.memory_plan import UNBOUNDED
 from fusec.lower.steps import KernelStep, Lowered, OnnxStep, step_buffers
 from fusec.symbolic import Dim, Expr
@@ -133,7 +134,10 @@ class _Document:
             "op": step.op,
             "node": step.node.name,
             "kernel": step.kernel.name,
+            "cost": cost_json(step.cost),
         }
+        if step.nodes:
+            about["nodes"] = list(step.nodes)
         if isinstance(call, ExternalCall):
             operands: list[Json] = [self._place(storage) for storage in step.launch.operands]
             document = json.loads(json.dumps(call.document()))
@@ -193,6 +197,7 @@ class _Document:
             "node": step.residual.node,
             "op": step.residual.op,
             "reason": step.residual.reason,
+            "cost": cost_json(step.cost),
             "inputs": self._operands(step.inputs),
             "outputs": self._operands(step.outputs),
         }
@@ -215,6 +220,16 @@ def _tensor(name: str, dtype: str, shape: tuple[Dim, ...]) -> dict[str, Json]:
 def size_json(size: Dim) -> int | str:
     """A size as it stands in JSON."""
     return str(size) if isinstance(size, Expr) else int(size)
+
+
+def cost_json(cost: Cost) -> Json:
+    """What a step moves and computes as it stands in JSON."""
+    return {
+        "read": size_json(cost.read),
+        "write": size_json(cost.write),
+        "flops": size_json(cost.flops),
+        "unit": cost.unit,
+    }
 
 
 def param_json(param: Param) -> Json:

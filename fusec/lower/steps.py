@@ -9,6 +9,7 @@ from fusec.ir import Graph, Node, Weight
 from fusec.kernels.launch import OWN_PACKAGE, HipSource, Launch, Storage, TritonSource
 from fusec.kernels.registry import Choice, Kernel
 from fusec.lower.codegen_cpp import GeneratedFunction, print_file
+from fusec.lower.costs import Cost
 from fusec.lower.fusion import Grouping
 from fusec.lower.memory_plan import THREADS, MemoryPlan, largest_sizes
 from fusec.symbolic import Dim, evaluate
@@ -53,6 +54,8 @@ class KernelStep:
         node: that is computed, or the first one of several.
         op: of the node, or of all of them.
         written: buffers that hold more after it.
+        cost: what it moves and computes.
+        nodes: all that are computed, where they are several.
         scratch: a buffer that is passed last.
         over: for a buffer that it fills, one that it reads and may overwrite element by element.
     """
@@ -62,6 +65,8 @@ class KernelStep:
     node: Node
     op: str
     written: frozenset[int]
+    cost: Cost
+    nodes: tuple[str, ...] = ()
     scratch: int | None = None
     over: Mapping[int, int] = field(default_factory=dict)
 
@@ -79,6 +84,7 @@ class OnnxStep:
     residual: Residual
     inputs: tuple[tuple[str, Storage], ...]
     outputs: tuple[tuple[str, Storage], ...]
+    cost: Cost
 
 
 Step = KernelStep | OnnxStep
