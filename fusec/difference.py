@@ -200,7 +200,7 @@ def _operations(a: Artifact, b: Artifact) -> list[Document]:
     counts: list[dict[str, Counter[str]]] = []
     for artifact in (a, b):
         by_layer: dict[str, Counter[str]] = {}
-        for node in parse_graph(artifact.graph_text()).nodes():
+        for node in parse_graph(artifact.graph_text(), foreign=True).nodes():
             by_layer.setdefault(layer_of(node.origin.path), Counter())[node.op] += 1
         counts.append(by_layer)
     found = []

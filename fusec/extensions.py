@@ -248,7 +248,7 @@ class _Added:
 def _what_it_is(value: object) -> str:
     if isinstance(value, type):
         return f"the class `{value.__name__}`"
-    return f"a `{type(value).__name__}`"
+    return f"a value of the type `{type(value).__name__}`"
 
 
 def _fusion(each: PassClass) -> str | None:

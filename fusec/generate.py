@@ -34,7 +34,7 @@ _COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 
 def artifact_graph(artifact: Artifact) -> Graph:
     """The graph of an artifact, without its weights."""
-    return parse_graph(artifact.graph_text())
+    return parse_graph(artifact.graph_text(), foreign=True)
 
 
 def generate_inputs(

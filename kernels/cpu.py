@@ -13,7 +13,7 @@ import numpy as np
 from fusec.dtypes import DTYPES
 from fusec.ir import Graph, Node, TensorType, Weight
 from fusec.ir.weights import Bits
-from fusec.kernels.launch import Call, Launch, Layout, Param, Storage
+from fusec.kernels.launch import OWN_PACKAGE, Call, Launch, Layout, Param, Storage
 from fusec.kernels.registry import Kernel, Layouts, Packing, Supports, no_packing, row_major
 from fusec.symbolic import Dim
 from fusec.target import Target
@@ -262,6 +262,7 @@ def cpp_kernel(
     name: str | None = None,
     packing: Callable[[Graph, Node, Target], Mapping[int, Packing]] = no_packing,
     output_order: Callable[[Graph, Node], tuple[int, ...] | None] = row_major,
+    package: str = OWN_PACKAGE,
 ) -> Kernel:
     """The record of a C++ kernel whose source is in the folder of its operation, or in `source`."""
     return Kernel(
@@ -275,6 +276,7 @@ def cpp_kernel(
         layouts=layouts,
         packing=packing,
         output_order=output_order,
+        package=package,
     )
 
 

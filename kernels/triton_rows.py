@@ -11,7 +11,7 @@ from fusec.diagnostics import InternalError
 from fusec.formats import FP8, Scaling, magnitudes
 from fusec.ir import Graph, Node, TensorType
 from fusec.ir.types import bool_attr
-from fusec.kernels.launch import Call, Launch, Layout, Storage, TritonSource
+from fusec.kernels.launch import OWN_PACKAGE, Call, Launch, Layout, Storage, TritonSource
 from fusec.kernels.registry import Kernel, Supports
 from fusec.symbolic import Dim, Expr
 from fusec.target import Family, Target
@@ -342,6 +342,7 @@ def row_kernels(
     launch: Callable[[Call], Launch],
     supports: Supports = supports_rows,
     layouts: Callable[[Graph, Node], tuple[Layout, ...]] = row_layouts,
+    package: str = OWN_PACKAGE,
 ) -> tuple[Kernel, ...]:
     """The records of operations that one source computes."""
     return tuple(
@@ -354,6 +355,7 @@ def row_kernels(
             supports=supports,
             launch=launch,
             layouts=layouts,
+            package=package,
         )
         for op in ops
     )

@@ -72,6 +72,14 @@ Disable = Annotated[
         rich_help_panel=REWRITE,
     ),
 ]
+NoExtensions = Annotated[
+    bool,
+    typer.Option(
+        "--no-extensions",
+        help="Leave out the operations, passes and kernels that installed distributions add.",
+        rich_help_panel=REWRITE,
+    ),
+]
 Quantize = Annotated[
     list[str] | None,
     typer.Option(
@@ -157,6 +165,7 @@ def compile(
         ),
     ] = None,
     disable: Disable = None,
+    no_extensions: NoExtensions = False,
     quantize: Quantize = None,
     mxfp4_align: Mxfp4Align = AlignChoice.pad,
     tp: Tp = 1,
@@ -309,6 +318,7 @@ def compile(
         "target": target,
         "dims": dim or (),
         "disable": disable or (),
+        "extensions": not no_extensions,
         "quantize": quantize or (),
         "mxfp4_align": mxfp4_align.value,
         "tp": tp,

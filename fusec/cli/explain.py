@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from fusec.cli.compile import AlignChoice, Dim, Disable, Dtype, Mxfp4Align, Quantize, Tp
+from fusec.cli.compile import (
+    AlignChoice,
+    Dim,
+    Disable,
+    Dtype,
+    Mxfp4Align,
+    NoExtensions,
+    Quantize,
+    Tp,
+)
 from fusec.cli.console import Stages, data, data_json, text_width
 from fusec.diagnostics import UsageError
 from fusec.explanation import Filter, explain_text
@@ -64,6 +73,7 @@ def explain(
     ] = False,
     dim: Dim = None,
     disable: Disable = None,
+    no_extensions: NoExtensions = False,
     quantize: Quantize = None,
     mxfp4_align: Mxfp4Align = AlignChoice.pad,
     tp: Tp = 1,
@@ -78,14 +88,11 @@ def explain(
     to change, then how the rest fired. Several targets stand side by side. What is not an artifact
     is read and rewritten, but not compiled, with the options of `compile` that decide what fuses.
     """
-    if fusion is not None:
-        from fusec.options import known_fusion  # needs all passes
-
-        known_fusion(fusion)
     wanted = Filter(fusion, site, refused)
     asked = {
         "dims": dim or (),
         "disable": disable or (),
+        "no_extensions": no_extensions,
         "quantize": quantize or (),
         "mxfp4_align": mxfp4_align.value,
         "tp": tp,
@@ -93,8 +100,10 @@ def explain(
     }
     if is_artifact(source):
         decisions = _of_artifact(Path(source), target, asked)
+        if fusion is not None:
+            _check_fusion(fusion, decisions)
     else:
-        decisions = _of_source(source, target, json, asked)
+        decisions = _of_source(source, target, json, asked, fusion)
     if json:
         document = {
             name: {
@@ -130,12 +139,32 @@ def _of_artifact(
     return rows
 
 
+def _check_fusion(name: str, decisions: Mapping[str, list[Row]]) -> None:
+    """Refuse a fusion that is neither of fusec nor one that this artifact was compiled with."""
+    from fusec.options import known_fusion  # needs all passes
+    from fusec.passes import FUSIONS
+
+    decided = (row["fusion"] for rows in decisions.values() for row in rows)
+    known_fusion(name, tuple(dict.fromkeys((*FUSIONS, *decided))))
+
+
 def _of_source(
-    source: str, wanted: list[str] | None, quiet: bool, asked: Mapping[str, Any]
+    source: str,
+    wanted: list[str] | None,
+    quiet: bool,
+    asked: Mapping[str, Any],
+    fusion: str | None,
 ) -> dict[str, list[Row]]:
     from fusec.api import decide  # the compiler is heavy, and an artifact does not need it
+    from fusec.extensions import NONE, installed
+    from fusec.options import known_fusion
 
     if not wanted:
         raise UsageError("a source needs a target", hint="add `--target gfx950`, for example")
-    logs = decide(source, wanted, reporter=Stages(quiet), **asked)
+    added = NONE if asked["no_extensions"] else installed()
+    if fusion is not None:
+        known_fusion(fusion, added.fusions)
+    options = {name: value for name, value in asked.items() if name != "no_extensions"}
+    reporter, extensions = Stages(quiet), not asked["no_extensions"]
+    logs = decide(source, wanted, reporter=reporter, extensions=extensions, **options)
     return {name: [decision.as_json() for decision in log] for name, log in logs.items()}

@@ -195,7 +195,7 @@ def graph_of(source: str, target: Target, stages: Stages, asked: Mapping[str, An
             at=source,
             hint="name what it was compiled from",
         )
-    return parse_graph(artifact.graph_text())
+    return parse_graph(artifact.graph_text(), foreign=True)
 
 
 def chosen_products(graph: Graph, target: Target, kernel: str | None) -> tuple[Product, ...]:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import networkx as nx
 
 from fusec.diagnostics import VerifyError
-from fusec.ir.ops import OPS, is_opaque
+from fusec.ir.ops import OPS
 from fusec.ir.types import Attr, Attrs, TensorType
 from fusec.ir.weights import Weight
 from fusec.symbolic import Range, symbols_of
@@ -247,11 +247,12 @@ class Graph:
         """Add a node; its inputs are defined already.
 
         Args:
-            op: a name in `fusec.ir.ops.OPS`, or an opaque `aten.*` or `onnx.*`.
+            op: a name in `fusec.ir.ops.OPS`; or one that nothing is known of: an opaque `aten.*` or
+                `onnx.*`, or that of an extension that is not installed.
             inputs: values in operand order.
             attrs: attributes.
             names: names of the outputs; by default made from `op`.
-            types: types of the outputs: needed for an opaque op, checked for any other.
+            types: types of the outputs: needed for an unknown op, checked for any other.
             origin: where it comes from.
             at: a node whose place in the order the new one takes.
 
@@ -261,7 +262,7 @@ class Graph:
         operands = tuple(inputs)
         held: Attrs = MappingProxyType(dict(attrs)) if attrs else _NO_ATTRS
         declared = None if types is None else tuple(types)
-        if is_opaque(op):
+        if op not in OPS:
             if declared is None:
                 raise VerifyError(f"`{op}` is opaque: its types must be given")
             result = declared
@@ -410,7 +411,7 @@ class Graph:
                 if value not in defined:
                     raise VerifyError(f"`{node.op}` reads `%{value}`, not defined", at=node.name)
             declared = tuple(self._types[value] for value in node.outputs)
-            if not is_opaque(node.op):
+            if node.op in OPS:
                 operands = tuple(self._types[value] for value in node.inputs)
                 inferred = OPS[node.op].infer(operands, node.attrs)
                 if inferred != declared:

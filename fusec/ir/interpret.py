@@ -15,7 +15,7 @@ from fusec.diagnostics import InputError, UnsupportedError
 from fusec.dtypes import DTYPES, bf16_to_f32, f32_to_bf16
 from fusec.formats import decode
 from fusec.ir.graph import Graph, Node
-from fusec.ir.ops import is_opaque, op_named
+from fusec.ir.ops import OPS, is_opaque, op_named
 from fusec.ir.ops.base import Array
 from fusec.ir.types import Attr, TensorType
 from fusec.ir.weights import Bits
@@ -200,6 +200,9 @@ def _run(
     if is_opaque(node.op):
         where = node.origin.path or node.name
         raise UnsupportedError(f"`{node.op}` has no meaning to interpret", at=where)
+    if node.op not in OPS:
+        message = f"`{node.op}` is an operation of an extension that is not installed"
+        raise UnsupportedError(message, at=node.origin.path or node.name)
     attrs = {name: _plain(value, symbols) for name, value in node.attrs.items()}
     return op_named(node.op).reference(operands, attrs, types)
 

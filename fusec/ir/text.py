@@ -99,17 +99,19 @@ def named_weight(parameter: str, name: str, type: TensorType) -> Weight:
     return Weight(name, type, None, digest("named", name, str(type)))
 
 
-def parse_graph(text: str, weight_of: WeightOf = named_weight) -> Graph:
+def parse_graph(text: str, weight_of: WeightOf = named_weight, *, foreign: bool = False) -> Graph:
     """Read a graph and verify it.
 
     Args:
         text: of `print_graph`.
         weight_of: gives the weights.
+        foreign: whether operations may occur that are not known here: those of an extension that
+            took part in the compilation of an artifact, and is not installed.
 
     Raises:
         ParseError: the text is not a graph; the message names the line.
     """
-    return _Parser(text, weight_of).graph()
+    return _Parser(text, weight_of, foreign).graph()
 
 
 _TOKEN = re.compile(
@@ -128,8 +130,9 @@ _WORDS: dict[str, Attr] = {"none": None, "true": True, "false": False}
 class _Parser:
     """One line at a time, left to right."""
 
-    def __init__(self, text: str, weight_of: WeightOf) -> None:
+    def __init__(self, text: str, weight_of: WeightOf, foreign: bool) -> None:
         self.weight_of = weight_of
+        self.foreign = foreign
         numbered = enumerate(text.splitlines(), start=1)
         kept = ((number, line.strip()) for number, line in numbered)
         self.lines = [(n, line) for n, line in kept if line and not line.startswith("//")]
@@ -205,7 +208,7 @@ class _Parser:
             declared.append(self._declaration())
         self._expect("=")
         op = self._token("name", "an operation")
-        if op not in OPS and not is_opaque(op):
+        if op not in OPS and not is_opaque(op) and not self.foreign:
             raise self._error(f"unknown operation `{op}`")
         inputs = self._values()
         attrs = self._attrs() if self._accept("{") else {}

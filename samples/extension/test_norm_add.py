@@ -1,6 +1,6 @@
 """The kernels of `norm_add` against its meaning in float64, and what its guard refuses.
 
-    pip install .  &&  pytest
+pip install .  &&  pytest
 """
 
 from pathlib import Path
@@ -28,7 +28,8 @@ class PostNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Rows [..., n]."""
-        return residual + self.norm(x)
+        added: torch.Tensor = residual + self.norm(x)
+        return added
 
 
 def compiled(rows: int, n: int, dtype: torch.dtype, target: str, path: Path) -> float:
@@ -60,7 +61,7 @@ def test_the_guard_refuses_a_residual_that_is_widened() -> None:
     program = torch.export.export(PostNorm(17, torch.float32), inputs)
     (decision,) = decide(program, "gfx950")["gfx950"]
     assert (decision.fusion, decision.status, decision.code) == ("norm_add", "refused", "shape")
-    assert decision.hint == "expand the residual before the sum"
+    assert decision.hint == "expand it before the sum"
 
 
 def test_each_target_has_a_kernel_of_its_own(tmp_path: Path) -> None:

@@ -30,10 +30,9 @@ NORM_ADD = OpDef("norm_add", _infer, _reference)
 def _shape(match, target):
     """Guard: what is added has the shape of what is normed."""
     x, residual = (match.graph.type(match.values[name]) for name in ("x", "residual"))
-    if x.shape == residual.shape:
-        return None
-    reason = f"`{residual}` is added to the norm of `{x}`"
-    return Rejection("shape", reason, match.root.name, hint="expand the residual before the sum")
+    reason, hint = f"`{residual}` is added to the norm of `{x}`", "expand it before the sum"
+    rejection = Rejection("shape", reason, at=match.root.name, hint=hint)
+    return None if x.shape == residual.shape else rejection
 
 
 class NormAdd(FusionPass):

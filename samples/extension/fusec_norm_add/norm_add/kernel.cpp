@@ -3,7 +3,7 @@
 // params:  sizes[4], strides[4] of x, residual and out, N, eps (f64), weight kind, weight offset
 #include <fusec/rows.h>
 
-namespace fusec {
+using namespace fusec;
 
 template <class T>
 void norm_add(void* const* buffers, const int64_t* p) {
@@ -30,8 +30,6 @@ void norm_add(void* const* buffers, const int64_t* p) {
   });
 }
 
-}  // namespace fusec
-
-FUSEC_KERNEL void norm_add_f32(void* const* b, const int64_t* p) { fusec::norm_add<float>(b, p); }
-FUSEC_KERNEL void norm_add_bf16(void* const* b, const int64_t* p) { fusec::norm_add<fusec::bf16>(b, p); }
-FUSEC_KERNEL void norm_add_f16(void* const* b, const int64_t* p) { fusec::norm_add<fusec::f16>(b, p); }
+FUSEC_KERNEL void norm_add_f32(void* const* b, const int64_t* p) { norm_add<float>(b, p); }
+FUSEC_KERNEL void norm_add_bf16(void* const* b, const int64_t* p) { norm_add<bf16>(b, p); }
+FUSEC_KERNEL void norm_add_f16(void* const* b, const int64_t* p) { norm_add<f16>(b, p); }
