@@ -17,6 +17,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,10 @@ CORE_SYMBOLS = (
     "fusec_threads",
     "fusec_widen_bf16",
 )
-"""Functions that every module has, besides its kernels."""
+"""Functions that every module must have, besides its kernels."""
+
+PROBE_SYMBOLS = ("fusec_probe_flops", "fusec_probe_read")
+"""Functions that measure the machine; modules of an older fusec lack them."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 _ROOT = Path("/")
@@ -231,6 +235,32 @@ class Module:
     def narrow_bf16(self, source: int, target: int, count: int) -> None:
         """Write `count` f32 elements from address `source` to `target` as bf16."""
         self._narrow(source, target, count)
+
+    def probe_read(self, data: memoryview) -> float:
+        """Seconds that all threads take to read `data`, a multiple of 64 KiB, once."""
+        read = self._probe("fusec_probe_read")
+        address = np.frombuffer(data, np.uint8).ctypes.data
+        return float(read(ctypes.c_void_p(address), ctypes.c_int64(data.nbytes)))
+
+    def probe_flops(self, narrow: bool, rounds: int) -> float:
+        """Operations a second of all threads in f32, or in bf16 if `narrow`.
+
+        0 where the module has no instructions on bf16.
+        """
+        multiply = self._probe("fusec_probe_flops")
+        return float(multiply(ctypes.c_int64(narrow), ctypes.c_int64(rounds)))
+
+    def _probe(self, symbol: str) -> Any:
+        try:
+            function = self._library[symbol]
+        except AttributeError:
+            raise InputError(
+                "the artifact cannot measure this machine: an older fusec compiled it",
+                at=self._at,
+                hint="compile it again",
+            ) from None
+        function.restype = ctypes.c_double
+        return function
 
     def execute(self, steps: int, count: int, seconds: int | None) -> None:
         """Run `count` steps of the `FusecStep` array at address `steps`.

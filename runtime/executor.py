@@ -46,6 +46,7 @@ from fusec.runtime.layout import (
 )
 from fusec.runtime.onnx_part import OnnxPart
 from fusec.runtime.pages import Bytes, Recycler, new_pages
+from fusec.runtime.probe import Probed, probe_cpu
 from fusec.runtime.program import THREADS
 from fusec.runtime.steps import KernelStep, OnnxStep, Program
 
@@ -192,6 +193,18 @@ class Executor:
         bits = self._new_output("bf16", values.shape).view(np.uint16)
         self._module.narrow_bf16(address_of(values), address_of(bits), values.size)
         return bits
+
+    def probe(self) -> Probed:
+        """What this machine gives at most, to as many threads as run the model.
+
+        Raises:
+            InputError: the artifact has no code that could measure it.
+        """
+        if self._module is None:
+            raise InputError("no step of the artifact runs on this CPU", at=self.program.at)
+        with self._lock:
+            self._module.set_threads(self.threads)
+            return probe_cpu(self._module)
 
     def close(self) -> None:
         """Do nothing: memory of the host goes with the executor."""

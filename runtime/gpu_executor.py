@@ -48,6 +48,7 @@ from fusec.runtime.layout import (
     new_array,
 )
 from fusec.runtime.onnx_part import OnnxPart
+from fusec.runtime.probe import Probed, probe_device
 from fusec.runtime.steps import LaunchStep, Program
 
 
@@ -105,6 +106,11 @@ class GpuExecutor:
             [buffer.kind == "weight" for buffer in program.buffers], np.bool_
         )
         self._workspace = Workspace(driver)
+
+    def probe(self) -> Probed:
+        """How fast the device copies within its memory; arithmetic is not measured."""
+        with self._lock:
+            return probe_device(self._driver, self._stream)
 
     def run(
         self,

@@ -13,6 +13,7 @@ from fusec.diagnostics import InputError, ParseError
 from fusec.dtypes import DTYPES, DType, bf16_to_f32, f32_to_bf16
 from fusec.runtime.artifact import Artifact, TensorSpec
 from fusec.runtime.layout import StepTime, Storage, Watch
+from fusec.runtime.probe import Probed
 from fusec.symbolic import Dim, Expr, evaluate, symbols_of
 
 Array = NDArray[np.generic]
@@ -47,6 +48,9 @@ class Runner(Protocol):
 
     def arena_bytes(self, symbols: Mapping[str, int]) -> int:
         """The size of the arena for these sizes of the inputs."""
+
+    def probe(self) -> Probed:
+        """What the machine gives at most."""
 
     def widened(self, bits: NDArray[np.uint16]) -> NDArray[np.float32]:
         """Contiguous bf16 as f32."""
@@ -137,6 +141,10 @@ class Model:
     def threads(self) -> int | None:
         """Threads that take part in a step; `None` on a GPU."""
         return self._executor.threads
+
+    def probe(self) -> Probed:
+        """Measure what the machine gives at most; takes up to two seconds."""
+        return self._executor.probe()
 
     def close(self) -> None:
         """Give the memory of the device back; the model cannot run any more."""

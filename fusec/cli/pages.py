@@ -136,6 +136,22 @@ COMMANDS: Mapping[str, Page] = {
         codes={1: "Records are at fault; the others were done.", 5: "", 6: ""},
         see_also=("compile", "inspect", "doctor"),
     ),
+    "bench": Page(
+        "Time an artifact and each of its steps beside the limits of the machine.",
+        examples=(
+            Example("fusec bench model.fusec", "Say where the time goes."),
+            Example(
+                "fusec bench model.fusec --dim batch=1 --dim seq=512 --against ./model",
+                "Take turns with the source, eagerly and with `torch.compile`.",
+            ),
+            Example(
+                "fusec bench model.fusec --target mi325x",
+                "Predict the least time on a GPU that is not here.",
+            ),
+        ),
+        codes={1: "", 5: "", 6: ""},
+        see_also=("run", "inspect", "tune"),
+    ),
     "diff": Page(
         "Show what differs from one artifact to another.",
         examples=(
@@ -217,7 +233,7 @@ COMMANDS: Mapping[str, Page] = {
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Make artifacts": ("compile", "tune"),
     "Look into them": ("explain", "inspect", "diff"),
-    "Run them": ("run",),
+    "Run them": ("run", "bench"),
     "This installation": ("doctor", "list", "completion", "help"),
 }
 """The order of commands in the help."""

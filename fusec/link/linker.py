@@ -21,7 +21,7 @@ from fusec.link.elf import dynamic_symbols
 from fusec.link.toolchain import Toolchain
 from fusec.lower.codegen_cpp import print_file
 from fusec.lower.steps import Lowered
-from fusec.runtime.cpu import CORE_SYMBOLS
+from fusec.runtime.cpu import CORE_SYMBOLS, PROBE_SYMBOLS
 from fusec.target import Target
 
 LIBRARY_SYMBOLS = frozenset(
@@ -186,7 +186,7 @@ def _included(text: bytes, include: Path, folder: Path | None) -> Iterator[tuple
 
 
 def _exports(lowered: Lowered) -> tuple[str, ...]:
-    return (*CORE_SYMBOLS, *sorted(kernel.symbol for kernel in lowered.kernels))
+    return (*CORE_SYMBOLS, *PROBE_SYMBOLS, *sorted(kernel.symbol for kernel in lowered.kernels))
 
 
 class _Work:

@@ -1,6 +1,7 @@
 // The runtime inside every CPU module: thread pool, scratch memory, errors, and the step loop.
 #include <fusec/checksum.h>
 #include <fusec/kernel.h>
+#include <fusec/probe.h>
 
 #include <pthread.h>
 #include <sched.h>
@@ -379,6 +380,30 @@ FUSEC_KERNEL void fusec_narrow_bf16(const uint32_t* source, uint16_t* target, in
 // The CRC-32 of `count` bytes, as zlib computes it.  The processor must have `pclmulqdq`.
 FUSEC_KERNEL uint32_t fusec_crc32(const void* data, int64_t count) {
   return fusec::crc32(static_cast<const uint8_t*>(data), count);
+}
+
+// Reads `bytes`, a multiple of 64 KiB, once with all threads; gives the seconds that it takes.
+FUSEC_KERNEL double fusec_probe_read(const float* data, int64_t bytes) {
+  const int64_t block = 65536;
+  double begin = now();
+  fusec::parallel_for(bytes / block, 1, [&](int64_t first, int64_t end, int) {
+    fusec::probe_read(data + first * (block / 4), (end - first) * (block / 4));
+  });
+  return now() - begin;
+}
+
+// Multiplies and adds with all threads, in f32 or, if `narrow`, with instructions on bf16; gives the
+// operations a second, 0 where the module has no such instructions.
+FUSEC_KERNEL double fusec_probe_flops(int64_t narrow, int64_t rounds) {
+  int64_t parts = fusec::PROBE_PARTS * fusec_threads(), done = 0;
+  double begin = now();
+  fusec::parallel_for(parts, 1, [&](int64_t first, int64_t end, int) {
+    for (int64_t part = first; part < end; ++part) {
+      int64_t flops = narrow ? fusec::probe_bf16(rounds) : fusec::probe_f32(rounds);
+      __atomic_fetch_add(&done, flops, __ATOMIC_RELAXED);
+    }
+  });
+  return static_cast<double>(done) / (now() - begin);
 }
 
 FUSEC_KERNEL void fusec_raise(int64_t code, int64_t value, int64_t bound) {

@@ -20,7 +20,7 @@ from fusec.link.elf import dynamic_symbols
 from fusec.link.linker import LinkError, headers_digest, link
 from fusec.link.toolchain import Toolchain, find_toolchain
 from fusec.lower import Lowered, lower
-from fusec.runtime.cpu import CORE_SYMBOLS
+from fusec.runtime.cpu import CORE_SYMBOLS, PROBE_SYMBOLS
 from fusec.target import CPU_ARCHES
 
 
@@ -42,7 +42,7 @@ def test_the_module_has_what_is_called_and_nothing_else(cache: ObjectCache) -> N
     lowered = lowered_graph()
     linked = link(lowered, find_toolchain(), cache, jobs=2)
     symbols = {kernel.symbol for kernel in lowered.kernels}
-    assert set(linked.sizes) == symbols | set(CORE_SYMBOLS)
+    assert set(linked.sizes) == symbols | {*CORE_SYMBOLS, *PROBE_SYMBOLS}
     assert all(linked.sizes[symbol] > 0 for symbol in symbols)
 
 
