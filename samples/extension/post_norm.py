@@ -17,7 +17,8 @@ class Norm(nn.Module):
         """Norm rows [..., HIDDEN]."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
-        return self.weight * normed.to(x.dtype)
+        weighted: torch.Tensor = self.weight * normed.to(x.dtype)
+        return weighted
 
 
 class Block(nn.Module):
@@ -31,7 +32,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Rows [..., HIDDEN], and what the block adds to them."""
-        return x + self.norm(self.down(torch.relu(self.up(x))))
+        added: torch.Tensor = x + self.norm(self.down(torch.relu(self.up(x))))
+        return added
 
 
 class PostNorm(nn.Module):
@@ -48,7 +50,8 @@ class PostNorm(nn.Module):
         """Rows [batch, seq, HIDDEN]."""
         for block in self.blocks:
             x = block(x)
-        return self.shift + self.norm(self.out(x))
+        shifted: torch.Tensor = self.shift + self.norm(self.out(x))
+        return shifted
 
 
 def model() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sample_models import build
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "samples" / "extension"
@@ -204,8 +205,7 @@ def test_the_tests_of_the_sample_pass(installed: Installed) -> None:
 
 @pytest.mark.slow
 def test_fusec_from_its_wheel_compiles_and_runs_the_small_llama(installed: Installed) -> None:
-    models = ROOT / "samples" / "models.py"
-    assert installed.python(str(models), "llama", "llama", extended=False).code == 0
+    build("llama", installed.folder / "llama")
     done = installed.command(
         *("compile", "llama", "--target", "cpu", "--target", "gfx950", "-o", "llama.fusec"),
         extended=False,
