@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import json
 import os
@@ -16,7 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from docs_examples import FENCE, normalised
 from sample_models import build
+
+from fusec.extensions import API_VERSION
+from fusec.kernels.sources import include_folder
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "samples" / "extension"
@@ -61,6 +66,19 @@ class Installed:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sites)), "COLUMNS": "100"},
         )
         return Done(done.returncode, done.stdout, done.stderr)
+
+    def shell(self, command: str, path: str) -> str:
+        """What a command prints in a shell, with the extension."""
+        sites = os.pathsep.join(map(str, (self.fusec, self.extension, self.folder)))
+        done = subprocess.run(
+            ["bash", "-c", command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": sites, "COLUMNS": "100", "PATH": path},
+        )
+        return done.stdout
 
     def command(self, *arguments: str, extended: bool = True) -> Done:
         """Run `fusec`."""
@@ -216,6 +234,44 @@ def test_fusec_from_its_wheel_compiles_and_runs_the_small_llama(installed: Insta
     assert installed.command(*run, extended=False).code == 0
     logits = output(installed, "logits.npz")
     assert logits.shape[:2] == (2, 5) and np.isfinite(logits).all()
+
+
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_files_of_the_sample() -> None:
+    shown = {body for language, body in FENCE.findall(PAGE) if language in ("py", "cpp", "toml")}
+    files = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".cpp")]
+    assert shown == {path.read_text() for path in (*files, SAMPLE / "pyproject.toml")}
+
+
+def test_what_is_said_to_be_stable_is_there() -> None:
+    section = PAGE.partition("## What is stable")[2]
+    assert f"it is {API_VERSION}" in section
+    rows = re.findall(r"^\| `(fusec[\w.]+)` \| (.*) \|$", section, flags=re.MULTILINE)
+    assert len(rows) > 8
+    for module, names in rows:
+        held = importlib.import_module(module)
+        assert all(hasattr(held, name) for name in re.findall(r"`(\w+)`", names)), module
+    for header in re.findall(r"`<(fusec/\w+\.h)>`", section):
+        assert (include_folder() / header).is_file()
+
+
+@pytest.mark.slow
+def test_commands_print_what_the_page_shows(installed: Installed) -> None:
+    commands = installed.folder / "bin"
+    commands.mkdir()
+    (commands / "fusec").write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m fusec "$@"\n')
+    (commands / "fusec").chmod(0o755)
+    path = os.pathsep.join((str(commands), os.environ["PATH"]))
+    seen = 0
+    for body in (body for language, body in FENCE.findall(PAGE) if language == "text"):
+        for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+            command, _, printed = part.partition("\n")
+            done = installed.shell(command, path)
+            assert normalised(done) == normalised(printed), command
+            seen += 1
+    assert seen == 7
 
 
 def code_lines(path: Path) -> int:
