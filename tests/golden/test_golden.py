@@ -259,6 +259,8 @@ def test_order_of_the_pipeline() -> None:
         for earlier in each.after:
             assert earlier in names, f"`{each.name}` comes after `{earlier}`, which is not there"
             assert earlier in names[:position], f"`{each.name}` must come after `{earlier}`"
+        for later in each.before:
+            assert later in names[position:], f"`{each.name}` must come before `{later}`"
 
 
 def test_every_golden_file_belongs_to_a_pass() -> None:

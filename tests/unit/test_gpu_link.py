@@ -322,13 +322,14 @@ def test_the_digest_of_a_triton_source_covers_what_it_imports(
 ) -> None:
     files = {"fusec.kernels.a": "from fusec.kernels import b\n", "fusec.kernels.b": "x = 1\n"}
 
-    def path(name: str) -> Path:
+    def path(name: str) -> Path | None:
+        if name not in files:
+            return None
         made = tmp_path / name
-        made.write_text(files.get(name, ""))
+        made.write_text(files[name])
         return made
 
-    monkeypatch.setattr(gpu_sources, "_module_path", path)
-    monkeypatch.setattr(gpu_sources, "_is_module", lambda name: name in files)
+    monkeypatch.setattr(gpu_sources, "_module_file", path)
     source = TritonSource("fusec.kernels.a", "f", (), (), (), 1)
     gpu_sources.triton_text.cache_clear()
     first = source_digest(source, GFX950)
