@@ -31,6 +31,7 @@ _SHARED_FLAGS = (
     "-fno-rtti",
     "-fno-threadsafe-statics",
     "-fno-stack-protector",
+    "-U_FORTIFY_SOURCE",  # some compilers define it, and the module has no library for its checks
     "-fno-ident",
     "-ffunction-sections",
     "-fdata-sections",
