@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ def measure(request: Request) -> dict[str, Any]:
     def call() -> object:
         return model.run(request.inputs)
 
+    load = os.getloadavg()[0]
     report("measuring the limits of the machine")
     limits, measured = _limits(model)
     report("warming up")
@@ -82,6 +84,7 @@ def measure(request: Request) -> dict[str, Any]:
         "target_reason": model.reason,
         "device": request.device,
         "threads": model.threads,
+        "load": load,
         "sizes": sizes,
         "limits": limits_document(limits, measured),
         "warm_up": warmed,

@@ -11,6 +11,9 @@ Table = Callable[[Sequence[str], Sequence[Sequence[object]]], str]
 SHOWN = 12
 """Rows of the table, at most, unless all are asked for."""
 
+BUSY = 0.5
+"""Programs that ran on average before a measurement, above which that is said."""
+
 
 def bench_text(document: Mapping[str, Any], table: Table, *, all_steps: bool = False) -> str:
     """The whole text."""
@@ -54,11 +57,20 @@ def _whole(document: Mapping[str, Any]) -> str:
         f"at least  {duration(bound)}, if every step were as fast as the machine: "
         f"{percent(whole['of_bound'])} of that speed",
         f"steps     {whole['launches']} take {duration(whole['steps_seconds'])}, "
-        f"what is around them {duration(whole['between_seconds'])}",
+        f"what is around them {_around(whole['between_seconds'])}",
         f"work      {amount(whole['read'], 'B')} read, {amount(whole['write'], 'B')} written, "
         f"{amount(whole['flops'], 'flop')}",
     ]
+    if document["load"] > BUSY:
+        lines.append(
+            f"busy      {document['load']:.1f} programs ran in the last minute beside this one: "
+            "times are longer than on a quiet machine"
+        )
     return "\n".join(lines)
+
+
+def _around(seconds: float) -> str:
+    return duration(seconds) if seconds else "too little to tell"
 
 
 def _prediction(document: Mapping[str, Any]) -> str:

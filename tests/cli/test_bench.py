@@ -84,6 +84,7 @@ def test_a_measurement_adds_up(bench: Bench, artifact: Path) -> None:
     assert found["schema"] == "fusec.bench/1"
     assert (found["kind"], found["target"], found["device"]) == ("measurement", "x86-64-v3", "cpu")
     assert found["threads"] == 1
+    assert found["load"] >= 0
     assert found["sizes"] == {"batch": 5}
     whole, steps, groups = found["whole"], found["steps"], found["groups"]
     assert whole["calls"] == 5
