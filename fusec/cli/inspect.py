@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from fusec.cli.console import data, data_json, table
+from fusec.cli.console import data, data_json, say, table
 from fusec.diagnostics import UsageError
 from fusec.explanation import explain_text
 from fusec.report import counts_text, inspect_document, layers_text, size_text
-from fusec.runtime.artifact import open_artifact
+from fusec.runtime.artifact import Artifact, open_artifact
+from fusec.runtime.files import NewFile, write_errors
 
 VERIFIED_BYTES = 256 << 20
 """Weights inside an artifact up to this size are always compared with their digests."""
@@ -36,6 +37,14 @@ def inspect(
     decisions: Annotated[
         bool, typer.Option("--decisions", help="List every fusion that fired or was refused.")
     ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write a page with all of it, and the graphs before and after fusion.",
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every bit of large weights, too.")
     ] = False,
@@ -53,6 +62,8 @@ def inspect(
     if graph:
         data(opened.graph_text().rstrip())
         return
+    if html is not None:
+        _write_page(opened, html)
     document = inspect_document(opened)
     if json:
         data_json(document)
@@ -67,6 +78,17 @@ def inspect(
         elif any(row["status"] == "refused" for row in target["decisions"]):
             parts.append("`--decisions` lists the sites")
     data("\n\n".join(parts))
+
+
+def _write_page(opened: Artifact, path: Path) -> None:
+    """Write the page about an artifact to `path`."""
+    from fusec.page import page_document, page_html  # nothing else here reads graphs
+
+    page = page_html(page_document(opened)).encode("utf-8")
+    with write_errors(path), NewFile(path) as made:
+        made.file.write(page)
+        made.keep()
+    say(f"wrote {path}, {size_text(len(page))}: open it in a browser")
 
 
 def _overview(document: dict[str, Any]) -> str:
