@@ -253,10 +253,10 @@ def _memory(program: Program, sizes: Sequence[Json]) -> Json:
     ]
     buffers = []
     for number, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
-        buffer = program.buffers[number]
-        if buffer.slot is not None:
-            held = [evaluate(buffer.bytes, each) for each in at]
-            buffers.append([buffer.slot, first, last, held])
+        held = program.buffers[number]
+        if held.slot is not None:
+            taken = [evaluate(held.bytes, each) for each in at]
+            buffers.append([held.slot, first, last, taken])
     return {"slots": slots, "buffers": buffers}
 
 
