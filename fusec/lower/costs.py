@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from fusec import symbolic
-from fusec.diagnostics import InternalError
 from fusec.dtypes import DTYPES
 from fusec.ir import Graph, Node, TensorType
 from fusec.ir.ops import is_opaque, op_named
@@ -496,7 +495,7 @@ def launch_costs(
         ignored: buffers that are neither operands nor results: where errors are reported.
 
     Raises:
-        InternalError: the table has no row for it, or no launch does what the row says.
+        InternalError: there is no such operation.
     """
     return _Launches(call, launches, ignored).costs()
 
@@ -536,13 +535,9 @@ class _Launches:
         return frozenset(same_place or same_buffer)
 
     def _workers(self, work: Work) -> frozenset[int]:
+        """The launches that do some work; the last one where none names the operand."""
         workers = self.writes[0] if work.operand is None else self.reads[work.operand]
-        if not workers:
-            raise InternalError(
-                f"no launch of `{self.call.node.op}` does what the table of costs says",
-                at=self.call.node.name,
-            )
-        return workers
+        return workers or frozenset((len(self.launches) - 1,))
 
     def _read(self, launch: int) -> Dim:
         shares = self.row.share(self.shapes)
