@@ -311,7 +311,7 @@ class Artifact:
     def graph_text(self, target: str | None = None) -> str:
         """The graph after the passes for `target`, by default the first, as text."""
         own = None if target is None else target_graph_entry(target)
-        name = own if own in self._entries else GRAPH
+        name = GRAPH if own is None or own not in self._entries else own
         return _text(self.entry(name), f"{self.path}: {name}")
 
     def source_graph_text(self) -> str | None:

@@ -263,6 +263,36 @@ def build_on_meta(config: Any, model_class: Any, dtype: str | None) -> Any:
     return model.eval()
 
 
+def load_model(folder: Path, dtype: str | None, trust_remote_code: bool) -> Any:
+    """The model in `folder` with its weights on the CPU, as transformers runs it eagerly.
+
+    Args:
+        folder: of the model.
+        dtype: fusec's name; `None` for the one in the configuration, f32 if it names none.
+        trust_remote_code: whether code that comes with the folder may be run.
+
+    Raises:
+        InputError: transformers does not know the model, or cannot load it.
+    """
+    import torch
+
+    raw = read_config(folder)
+    config = _load_config(folder, raw, trust_remote_code)
+    kind = _model_class(config, raw, folder, trust_remote_code)
+    wanted = getattr(torch, DTYPES[dtype]) if dtype else _config_dtype(config)
+    try:
+        with _quiet_transformers():
+            model = kind.from_pretrained(folder, dtype=wanted, attn_implementation="eager")
+            if hasattr(model, "set_experts_implementation"):
+                model.set_experts_implementation("eager")
+    except BUILD_FAILURES as error:
+        message = f"transformers cannot load the model: {_first_line(error)}"
+        raise InputError(message, at=str(folder)) from error
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    return model.eval()
+
+
 def widen(model: Any, dtype: torch.dtype) -> None:
     """Give the parameters that transformers keeps in f32 that dtype, as loading them would."""
     plan: Mapping[str, torch.dtype] = model._get_dtype_plan(dtype)

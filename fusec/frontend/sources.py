@@ -295,6 +295,18 @@ def _export_folder(folder: Path, prepared: Prepared, options: Options) -> graph_
 
 
 def _from_factory(text: str, options: Options) -> Source:
+    made, inputs, shapes = made_by_factory(text)
+    inputs = inputs if options.example_inputs is None else options.example_inputs
+    shapes = shapes if options.dynamic_shapes is None else options.dynamic_shapes
+    return _from_object(made, text, replace(options, example_inputs=inputs, dynamic_shapes=shapes))
+
+
+def made_by_factory(text: str) -> tuple[Any, ExampleInputs, Any]:
+    """What `package.module:factory` gives: a model, and maybe example inputs and dynamic shapes.
+
+    Raises:
+        InputError: there is no such module, or nothing of that name in it.
+    """
     module_name, _, path = text.partition(":")
     here = str(Path.cwd())
     added = here not in sys.path
@@ -318,12 +330,10 @@ def _from_factory(text: str, options: Options) -> Source:
 
     if callable(made) and not isinstance(made, torch.nn.Module):
         made = made()
-    shapes, inputs = options.dynamic_shapes, options.example_inputs
     if isinstance(made, tuple) and len(made) in (2, 3):
-        inputs = made[1] if inputs is None else inputs
-        shapes = made[2] if len(made) == 3 and shapes is None else shapes
-        made = made[0]
-    return _from_object(made, text, replace(options, example_inputs=inputs, dynamic_shapes=shapes))
+        model, inputs, shapes = (*made, None)[:3]
+        return model, inputs, shapes
+    return made, None, None
 
 
 def _from_pickle(path: Path, kind: Kind, options: Options) -> Source:
