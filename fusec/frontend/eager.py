@@ -86,7 +86,6 @@ def _of_folder(
     adapter: Path | None,
     trust_remote_code: bool,
 ) -> Eager:
-    import torch
 
     from fusec.frontend.huggingface import load_model, require
     from fusec.frontend.safetensors_index import find_files
