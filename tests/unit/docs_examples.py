@@ -33,6 +33,8 @@ PAGES = sorted([ROOT / "README.md", ROOT / "passes" / "README.md", *DOCS.rglob("
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMPT = re.compile(r"^\$ ", re.MULTILINE)
 WIDTH_OF_PAGES = "100"
+FUSEC = f'fusec() {{ {shlex.quote(sys.executable)} -m fusec "$@"; }}\n'
+"""`fusec` of this environment, whatever is on the path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def shell(folder: Path, command: str) -> str:
         (folder / "samples").symlink_to(ROOT / "samples")
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     done = subprocess.run(
-        ["bash", "-c", command],
+        ["bash", "-c", FUSEC + command],
         cwd=folder,
         env={**os.environ, "PATH": path, "COLUMNS": WIDTH_OF_PAGES, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
