@@ -48,8 +48,8 @@ function roofline(place, rows, limits, choose) {
   const xs = shown.map((row) => row.intensity).concat(ridge.map((each) => each * 3));
   const ys = shown.map(height).concat(peaks.map(([, peak]) => peak * 1.3));
   const axes = limits
-    ? frame(wide, high, xs, ys, 'operations for each byte moved', 'operations a second, at most', (value) => flops(value).replace(' ', ''))
-    : frame(wide, high, xs, ys, 'operations for each byte moved', 'bytes moved in a run', (value) => bytes(value).replace('.00', ''));
+    ? frame(wide, high, xs, ys, 'operations for each byte moved', 'operations a second, at most', (value) => flops(value).replace(/\.0+| /g, ''))
+    : frame(wide, high, xs, ys, 'operations for each byte moved', 'bytes moved in a run', (value) => bytes(value).replace(/\.0+/, ''));
   const { made, x, y } = axes;
   made.setAttribute('aria-label', limits ? 'Roofline: predicted limits of each kernel; the table below has the numbers' : 'Intensity and bytes of each kernel; the table below has the numbers');
   if (limits) {
@@ -62,11 +62,11 @@ function roofline(place, rows, limits, choose) {
       const start = peak / limits.bytes_per_second, level = y(peak);
       if (start < axes.most[0]) made.append(svg('path', { class: 'roof', d: `M${x(start)} ${level}H${axes.right}` }));
       const label = Math.max(level - 6, last + 15);
-      made.append(svg('text', { x: axes.right - 4, y: label, 'text-anchor': 'end', class: 'label' }, `${unit} ${flops(peak)}flop/s`));
+      made.append(svg('text', { x: axes.right - 4, y: label, 'text-anchor': 'end', class: 'label' }, wide < 560 ? `${unit} ${flops(peak)}` : `${unit} ${flops(peak)}flop/s`));
       last = label;
     }
     const middle = Math.sqrt(from * knee), slope = (Math.atan2(y(knee * limits.bytes_per_second) - y(from * limits.bytes_per_second), x(knee) - x(from)) * 180) / Math.PI;
-    made.append(svg('text', {
+    if (wide >= 560) made.append(svg('text', {
       class: 'label', 'text-anchor': 'middle',
       transform: `translate(${rounded(x(middle))} ${rounded(y(middle * limits.bytes_per_second) - 8)}) rotate(${rounded(slope)})`,
     }, `memory ${bytes(limits.bytes_per_second)}/s`));

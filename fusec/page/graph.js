@@ -232,8 +232,10 @@ class Pane {
   fit() {
     if (!this.svg) return;
     const room = this.canvas.clientWidth - 2;
-    this.zoom(Math.max(0.5, Math.min(1, room / this.layout.wide)));
-    this.canvas.scrollTo(Math.max(0, (this.layout.wide * this.scale - room) / 2), 0);
+    this.zoom(Math.max(0.72, Math.min(1, room / this.layout.wide)));
+    const top = this.layout.boxes.filter((box) => box.rank < 3);
+    const middle = top.reduce((sum, box) => sum + box.x, 0) / top.length;
+    this.canvas.scrollTo(middle * this.scale - room / 2, 0);
   }
 
   zoom(scale) {
@@ -306,8 +308,10 @@ class Pane {
     if (!this.drawn) return;
     for (const [index, made] of this.drawn) made.classList.toggle('same', indexes.has(index));
     this.svg.classList.toggle('faded', indexes.size > 0);
-    const first = [...indexes].filter((index) => this.byIndex.has(index)).map((index) => this.byIndex.get(index));
-    if (first.length) this.bring(first.reduce((a, b) => (a.y <= b.y ? a : b)));
+    const found = [...indexes].filter((index) => this.byIndex.has(index)).map((index) => this.byIndex.get(index));
+    if (!found.length) return;
+    const first = found.reduce((a, b) => (a.y <= b.y ? a : b)), { canvas, scale } = this;
+    canvas.scrollTo(first.x * scale - canvas.clientWidth / 2, first.y * scale - canvas.clientHeight / 5);
   }
 
   enter() { this.select(this.byIndex.get(this.current)); }

@@ -401,6 +401,7 @@ function costsOf(points, name) {
 
 const hueOfOps = (ops) => [...ops].map((op) => hues.get(op)).find(Boolean) || 'none';
 
+const uses = (held, key) => held.kernels.some((kernel) => kernel.resources[key] > 0);
 const COLUMNS = [
   ['name', 'Kernel', () => true],
   ['launches', 'Launches', () => true],
@@ -409,7 +410,8 @@ const COLUMNS = [
   ['flops', 'Flop', (held) => held.points.length],
   ['intensity', 'Flop/byte', (held) => held.points.length],
   ['bound', 'Bound by', (held) => held.points.length && held.limits],
-  ['vgpr', 'VGPR'], ['agpr', 'AGPR'], ['sgpr', 'SGPR'], ['lds_bytes', 'LDS'], ['scratch_bytes', 'Scratch'],
+  ['vgpr', 'VGPR'], ['agpr', 'AGPR', (held) => uses(held, 'agpr')], ['sgpr', 'SGPR'], ['lds_bytes', 'LDS'],
+  ['scratch_bytes', 'Scratch', (held) => uses(held, 'scratch_bytes')],
   ['spills', 'Spills'], ['waves', 'Waves'],
   ['code', 'Code', () => true],
 ].map(([key, title, when]) => [key, title, when || ((held) => held.family !== 'cpu')]);
@@ -434,8 +436,8 @@ function cellOf(key, row) {
   const value = row[key];
   if (key === 'name') return [row.kernel.name, el('span', { class: 'sub', title: row.kernel.symbol }, row.kernel.op === row.kernel.name ? row.kernel.symbol : `${row.kernel.op} \u00b7 ${row.kernel.symbol}`)];
   if (key === 'share') {
-    return el('span', { class: 'share' }, svg('svg', { width: 60, height: 8, 'aria-hidden': 'true' },
-      svg('rect', { width: 60, height: 8, rx: 3 }), svg('rect', { width: rounded(60 * row.share), height: 8, rx: 3 })), percent(row.share));
+    return el('span', { class: 'share' }, svg('svg', { width: 48, height: 8, 'aria-hidden': 'true' },
+      svg('rect', { width: 48, height: 8, rx: 3 }), svg('rect', { width: rounded(48 * row.share), height: 8, rx: 3 })), percent(row.share));
   }
   if (['moved', 'code', 'lds_bytes', 'scratch_bytes'].includes(key)) return value ? bytes(value) : key === 'code' ? 'library' : '0';
   if (key === 'flops') return value ? flops(value) : '0';
