@@ -136,6 +136,22 @@ COMMANDS: Mapping[str, Page] = {
         codes={1: "Records are at fault; the others were done.", 5: "", 6: ""},
         see_also=("compile", "inspect", "doctor"),
     ),
+    "verify": Page(
+        "Compare an artifact with its source on the same inputs.",
+        examples=(
+            Example("fusec verify model.fusec --against ./model", "Compare at several sizes."),
+            Example(
+                "fusec verify model.fusec --against ./model --device emulator:gfx950 --bisect",
+                "Check a GPU program on the CPU, and find the kernel that is wrong.",
+            ),
+            Example(
+                "fusec verify model.fusec --against ./model --tol logits=1e-3 --save cases",
+                "Set a tolerance, and keep inputs and outputs.",
+            ),
+        ),
+        codes={1: "", 4: "An output is not what the source gives.", 5: "", 6: ""},
+        see_also=("run", "diff", "bench"),
+    ),
     "bench": Page(
         "Time an artifact and each of its steps beside the limits of the machine.",
         examples=(
@@ -233,7 +249,7 @@ COMMANDS: Mapping[str, Page] = {
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Make artifacts": ("compile", "tune"),
     "Look into them": ("explain", "inspect", "diff"),
-    "Run them": ("run", "bench"),
+    "Run them": ("run", "verify", "bench"),
     "This installation": ("doctor", "list", "completion", "help"),
 }
 """The order of commands in the help."""

@@ -1,0 +1,160 @@
+"""`fusec verify`: whether an artifact computes what its source does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fusec.cli.console import data, data_json, say, table
+from fusec.diagnostics import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(verify)
+
+
+def verify(
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="A file that `fusec compile` wrote.")
+    ],
+    against: Annotated[
+        str,
+        typer.Option("--against", metavar="SOURCE", help="What it was compiled from."),
+    ],
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="`cpu`, `hip:0` or `cuda:0`; `emulator:TARGET` runs a GPU program on the CPU.",
+        ),
+    ] = "cpu",
+    input: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--input", metavar="FILE", help="`.npz` or `.safetensors`; by default made up."
+        ),
+    ] = None,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option("--dim", metavar="NAME=N[,N...]", help="Sizes to run at, repeatable."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="Of inputs that are made up.")
+    ] = 0,
+    tol: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tol",
+            metavar="[OUTPUT=]X",
+            help="The largest difference allowed, relative to the largest element.",
+        ),
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Find the pass or the kernel that is wrong.")
+    ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FOLDER", help="Keep inputs and outputs of every case."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of the CPU.")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="If they are not in the artifact."),
+    ] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Load a pickled module, which runs its code.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a model folder.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Compare an artifact with its source on the same inputs.
+
+    Both run at several sizes, beside the meaning of the source in float64. An output is right if it
+    is as near to that as the source itself in its own dtype, or within the tolerance of the dtype.
+    """
+    from fusec.verify import Request
+    from fusec.verify import verify as verified
+    from fusec.verify.compilation import Trust
+
+    request = Request(
+        artifact,
+        against,
+        device=device,
+        inputs=tuple(input or ()),
+        dims=dict(map(_sizes, dim or ())),
+        seed=seed,
+        tolerances=dict(map(_tolerance, tol or ())),
+        bisect=bisect,
+        threads=threads,
+        weights=weights,
+        trust=Trust(pickle=trust_pickle, remote_code=trust_remote_code),
+    )
+    found = verified(request, (lambda _: None) if json else say)
+    if save is not None:
+        found.save(save)
+    if json:
+        data_json(found.document)
+    else:
+        data(_text(found.document))
+    if not found.is_right:
+        raise found.error()
+
+
+def _sizes(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.partition("=")
+    try:
+        return name, tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        hint = "write `--dim seq=1,37,512`, for example"
+        raise UsageError(f"`--dim {text}` names no sizes", hint=hint) from None
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        hint = "write `--tol 1e-3`, or `--tol logits=1e-3`"
+        raise UsageError(f"`--tol {text}` is no tolerance", hint=hint) from None
+
+
+def _text(document: dict[str, Any]) -> str:
+    """The errors of every output, case by case, and what is allowed."""
+    header = ["case", "output", "max abs", "max rel", "cosine", "error", "reference"]
+    rows = [
+        [_sizes_text(case), name, *_numbers(found), f"{found['reference']['error']:.1e}"]
+        for case in document["cases"]
+        for name, found in case["outputs"].items()
+    ]
+    lines = [
+        f"target     {document['target']} on {document['device']}",
+        f"reference  {document['reference']}",
+    ]
+    if document["source_changed"]:
+        lines.append("source     is another one than the artifact was compiled from")
+    lines += ["", table(header, rows), ""]
+    for output in document["outputs"]:
+        checks = ", ".join(
+            f"{each['measure']} {each['value']:.1e} of {each['allowed']:.1e} allowed"
+            for each in output["checks"]
+        )
+        lines.append(f"{output['name']} is {output['verdict']}: {checks}")
+    return "\n".join(lines)
+
+
+def _sizes_text(case: dict[str, Any]) -> str:
+    return " ".join(f"{name}={size}" for name, size in case["sizes"].items()) or case["name"]
+
+
+def _numbers(found: dict[str, Any]) -> Sequence[str]:
+    small = (f"{found[name]:.1e}" for name in ("max_abs", "max_relative"))
+    return [*small, f"{found['cosine']:.6f}", f"{found['error']:.1e}"]

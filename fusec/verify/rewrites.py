@@ -1,0 +1,142 @@
+"""Which pass changes what a model means: the graph after each pass, interpreted in float64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusec.ir import Graph
+from fusec.ir.interpret import interpret, meanings
+from fusec.rewrite import Decision
+from fusec.verify.compilation import Stage
+from fusec.verify.measures import Measures, measured
+from fusec.verify.tolerances import ROUNDING, float_dtypes, narrowest
+
+EXACT = ROUNDING["f64"]
+
+
+@dataclass(frozen=True, slots=True)
+class WrongRewrite:
+    """A pass after which a graph means something else.
+
+    Attributes:
+        pass_name: of the pass.
+        output: of the model, where it shows most.
+        error: of that output, `rms` relative to what the graph before the pass gives.
+        allowed: what that may be.
+        node: that the pass made, and from which on values differ.
+        decision: of the pass about that node, if there is one.
+        path: of the module that the node comes from.
+    """
+
+    pass_name: str
+    output: str
+    error: float
+    allowed: float
+    node: str
+    decision: Decision | None
+    path: str
+
+
+def wrong_rewrite(stages: Sequence[Stage], inputs: Mapping[str, Any]) -> WrongRewrite | None:
+    """The first pass that is found to change the meaning, `None` if none does.
+
+    Between two passes that may round, only the last graph is interpreted, and the passes between
+    are searched by halves if it means something else than the first.
+
+    Args:
+        stages: the graph as it was read, and after each pass that changed it.
+        inputs: of one run.
+    """
+    bounds = [0, *(i for i, each in enumerate(stages) if each.rounds), len(stages)]
+    known: dict[int, dict[str, Any]] = {}
+
+    def outputs(index: int) -> dict[str, Any]:
+        if index not in known:
+            known[index] = interpret(stages[index].graph, inputs)
+        return known[index]
+
+    for begin, end in itertools.pairwise(bounds):
+        if stages[begin].rounds:
+            allowed = _may_round(stages[begin - 1].graph, stages[begin].graph)
+            name, error = _worst(outputs(begin), outputs(begin - 1))
+            if not error <= allowed:
+                return _located(stages[begin - 1], stages[begin], inputs, name, error, allowed)
+        right, last = begin, end - 1
+        if _worst(outputs(last), outputs(begin))[1] <= EXACT:
+            continue
+        while last - right > 1:
+            middle = (right + last) // 2
+            if _worst(outputs(middle), outputs(begin))[1] <= EXACT:
+                right = middle
+            else:
+                last = middle
+        name, error = _worst(outputs(last), outputs(begin))
+        return _located(stages[right], stages[last], inputs, name, error, EXACT)
+    return None
+
+
+def _may_round(before: Graph, after: Graph) -> float:
+    """What the narrowest dtype that a pass brings in explains."""
+    old = {*before.parameters, *(value for node in before.nodes() for value in node.outputs)}
+    new = [*after.parameters, *(value for node in after.nodes() for value in node.outputs)]
+    brought = [after.type(value).dtype for value in new if value not in old]
+    return max(
+        ROUNDING[narrowest(brought)], ROUNDING[narrowest(float_dtypes(after) & set(brought))]
+    )
+
+
+def _worst(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, float]:
+    """The output that is off most, and by how much."""
+    errors = {name: _rms(measured(got[name], wanted[name])) for name in wanted}
+    return max(errors.items(), key=lambda item: item[1], default=("", 0.0))
+
+
+def _rms(found: Measures) -> float:
+    return float("inf") if found.misplaced else found.rms_error
+
+
+def _located(
+    before: Stage,
+    after: Stage,
+    inputs: Mapping[str, Any],
+    output: str,
+    error: float,
+    allowed: float,
+) -> WrongRewrite:
+    """The node at which `after` begins to differ from `before`; values keep their names."""
+    meant = dict(meanings(before.graph, inputs))
+    graph, differs = after.graph, None
+    for value, array in meanings(graph, inputs):
+        if value in meant and meant[value].shape == np.shape(array):
+            if not _rms(measured(array, meant[value])) <= allowed:
+                differs = value
+                break
+    if differs is None:
+        differs = graph.outputs[graph.output_names.index(output)]
+    node = _made_by_pass(before.graph, graph, differs)
+    rows = [row for row in after.decisions if row.status == "fired" and row.node == node]
+    producer = graph.node(node)
+    path = producer.origin.path or node
+    return WrongRewrite(after.name, output, error, allowed, node, rows[-1] if rows else None, path)
+
+
+def _made_by_pass(before: Graph, after: Graph, value: str) -> str:
+    """The node that a pass made or changed and that `value` comes from, nearest to it."""
+    waiting, seen = [value], {value}
+    nearest = after.producer(value)
+    while waiting:
+        node = after.producer(waiting.pop(0))
+        if node is None:
+            continue
+        if node.name not in before or before.node(node.name).op != node.op:
+            return node.name
+        for operand in node.inputs:
+            if operand not in seen and not (before.has_value(operand) and operand != value):
+                seen.add(operand)
+                waiting.append(operand)
+    return value if nearest is None else nearest.name

@@ -1,0 +1,556 @@
+"""Runs an artifact and its source on the same inputs and says whether they agree."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusec.diagnostics import InputError, MismatchError, UsageError
+from fusec.frontend.eager import Eager, eager_source
+from fusec.generate import generate_inputs
+from fusec.ir.interpret import interpret, widen
+from fusec.runtime import Model, load
+from fusec.runtime.artifact import Artifact, open_artifact
+from fusec.verify.compilation import Compilation, Stage, Trust, read_again
+from fusec.verify.measures import Measures, measured
+from fusec.verify.rewrites import WrongRewrite, wrong_rewrite
+from fusec.verify.steps import step_errors, wrong
+from fusec.verify.tolerances import (
+    LARGEST_RATIO,
+    PRECISION,
+    QUANTISED_ROWS,
+    RMS_RATIO,
+    TOLERANCES,
+    computed_in,
+    float_dtypes,
+    format_of,
+    narrowest,
+)
+
+SCHEMA = "fusec.verify/1"
+ROUTING = frozenset(("topk", "router", "moe"))
+SMALL_SIZES = {"batch": 3, "seq": 37}
+TYPICAL_SIZES = {"batch": 2, "seq": 67}
+"""Bounds of the middle and the last case, so that meanings in float64 stay quick."""
+
+Arrays = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be verified, and how.
+
+    Attributes:
+        artifact: its path.
+        source: what it was compiled from.
+        device: `cpu`, `hip:0`, `cuda:0` or `emulator:TARGET`.
+        inputs: files of inputs; none for generated ones.
+        dims: sizes to run at, by name; the rest are chosen.
+        seed: of generated inputs.
+        tolerances: by output, or `""` for all: what the largest difference may be, relative to the
+            largest magnitude; integers by the share that differs.
+        bisect: whether to look for the pass or the step that is wrong.
+        threads: of the CPU.
+        weights: a file, where the artifact has none.
+        trust: what the source may do.
+    """
+
+    artifact: Path
+    source: Any
+    device: str = "cpu"
+    inputs: tuple[Path, ...] = ()
+    dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    bisect: bool = False
+    threads: int | None = None
+    weights: Path | None = None
+    trust: Trust = field(default_factory=Trust)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run: what goes in, what comes out, and what should."""
+
+    name: str
+    sizes: Mapping[str, int]
+    inputs: Arrays
+    got: Arrays
+    exact: Arrays
+    own: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What came of it.
+
+    Attributes:
+        document: as `--json` prints it.
+        cases: that were run, with all arrays.
+    """
+
+    document: dict[str, Any]
+    cases: tuple[Case, ...]
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the artifact computes what its source does."""
+        return bool(self.document["verdict"] == "right")
+
+    def error(self) -> MismatchError:
+        """For a verification that found a difference."""
+        lines = [each["said"] for each in self.document["outputs"] if each["verdict"] == "wrong"]
+        if (rewrite := self.document["rewrite"]) is not None:
+            lines.append(rewrite["said"])
+        found = self.document["bisect"]
+        hint = "`--bisect` finds the pass or the kernel that is wrong"
+        if found is not None:
+            lines.append(found["said"])
+            hint = found["hint"]
+        return MismatchError(
+            "the artifact does not compute what its source does",
+            at=self.document["artifact"],
+            detail=tuple(lines),
+            hint=hint,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write every case as `.npz`, and the document."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for case in self.cases:
+            kinds = {"output": case.got, "exact": case.exact, "reference": case.own}
+            arrays = dict(case.inputs)
+            for kind, held in kinds.items():
+                arrays |= {f"{kind}.{name}": array for name, array in held.items()}
+            np.savez(folder / f"{case.name}.npz", **arrays)
+        text = json.dumps(self.document, indent=2) + "\n"
+        (folder / "verify.json").write_text(text, encoding="utf-8")
+
+
+def verify(request: Request, report: Callable[[str], None] = lambda _: None) -> Verification:
+    """Run an artifact and its source, and compare.
+
+    Args:
+        request: what and how.
+        report: is told what is being done.
+
+    Raises:
+        FusecError: the artifact or the source cannot be read or run; a difference is no error here.
+    """
+    return _Verifying(request, report).run()
+
+
+class _Verifying:
+    def __init__(self, request: Request, report: Callable[[str], None]) -> None:
+        self.request = request
+        self.report = report
+        self.artifact: Artifact = open_artifact(request.artifact)
+        self.model = self._load()
+        report("reading the source")
+        self.compilation: Compilation = read_again(
+            self.artifact, self.model.target, request.source, request.trust, report
+        )
+        self.graph = self.compilation.source.graph
+        self.dtype = computed_in(self.graph)
+        self.routed = any(node.op in ROUTING for node in self.graph.nodes())
+        self.quantised = self._quantised()
+        self.eager, self.why_not_eager = self._eager()
+
+    def run(self) -> Verification:
+        cases = tuple(
+            self._case(f"case-{number}", inputs)
+            for number, inputs in enumerate(self._inputs(), start=1)
+        )
+        outputs = [
+            self._judged(spec.name, spec.dtype, cases) for spec in self.artifact.manifest.outputs
+        ]
+        rewrite = None
+        if self.quantised is not None or (self.request.bisect and _any_wrong(outputs)):
+            rewrite = self._rewrite(min(cases, key=lambda case: sum(case.sizes.values())))
+        is_wrong = _any_wrong(outputs) or rewrite is not None
+        bisect = self._bisect(cases, rewrite) if self.request.bisect and is_wrong else None
+        document = {
+            "schema": SCHEMA,
+            "verdict": "wrong" if is_wrong else "right",
+            "artifact": str(self.request.artifact),
+            "source": str(self.request.source),
+            "source_changed": self.compilation.changed,
+            "target": self.model.target,
+            "device": self.request.device,
+            "dtype": self.dtype,
+            "reference": self._reference_name(),
+            "reference_missing": self.why_not_eager,
+            "routed": self.routed,
+            "format_cost": self._cost(cases),
+            "cases": [self._described(case) for case in cases],
+            "outputs": outputs,
+            "rewrite": None if rewrite is None else _rewrite_document(rewrite),
+            "bisect": bisect,
+        }
+        return Verification(document, cases)
+
+    # --- what runs --------------------------------------------------------------------------
+
+    def _load(self) -> Model:
+        kind, _, target = self.request.device.partition(":")
+        driver = None
+        if kind == "emulator":
+            from fusec.emulator import Emulator
+
+            driver = Emulator.for_artifact(self.request.artifact, target or None)
+        device = "cpu" if driver is not None else self.request.device
+        return load(
+            self.request.artifact,
+            device,
+            self.request.threads,
+            weights=self.request.weights,
+            driver=driver,
+            graphs=False,
+        )
+
+    def _quantised(self) -> Stage | None:
+        """The graph after the last pass that quantised something; `None` if none did."""
+        if not any(self.compilation.options["quantize"]) and not any(
+            weight.quantised for weight in self.graph.parameters.values()
+        ):
+            return None
+        self.compilation.check()
+        stages = self.compilation.rewrite()
+        found = [
+            each
+            for each in stages
+            if each.rounds
+            and narrowest(float_dtypes(each.graph)) in QUANTISED_ROWS
+            and each.name != "fold_weights"
+        ]
+        return found[-1] if found else None
+
+    def _eager(self) -> tuple[Eager | None, str | None]:
+        if self.quantised is not None:
+            return None, "no framework runs the model as it was quantised"
+        trust = self.request.trust
+        try:
+            eager = eager_source(
+                self.request.source,
+                self.graph.output_names,
+                dtype=self.compilation.options["dtype"],
+                adapter=trust.adapter,
+                trust_pickle=trust.pickle,
+                trust_remote_code=trust.remote_code,
+                example_inputs=trust.example_inputs,
+            )
+        except InputError as error:
+            return None, str(error)
+        return eager, None
+
+    def _reference_name(self) -> str:
+        if self.eager is not None:
+            return f"{self.eager.name} in {self.dtype}"
+        return f"the graph with each value rounded to {self.dtype}"
+
+    # --- cases ------------------------------------------------------------------------------
+
+    def _inputs(self) -> list[dict[str, Any]]:
+        specs = self.artifact.manifest.inputs
+        if self.request.inputs:
+            return [_read(path, [spec.name for spec in specs]) for path in self.request.inputs]
+        return [
+            generate_inputs(specs, sizes, self.request.seed + number, self.graph)
+            for number, sizes in enumerate(self._sizes())
+        ]
+
+    def _sizes(self) -> list[dict[str, int]]:
+        """The least sizes, an odd one and a larger one; or every combination that is asked for."""
+        ranges = self.artifact.manifest.symbols
+        asked = self.request.dims
+        for name in asked:
+            if name not in ranges:
+                known = ", ".join(f"`{each}`" for each in ranges) or "none"
+                raise UsageError(f"there is no size `{name}`", hint=f"sizes are {known}")
+
+        def bounded(wanted: Mapping[str, int], other: int) -> dict[str, int]:
+            return {
+                name: min(max(wanted.get(name, other), low), high)
+                for name, (low, high) in ranges.items()
+            }
+
+        if asked:
+            rest = bounded(SMALL_SIZES, 5)
+            combined = itertools.product(*asked.values())
+            return [{**rest, **dict(zip(asked, values, strict=True))} for values in combined]
+        least = {name: low for name, (low, _) in ranges.items()}
+        found = [least, bounded(SMALL_SIZES, 5), bounded(TYPICAL_SIZES, 8)]
+        return [sizes for index, sizes in enumerate(found) if sizes not in found[:index]]
+
+    def _case(self, name: str, inputs: dict[str, Any]) -> Case:
+        self.report(f"running {name}")
+        got = self.model.run(inputs)
+        graph = self.graph if self.quantised is None else self.quantised.graph
+        given = {
+            spec.name: widen(np.asarray(inputs[spec.name]), spec.dtype)
+            for spec in self.model.inputs
+        }
+        exact = interpret(graph, given)
+        own: Arrays
+        if self.eager is not None:
+            own = self.eager.run(inputs)
+        else:
+            own = interpret(graph, given, rounds=True)
+        wide = {
+            spec.name: widen(np.asarray(got[spec.name]), spec.dtype) for spec in self.model.outputs
+        }
+        for output, meant in exact.items():
+            if wide[output].shape != meant.shape:
+                message = f"`{output}` is {list(wide[output].shape)}, not {list(meant.shape)}"
+                raise MismatchError(message, at=str(self.request.artifact))
+        return Case(name, self._bound(inputs), inputs, wide, exact, own)
+
+    def _bound(self, inputs: Arrays) -> dict[str, int]:
+        from fusec.runtime.model import bind_symbols
+
+        return bind_symbols(self.model.inputs, self.model.symbols, inputs)
+
+    def _described(self, case: Case) -> dict[str, Any]:
+        return {
+            "name": case.name,
+            "sizes": dict(case.sizes),
+            "outputs": {
+                name: {
+                    **measured(case.got[name], case.exact[name]).document(),
+                    "reference": measured(case.own[name], case.exact[name]).document(),
+                }
+                for name in case.exact
+            },
+        }
+
+    # --- judging ----------------------------------------------------------------------------
+
+    def _judged(self, name: str, dtype: str, cases: Sequence[Case]) -> dict[str, Any]:
+        """Whether an output is right, over all cases."""
+        ours = [measured(case.got[name], case.exact[name]) for case in cases]
+        own = [measured(case.own[name], case.exact[name]) for case in cases]
+        misplaced = sum(
+            int(
+                np.sum(_kind(c.got[name]) != _kind(c.exact[name]))
+                and np.sum(
+                    (_kind(c.got[name]) != _kind(c.exact[name]))
+                    & (_kind(c.got[name]) != _kind(c.own[name]))
+                )
+            )
+            for c in cases
+        )
+        given = self.request.tolerances.get(name, self.request.tolerances.get(""))
+        checks: list[tuple[str, float, float]] = []
+        if not _is_float(dtype):
+            share = max(each.differing for each in ours)
+            allowed = RMS_RATIO * max(each.differing for each in own)
+            checks.append(("share that differs", share, allowed if given is None else given))
+        elif given is not None:
+            checks.append(("largest", max(each.error for each in ours), given))
+        else:
+            checks += self._checks(ours, own)
+        tolerance = TOLERANCES[self.dtype]
+        typical = self._typical(own)
+        said = [
+            f"`{name}`: {what} {value:.1e} where {allowed:.1e} is allowed"
+            for what, value, allowed in checks
+            if not value <= allowed
+        ]
+        if misplaced:
+            said.append(f"`{name}`: {misplaced} places are not finite, or should not be")
+        if _is_float(dtype) and self.eager is not None and not typical <= tolerance.reference:
+            said.append(
+                f"`{name}`: {self.eager.name} itself is {typical:.1e} from what fusec has read"
+            )
+        return {
+            "name": name,
+            "dtype": dtype,
+            "verdict": "wrong" if said else "right",
+            "checks": [
+                {"measure": what, "value": value, "allowed": allowed}
+                for what, value, allowed in checks
+            ],
+            "misplaced": misplaced,
+            "said": "; ".join(said),
+        }
+
+    def _checks(
+        self, ours: Sequence[Measures], own: Sequence[Measures]
+    ) -> list[tuple[str, float, float]]:
+        rms, largest = self._floors()
+        if self.routed and self.dtype != "f32":
+            allowed = max(rms, RMS_RATIO * self._typical(own))
+            return [("rms of the median place", self._typical(ours), allowed)]
+        allowed_rms = max(rms, RMS_RATIO * self._typical(own))
+        allowed_largest = max(largest, LARGEST_RATIO * max(each.error for each in own))
+        return [
+            ("rms", self._typical(ours), allowed_rms),
+            ("largest", max(each.error for each in ours), allowed_largest),
+        ]
+
+    def _floors(self) -> tuple[float, float]:
+        tolerance = TOLERANCES[self.dtype]
+        wider = (
+            PRECISION[self.compilation.options["fp32_precision"]] if self.dtype == "f32" else 1.0
+        )
+        rms, largest = tolerance.rms * wider, tolerance.largest * wider
+        if self.quantised is not None:
+            made = {
+                self.quantised.graph.type(value).dtype
+                for node in self.quantised.graph.nodes()
+                for value in node.outputs
+            }
+            for key in {format_of(dtype) for dtype in made} & QUANTISED_ROWS.keys():
+                rms, largest = (
+                    max(rms, QUANTISED_ROWS[key][0]),
+                    max(largest, QUANTISED_ROWS[key][1]),
+                )
+        return rms, largest
+
+    def _typical(self, found: Sequence[Measures]) -> float:
+        """The root mean square over all cases; with a router, of the median place."""
+        if self.routed and self.dtype != "f32":
+            places = np.concatenate([each.places for each in found])
+            return float(np.sqrt(np.median(places)))
+        return float(np.sqrt(np.mean([each.rms_error**2 for each in found])))
+
+    def _cost(self, cases: Sequence[Case]) -> dict[str, float] | None:
+        """What the format itself costs: the quantised graph against the source, both exact."""
+        if self.quantised is None:
+            return None
+        case = cases[-1]
+        meant = interpret(self.graph, case.inputs)
+        return {name: measured(case.exact[name], meant[name]).rms_error for name in meant}
+
+    # --- looking for the place --------------------------------------------------------------
+
+    def _rewrite(self, case: Case) -> WrongRewrite | None:
+        self.report("interpreting the graph between passes")
+        self.compilation.check()
+        return wrong_rewrite(self.compilation.rewrite(), case.inputs)
+
+    def _bisect(self, cases: Sequence[Case], rewrite: WrongRewrite | None) -> dict[str, Any]:
+        if rewrite is not None:
+            return {**_rewrite_document(rewrite), "hint": _rewrite_hint(rewrite)}
+        self.report("running step by step")
+        lowered = self.compilation.lower()
+        for case in cases:
+            errors = step_errors(lowered, self.model, case.inputs, self.dtype)
+            first = next(wrong(errors), None)
+            if first is None:
+                continue
+            row = self._row(first.node)
+            node = lowered.graph.node(first.node)
+            fusion = first.op if row is None else str(row["fusion"])
+            site = (node.origin.path or first.node) if row is None else str(row["site"])
+            last = self.compilation.rewrite()
+            made_by = next((each.name for each in last if first.node in each.graph), "import")
+            kernel = first.kernel
+            later = errors[errors.index(first) + 1 :]
+            right = sum(each.is_right for each in later)
+            said = (
+                f"first wrong: {fusion} at {site} (pass {made_by}, kernel {kernel}, node "
+                f"`%{first.node}`): error {first.error:.1e} where {first.allowed:.1e} is allowed"
+            )
+            others = f"{right} of {len(later)} later values are right given their operands"
+            hint = (
+                f"compile with `--disable {made_by}` to do without it"
+                if row is not None
+                else ("report the kernel with this output")
+            )
+            return {
+                "kind": "kernel",
+                "fusion": fusion,
+                "site": site,
+                "pass": made_by,
+                "kernel": kernel,
+                "node": first.node,
+                "step": first.step,
+                "error": first.error if np.isfinite(first.error) else None,
+                "allowed": first.allowed,
+                "case": case.name,
+                "later": {"values": len(later), "right": right},
+                "said": f"{said}; {others}",
+                "hint": hint,
+            }
+        return {
+            "kind": "none",
+            "said": "every pass and every step is right by itself: small errors add up",
+            "hint": "`--tol` allows for more",
+        }
+
+    def _row(self, node: str) -> Mapping[str, object] | None:
+        rows = [
+            row
+            for row in self.artifact.decisions()
+            if row.get("target") == self.model.target
+            and row["node"] == node
+            and row["status"] == "fired"
+        ]
+        return rows[-1] if rows else None
+
+
+def _rewrite_document(found: WrongRewrite) -> dict[str, Any]:
+    row = found.decision
+    fusion = found.pass_name if row is None else row.fusion
+    site = found.path if row is None else row.site
+    return {
+        "kind": "rewrite",
+        "fusion": fusion,
+        "site": site,
+        "pass": found.pass_name,
+        "node": found.node,
+        "output": found.output,
+        "error": found.error if np.isfinite(found.error) else None,
+        "allowed": found.allowed,
+        "said": (
+            f"first wrong: {fusion} at {site} (pass {found.pass_name}, node `%{found.node}`): it "
+            f"changes `{found.output}` by {found.error:.1e} where {found.allowed:.1e} is allowed"
+        ),
+    }
+
+
+def _rewrite_hint(found: WrongRewrite) -> str:
+    return f"compile with `--disable {found.pass_name}` to do without it"
+
+
+def _any_wrong(outputs: Sequence[Mapping[str, Any]]) -> bool:
+    return any(each["verdict"] == "wrong" for each in outputs)
+
+
+def _is_float(dtype: str) -> bool:
+    from fusec.dtypes import DTYPES
+
+    return DTYPES[dtype].is_float
+
+
+def _kind(array: Any) -> Any:
+    """0 where a number is finite, 1, 2 and 3 for NaN and the infinities."""
+    wide = np.asarray(array, np.float64)
+    return np.isnan(wide) + 2 * np.isposinf(wide) + 3 * np.isneginf(wide)
+
+
+def _read(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The inputs in an `.npz` or `.safetensors` file; other arrays in it are left out.
+
+    Raises:
+        InputError: it cannot be read, or one is missing.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            held: Any = load_file(path)
+        else:
+            held = np.load(path, allow_pickle=False)
+        return {name: held[name] for name in names}
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the inputs: {error}", at=str(path)) from None
+    except KeyError as error:
+        raise InputError(f"the input {error} is missing", at=str(path)) from None
