@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 from fusec.diagnostics import ParseError
@@ -253,6 +254,7 @@ def simplify(dim: Dim, ranges: Mapping[str, Range]) -> Dim:
     return _with_atoms(dim, lambda atom: _simplified_atom(atom, ranges))
 
 
+@lru_cache(maxsize=4096)
 def parse_dim(text: str) -> Dim:
     """Read an expression.
 

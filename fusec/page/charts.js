@@ -145,8 +145,8 @@ function memoryPlot(place, plan, size, steps, hueOf, layerOf, zoom, choose) {
   });
   made.append(svg('text', { x: left - 8, y: bottom + 15, 'text-anchor': 'end' }, 'layer'));
   const at = (x(peak) + x(peak + 1)) / 2;
-  made.append(svg('line', { class: 'peak', x1: at, x2: at, y1: y(alive[peak]), y2: bottom }),
-    svg('text', { class: 'peak-label', x: at > wide - 200 ? at - 6 : at + 6, y: Math.max(y(alive[peak]) + 14, top + 12), 'text-anchor': at > wide - 200 ? 'end' : 'start' }, `peak ${bytes(alive[peak])}`));
+  made.append(svg('line', { class: 'peak', x1: at, x2: at, y1: y(arena), y2: bottom }),
+    svg('text', { class: 'peak-label', x: Math.max(left + 90, Math.min(at, wide - right - 44)), y: y(arena) - 6, 'text-anchor': 'middle' }, `peak ${bytes(alive[peak])}`));
   show(place, el('div', { class: 'scroll-x', tabindex: 0, role: 'region', 'aria-label': 'Memory plan' }, made));
   return { peak, alive: alive[peak], arena };
 }
