@@ -40,6 +40,7 @@ __all__ = [
     "RunSummary",
     "Writer",
     "open_writer",
+    "read_arrays",
     "read_batches",
     "run_batches",
     "tokenizer_of",
@@ -129,6 +130,24 @@ def read_batches(
         yield from reader.batches(lines(), at)
 
     return Batches(at, None if path == STANDARD else count_lines(path), records)
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
+    """The arrays called `names` of a `.npz` or `.safetensors` file, whole; others are left out.
+
+    Raises:
+        InputError: the file cannot be read, or lacks one.
+    """
+    if path.suffix not in _ARRAYS:
+        raise InputError(
+            f"cannot tell what `{path}` is from its name",
+            hint="inputs are `.npz` or `.safetensors`",
+        )
+    with contextlib.closing(_ARRAYS[path.suffix](path)) as file:
+        held = file.shapes()
+        if missing := [name for name in names if name not in held]:
+            raise InputError(f"the file has no input `{missing[0]}`", at=str(path))
+        return {name: file.take(name, None) for name in names}
 
 
 def open_writer(path: Path | None, outputs: Sequence[TensorSpec]) -> Writer:

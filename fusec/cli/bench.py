@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from fusec.bench import Request, bench_text, measure, predict
@@ -16,10 +15,11 @@ from fusec.bench.measured import PROFILED
 from fusec.bench.peers import Source
 from fusec.cli.console import data, data_json, progress_bar, table
 from fusec.costs import typical_sizes
-from fusec.diagnostics import ArtifactError, DeviceError, InputError, UsageError
+from fusec.diagnostics import ArtifactError, DeviceError, UsageError
 from fusec.runtime import Model, load
 from fusec.runtime.artifact import Artifact, Manifest, open_artifact
 from fusec.runtime.devices import open_driver
+from fusec.runtime.io import read_arrays
 from fusec.runtime.loader import choose_cpu_target
 from fusec.runtime.model import bind_symbols, check_inputs
 from fusec.target import PRODUCTS
@@ -67,7 +67,7 @@ def bench(
     input: Annotated[
         Path | None,
         typer.Option(
-            "--input", "-i", metavar="FILE", help="Inputs, `.npz`; by default they are made up."
+            "--input", "-i", metavar="FILE", help="`.npz` or `.safetensors`; by default made up."
         ),
     ] = None,
     iterations: Annotated[
@@ -225,22 +225,6 @@ def _inputs(
         graph = artifact_graph(model.artifact)
         inputs: Mapping[str, Any] = generate_inputs(model.inputs, sizes, 0, graph)
     else:
-        inputs = _read(file, [spec.name for spec in model.inputs])
+        inputs = read_arrays(file, [spec.name for spec in model.inputs])
     arrays = check_inputs(model.inputs, model.symbols, inputs)
     return inputs, bind_symbols(model.inputs, model.symbols, arrays)
-
-
-def _read(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """The inputs in a file of arrays.
-
-    Raises:
-        InputError: it cannot be read, or one is missing.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            missing = [name for name in names if name not in held]
-            if missing:
-                raise InputError(f"the file has no input `{missing[0]}`", at=str(path))
-            return {name: held[name] for name in names}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"cannot read the inputs: {error}", at=str(path)) from None

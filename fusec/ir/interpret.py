@@ -18,7 +18,7 @@ from fusec.ir.graph import Graph, Node
 from fusec.ir.ops import OPS, is_opaque, op_named
 from fusec.ir.ops.base import Array
 from fusec.ir.types import Attr, TensorType
-from fusec.ir.weights import Bits
+from fusec.ir.weights import Bits, Weight
 from fusec.symbolic import Dim, Expr
 
 
@@ -77,9 +77,7 @@ def meanings(
     reads_left |= {value: len(graph.users(value)) for value in _made(graph)}
 
     def parameter(name: str) -> Array:
-        weight = graph.parameters[name]
-        array = np.asarray(given[name] if name in given else weight.load())
-        return widen(array[tuple(slice(size) for size in weight.shape)], weight.type.dtype)
+        return parameter_value(graph.parameters[name], given.get(name))
 
     for node in graph.nodes():
         for value in node.inputs:
@@ -99,6 +97,17 @@ def meanings(
     for name in dict.fromkeys(graph.outputs):
         if name in graph.parameters:
             yield name, parameter(name)
+
+
+def parameter_value(weight: Weight, given: Array | None = None) -> Array:
+    """The logical elements of a weight, as references take them.
+
+    Args:
+        weight: to read.
+        given: an array that stands for it, padded or not.
+    """
+    array = np.asarray(weight.load() if given is None else given)
+    return widen(array[tuple(slice(size) for size in weight.shape)], weight.type.dtype)
 
 
 def computed(

@@ -82,17 +82,23 @@ class Compilation:
         return self.source.sha256 != self.artifact.manifest.source.sha256
 
     def rewrite(self) -> list[Stage]:
-        """Run the passes and keep the graph after each that changes it; once."""
-        if self.stages:
-            return self.stages
-        graph, log = self.source.graph.copy(), DecisionLog(self.source.decisions)
-        self.stages.append(Stage(AS_READ, graph.copy(), False, tuple(log)))
+        """Run the passes and keep the graph after each that changes it; once.
 
-        def keep(each: Pass, graph: Graph, changes: int) -> None:
-            if changes:
-                self.stages.append(Stage(each.name, graph.copy(), each.rounds, tuple(log)))
+        Raises:
+            InputError: they give another graph than the artifact has.
+        """
+        if not self.stages:
+            graph, log = self.source.graph.copy(), DecisionLog(self.source.decisions)
+            stages = [Stage(AS_READ, graph.copy(), False, tuple(log))]
 
-        run_pipeline(self.passes(), graph, self.target, log, keep)
+            def keep(each: Pass, graph: Graph, changes: int) -> None:
+                if changes:
+                    stages.append(Stage(each.name, graph.copy(), each.rounds, tuple(log)))
+
+            run_pipeline(self.passes(), graph, self.target, log, keep)
+            graph.drop_unused_parameters()
+            self._check(graph)
+            self.stages = stages
         return self.stages
 
     def passes(self) -> Iterable[Pass]:
@@ -107,34 +113,26 @@ class Compilation:
         graph.drop_unused_parameters()
         return graph
 
-    def differs(self) -> str | None:
-        """Why the passes do not give the artifact's graph; `None` if they do."""
-        first = self.artifact.manifest.targets[0].target
-        if first != self.target.name or print_graph(self.graph()) == self.artifact.graph_text():
-            return None
+    def _check(self, graph: Graph) -> None:
+        """Compare a rewritten graph with that of the artifact."""
+        if print_graph(graph) == self.artifact.graph_text(self.target.name):
+            return
+        why = "the passes give another graph: another version of fusec, or of its libraries"
         if self.changed:
-            return "the source is another one than the artifact was compiled from"
-        return "the passes give another graph: another version of fusec, or of its libraries"
-
-    def check(self) -> None:
-        """Make sure that the compilation can be repeated.
-
-        Raises:
-            InputError: it gives another graph than the artifact has.
-        """
-        why = self.differs()
-        if why is not None:
-            hint = "compile the source again, and verify what that gives"
-            message = "the compilation cannot be repeated, which this needs"
-            raise InputError(message, at=str(self.artifact.path), detail=(why,), hint=hint)
+            why = "the source is another one than the artifact was compiled from"
+        raise InputError(
+            "the compilation cannot be repeated, which this needs",
+            at=str(self.artifact.path),
+            detail=(why,),
+            hint="compile the source again, and verify what that gives",
+        )
 
     def lower(self) -> Lowered:
         """The program of the artifact with the places of its values.
 
         Raises:
-            InputError: its steps are not those of the artifact.
+            InputError: its graph or its steps are not those of the artifact.
         """
-        self.check()
         providers = [
             kernel for text in self.options["provider"] for kernel in records(parse_provider(text))
         ]
@@ -180,10 +178,9 @@ def read_again(
     """
     options = cast("Mapping[str, Any]", artifact.manifest.options)
     is_folder = artifact.manifest.source.kind == "huggingface"
-    dims = options.get("dims") or (_dims(artifact) if is_folder else {})
     read = load_source(
         source,
-        dims=dims,
+        dims=_dims(artifact) if is_folder else {},
         dtype=options["dtype"],
         attention_mask=bool(options["attention_mask"]),
         trust_pickle=trust.pickle,

@@ -7,7 +7,7 @@ an error does not spread, and a router that is torn between two experts is no ma
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from fusec.dtypes import DTYPES
 from fusec.ir import Node
-from fusec.ir.interpret import bind_symbols, computed, widen
+from fusec.ir.interpret import bind_symbols, computed, parameter_value, widen
 from fusec.kernels.launch import Storage
 from fusec.lower.program import buffer_numbers
 from fusec.lower.steps import KernelStep, Lowered
@@ -24,7 +24,7 @@ from fusec.runtime.layout import Read
 from fusec.runtime.model import Model
 from fusec.symbolic import evaluate
 from fusec.verify.measures import measured
-from fusec.verify.tolerances import CODE_STEP, CODES_THAT_DIFFER, TOLERANCES, format_of
+from fusec.verify.tolerances import CODES, CODES_THAT_DIFFER, TOLERANCES, format_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,10 @@ class StepError:
         op: of the node.
         step: the place of the step in the program.
         kernel: that the step runs.
-        error: the largest difference relative to the largest element that is meant; for codes and
-            integers the share that differs.
+        error: `largest`, or for codes and integers the share that differs.
         allowed: how large that may be.
+        largest: the largest difference relative to the largest element that is meant; infinite
+            where one of both is not finite and the other is something else.
     """
 
     value: str
@@ -49,6 +50,7 @@ class StepError:
     kernel: str
     error: float
     allowed: float
+    largest: float
 
     @property
     def is_right(self) -> bool:
@@ -148,29 +150,22 @@ class _Held:
     def _compared(self, value: str, got: Any, step: int) -> StepError:
         node = self.graph.producer(value)
         assert node is not None  # inputs are known before the first step
-        error, allowed = self._error(got, self._computed(node)[value], self.graph.type(value).dtype)
+        found = measured(got, self._computed(node)[value])
+        largest = float("inf") if found.misplaced else found.error
+        dtype = self.graph.type(value).dtype
+        if DTYPES[dtype].is_float and dtype != "e8m0" and format_of(dtype) not in CODES:
+            error, allowed = largest, TOLERANCES[self.dtype].step
+        else:
+            error, allowed = 1.0 if found.misplaced else found.differing, CODES_THAT_DIFFER
         made = self.lowered.steps[step]
         kernel = made.kernel.name if isinstance(made, KernelStep) else "onnxruntime"
-        return StepError(value, node.name, node.op, step, kernel, error, allowed)
-
-    def _error(self, got: Any, wanted: Any, dtype: str) -> tuple[float, float]:
-        """How far a value is off, and how far it may be."""
-        found = measured(got, wanted)
-        step = CODE_STEP.get(format_of(dtype))
-        if step is None and DTYPES[dtype].is_float and dtype != "e8m0":
-            lost = float("inf") if found.misplaced else found.error
-            return lost, TOLERANCES[self.dtype].step
-        if found.misplaced:
-            return 1.0, CODES_THAT_DIFFER
-        return found.differing, CODES_THAT_DIFFER
+        return StepError(value, node.name, node.op, step, kernel, error, allowed, largest)
 
     def _value(self, value: str) -> Any:
         if value in self.known:
             return self.known[value]
         if value in self.graph.parameters:
-            weight = self.graph.parameters[value]
-            logical = tuple(slice(size) for size in weight.shape)
-            return widen(np.asarray(weight.load())[logical], weight.type.dtype)
+            return parameter_value(self.graph.parameters[value])
         if value not in self.meant:
             node = self.graph.producer(value)
             assert node is not None  # an input is known
@@ -180,8 +175,3 @@ class _Held:
     def _computed(self, node: Node) -> dict[str, Any]:
         operands = [self._value(value) for value in node.inputs]
         return computed(self.graph, node, operands, self.symbols)
-
-
-def wrong(errors: list[StepError]) -> Iterator[StepError]:
-    """Those that are not within what is allowed, in order."""
-    return (each for each in errors if not each.is_right)

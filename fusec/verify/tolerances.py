@@ -49,8 +49,8 @@ TOLERANCES: Mapping[str, Tolerance] = {
 CODES_THAT_DIFFER = 0.02
 """The share of the codes of a narrow format, and of integers made from floats, that may differ."""
 
-CODE_STEP: Mapping[str, float] = {"f8": 2.0**-3, "f4": 2.0**-1}
-"""How far the next code is, relative to the larger of two; by the first letters of the dtype."""
+CODES = ("f8", "f4")
+"""The narrow formats, by the first letters of their dtypes."""
 
 QUANTISED_ROWS: Mapping[str, tuple[float, float]] = {"f8": (0.02, 0.08), "f4": (0.05, 0.2)}
 """`rms` and `largest` that codes of rows explain: a row just between two codes may become either,
@@ -75,7 +75,7 @@ _WIDTH = ("f4", "f8", "bf16", "f16", "f32", "f64")
 
 def format_of(dtype: str) -> str:
     """The key of a dtype in the tables: `f8` for every 8-bit float, `f4` for 4-bit floats."""
-    return dtype[:2] if dtype[:2] in ("f8", "f4") else dtype
+    return dtype[:2] if dtype[:2] in CODES else dtype
 
 
 def narrowest(dtypes: Iterable[str]) -> str:

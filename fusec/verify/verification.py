@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 
 from fusec.diagnostics import InputError, MismatchError, UsageError
+from fusec.dtypes import DTYPES
 from fusec.frontend.eager import Eager, eager_source
 from fusec.generate import generate_inputs
 from fusec.ir.interpret import interpret, widen
 from fusec.runtime import Model, load
 from fusec.runtime.artifact import Artifact, open_artifact
-from fusec.verify.compilation import Compilation, Stage, Trust, read_again
+from fusec.runtime.io import read_arrays
+from fusec.runtime.model import bind_symbols
+from fusec.verify.compilation import AS_READ, Compilation, Stage, Trust, read_again
 from fusec.verify.measures import Measures, measured
 from fusec.verify.rewrites import WrongRewrite, wrong_rewrite
-from fusec.verify.steps import step_errors, wrong
+from fusec.verify.steps import step_errors
 from fusec.verify.tolerances import (
     LARGEST_RATIO,
     PRECISION,
@@ -76,7 +79,18 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run: what goes in, what comes out, and what should."""
+    """One run.
+
+    Attributes:
+        name: of the case.
+        sizes: the value of each symbol.
+        inputs: what goes in.
+        got: what the artifact makes of it.
+        exact: what it should, in float64.
+        own: what the reference makes of it.
+        ours: by output, how far `got` is from `exact`.
+        theirs: by output, how far `own` is from it.
+    """
 
     name: str
     sizes: Mapping[str, int]
@@ -84,6 +98,8 @@ class Case:
     got: Arrays
     exact: Arrays
     own: Arrays
+    ours: Mapping[str, Measures]
+    theirs: Mapping[str, Measures]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +236,9 @@ class _Verifying:
             weight.quantised for weight in self.graph.parameters.values()
         ):
             return None
-        self.compilation.check()
-        stages = self.compilation.rewrite()
         found = [
             each
-            for each in stages
+            for each in self.compilation.rewrite()
             if each.rounds
             and narrowest(float_dtypes(each.graph)) in QUANTISED_ROWS
             and each.name != "fold_weights"
@@ -259,7 +273,8 @@ class _Verifying:
     def _inputs(self) -> list[dict[str, Any]]:
         specs = self.artifact.manifest.inputs
         if self.request.inputs:
-            return [_read(path, [spec.name for spec in specs]) for path in self.request.inputs]
+            names = [spec.name for spec in specs]
+            return [read_arrays(path, names) for path in self.request.inputs]
         return [
             generate_inputs(specs, sizes, self.request.seed + number, self.graph)
             for number, sizes in enumerate(self._sizes())
@@ -309,23 +324,20 @@ class _Verifying:
             if wide[output].shape != meant.shape:
                 message = f"`{output}` is {list(wide[output].shape)}, not {list(meant.shape)}"
                 raise MismatchError(message, at=str(self.request.artifact))
-        return Case(name, self._bound(inputs), inputs, wide, exact, own)
-
-    def _bound(self, inputs: Arrays) -> dict[str, int]:
-        from fusec.runtime.model import bind_symbols
-
-        return bind_symbols(self.model.inputs, self.model.symbols, inputs)
+        sizes = bind_symbols(self.model.inputs, self.model.symbols, inputs)
+        ours, theirs = (
+            {output: measured(each[output], meant) for output, meant in exact.items()}
+            for each in (wide, own)
+        )
+        return Case(name, sizes, inputs, wide, exact, own, ours, theirs)
 
     def _described(self, case: Case) -> dict[str, Any]:
         return {
             "name": case.name,
             "sizes": dict(case.sizes),
             "outputs": {
-                name: {
-                    **measured(case.got[name], case.exact[name]).document(),
-                    "reference": measured(case.own[name], case.exact[name]).document(),
-                }
-                for name in case.exact
+                name: {**found.document(), "reference": case.theirs[name].document()}
+                for name, found in case.ours.items()
             },
         }
 
@@ -333,21 +345,15 @@ class _Verifying:
 
     def _judged(self, name: str, dtype: str, cases: Sequence[Case]) -> dict[str, Any]:
         """Whether an output is right, over all cases."""
-        ours = [measured(case.got[name], case.exact[name]) for case in cases]
-        own = [measured(case.own[name], case.exact[name]) for case in cases]
+        ours = [case.ours[name] for case in cases]
+        own = [case.theirs[name] for case in cases]
         misplaced = sum(
-            int(
-                np.sum(_kind(c.got[name]) != _kind(c.exact[name]))
-                and np.sum(
-                    (_kind(c.got[name]) != _kind(c.exact[name]))
-                    & (_kind(c.got[name]) != _kind(c.own[name]))
-                )
-            )
-            for c in cases
+            _misplaced(case.got[name], case.exact[name], case.own[name]) for case in cases
         )
         given = self.request.tolerances.get(name, self.request.tolerances.get(""))
         checks: list[tuple[str, float, float]] = []
-        if not _is_float(dtype):
+        is_float = DTYPES[dtype].is_float
+        if not is_float:
             share = max(each.differing for each in ours)
             allowed = RMS_RATIO * max(each.differing for each in own)
             checks.append(("share that differs", share, allowed if given is None else given))
@@ -364,7 +370,7 @@ class _Verifying:
         ]
         if misplaced:
             said.append(f"`{name}`: {misplaced} places are not finite, or should not be")
-        if _is_float(dtype) and self.eager is not None and not typical <= tolerance.reference:
+        if is_float and self.eager is not None and not typical <= tolerance.reference:
             said.append(
                 f"`{name}`: {self.eager.name} itself is {typical:.1e} from what fusec has read"
             )
@@ -432,44 +438,38 @@ class _Verifying:
 
     def _rewrite(self, case: Case) -> WrongRewrite | None:
         self.report("interpreting the graph between passes")
-        self.compilation.check()
         return wrong_rewrite(self.compilation.rewrite(), case.inputs)
 
     def _bisect(self, cases: Sequence[Case], rewrite: WrongRewrite | None) -> dict[str, Any]:
         if rewrite is not None:
-            return {**_rewrite_document(rewrite), "hint": _rewrite_hint(rewrite)}
+            return {**_rewrite_document(rewrite), "hint": _without(rewrite.pass_name)}
         self.report("running step by step")
         lowered = self.compilation.lower()
         for case in cases:
             errors = step_errors(lowered, self.model, case.inputs, self.dtype)
-            first = next(wrong(errors), None)
+            first = next((each for each in errors if not each.is_right), None)
             if first is None:
                 continue
             row = self._row(first.node)
             node = lowered.graph.node(first.node)
             fusion = first.op if row is None else str(row["fusion"])
             site = (node.origin.path or first.node) if row is None else str(row["site"])
-            last = self.compilation.rewrite()
-            made_by = next((each.name for each in last if first.node in each.graph), "import")
-            kernel = first.kernel
+            stages = self.compilation.rewrite()
+            made_by = next((each.name for each in stages if first.node in each.graph), AS_READ)
             later = errors[errors.index(first) + 1 :]
             right = sum(each.is_right for each in later)
             said = (
-                f"first wrong: {fusion} at {site} (pass {made_by}, kernel {kernel}, node "
+                f"first wrong: {fusion} at {site} (pass {made_by}, kernel {first.kernel}, node "
                 f"`%{first.node}`): error {first.error:.1e} where {first.allowed:.1e} is allowed"
             )
             others = f"{right} of {len(later)} later values are right given their operands"
-            hint = (
-                f"compile with `--disable {made_by}` to do without it"
-                if row is not None
-                else ("report the kernel with this output")
-            )
+            hint = "report the kernel with this output" if row is None else _without(made_by)
             return {
                 "kind": "kernel",
                 "fusion": fusion,
                 "site": site,
                 "pass": made_by,
-                "kernel": kernel,
+                "kernel": first.kernel,
                 "node": first.node,
                 "step": first.step,
                 "error": first.error if np.isfinite(first.error) else None,
@@ -516,41 +516,21 @@ def _rewrite_document(found: WrongRewrite) -> dict[str, Any]:
     }
 
 
-def _rewrite_hint(found: WrongRewrite) -> str:
-    return f"compile with `--disable {found.pass_name}` to do without it"
+def _without(pass_name: str) -> str:
+    return f"compile with `--disable {pass_name}` to do without it"
 
 
 def _any_wrong(outputs: Sequence[Mapping[str, Any]]) -> bool:
     return any(each["verdict"] == "wrong" for each in outputs)
 
 
-def _is_float(dtype: str) -> bool:
-    from fusec.dtypes import DTYPES
-
-    return DTYPES[dtype].is_float
+def _misplaced(got: Any, exact: Any, own: Any) -> int:
+    """Places where a result is not of the kind that it should be, nor of that of the reference."""
+    kind = _kind(got)
+    return int(np.sum((kind != _kind(exact)) & (kind != _kind(own))))
 
 
 def _kind(array: Any) -> Any:
     """0 where a number is finite, 1, 2 and 3 for NaN and the infinities."""
     wide = np.asarray(array, np.float64)
     return np.isnan(wide) + 2 * np.isposinf(wide) + 3 * np.isneginf(wide)
-
-
-def _read(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """The inputs in an `.npz` or `.safetensors` file; other arrays in it are left out.
-
-    Raises:
-        InputError: it cannot be read, or one is missing.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            held: Any = load_file(path)
-        else:
-            held = np.load(path, allow_pickle=False)
-        return {name: held[name] for name in names}
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the inputs: {error}", at=str(path)) from None
-    except KeyError as error:
-        raise InputError(f"the input {error} is missing", at=str(path)) from None
