@@ -99,18 +99,28 @@ def step_costs(artifact: Artifact, target: str, sizes: Mapping[str, int]) -> lis
         InputError: the artifact is older than costs.
         ArtifactError: it has no such target, or its program is damaged.
     """
+    found = (step_cost(step, sizes) for step in artifact.program(target).get("steps").items())
+    return [cost for cost in found if cost is not None]
+
+
+def step_nodes(step: Field) -> tuple[str, ...]:
+    """The nodes that a step of a program computes."""
+    nodes = step.get_or_none("nodes")
+    return (step.get("node").string(),) if nodes is None else nodes.tuple_of(Field.string)
+
+
+def step_cost(step: Field, sizes: Mapping[str, int]) -> StepCost | None:
+    """The cost of a step of a program at `sizes`; `None` for a launch that serves other sizes.
+
+    Raises:
+        InputError: the artifact is older than costs.
+        ArtifactError: the step is damaged.
+    """
     values = {THREADS: available_cpus(), **sizes}
-    program = artifact.program(target)
-    found: list[StepCost] = []
-    for step in program.get("steps").items():
-        grid = step.get_or_none("grid")
-        sides = [] if grid is None else grid.items()
-        if all(evaluate_dim(side.dim(), values, side.at) for side in sides):
-            found.append(_step_cost(step, values))
-    return found
-
-
-def _step_cost(step: Field, values: Mapping[str, int]) -> StepCost:
+    grid = step.get_or_none("grid")
+    sides = [] if grid is None else grid.items()
+    if not all(evaluate_dim(side.dim(), values, side.at) for side in sides):
+        return None
     cost = step.get_or_none("cost")
     if cost is None:
         raise InputError(
@@ -123,13 +133,12 @@ def _step_cost(step: Field, values: Mapping[str, int]) -> StepCost:
         size = cost.get(key)
         return evaluate_dim(size.dim(-(1 << 62)), values, size.at)
 
-    node = step.get("node").string()
-    kernel, nodes = step.get_or_none("kernel"), step.get_or_none("nodes")
+    kernel = step.get_or_none("kernel")
     return StepCost(
-        node=node,
+        node=step.get("node").string(),
         op=step.get("op").string(),
         kernel="onnxruntime" if kernel is None else kernel.string(),
-        nodes=(node,) if nodes is None else nodes.tuple_of(Field.string),
+        nodes=step_nodes(step),
         read=number("read"),
         write=number("write"),
         flops=number("flops"),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from fusec.explanation import ranges_text
 from fusec.ir import Graph, Node
 from fusec.ir.text import attr_text
 from fusec.lower.fusion import CREATED
@@ -121,20 +122,13 @@ def layers_name(layers: Sequence[str]) -> str:
         stem, _, number = layer.rpartition(".")
         stems.setdefault(stem, []).append(int(number) if layer else -1)
     return ", ".join(
-        f"{stem}.{_ranges(numbers)}" if numbers != [-1] else "outside of layers"
+        "outside of layers" if numbers == [-1] else f"{stem}.{_ranges(numbers)}"
         for stem, numbers in stems.items()
     )
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """`0-2, 5` for 0, 1, 2, 5."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{low}" if low == high else f"{low}\u2013{high}" for low, high in runs)
+    return ranges_text(sorted(numbers)).replace("-", "\u2013")
 
 
 def _by_layer(graph: Graph) -> dict[str, list[Node]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from fusec.costs import StepCost, limits_of, step_costs, typical_sizes
+from fusec.costs import StepCost, limits_of, step_cost, step_nodes, typical_sizes
 from fusec.ir import Graph, parse_graph
 from fusec.lower.layers import layer_of
 from fusec.lower.memory_plan import ALIGNMENT, THREADS, UNBOUNDED
 from fusec.page.blocks import Graphs, Known, blocks
 from fusec.report import Row, alike, details_text, inspect_document, layers_text, rejected_texts
 from fusec.runtime.artifact import Artifact
-from fusec.runtime.documents import Field, evaluate_dim
+from fusec.runtime.documents import Field
 from fusec.runtime.program import read_program
 from fusec.runtime.steps import ExternalStep, OnnxStep, Program, Step
 from fusec.symbolic import evaluate
@@ -32,7 +32,7 @@ def page_document(artifact: Artifact) -> Json:
     """
     document = inspect_document(artifact)
     source = artifact.source_graph_text()
-    before = None if source is None else parse_graph(source)
+    before = None if source is None else parse_graph(source, foreign=True)
     sizes = _sizes(artifact)
     graphs = Graphs()
     targets = [_target(artifact, each, before, sizes, graphs) for each in document["targets"]]
@@ -66,12 +66,12 @@ def _target(
     artifact: Artifact, held: Json, before: Graph | None, sizes: Sequence[Json], graphs: Graphs
 ) -> Json:
     name = held["target"]
-    after = parse_graph(artifact.graph_text(name))
+    after = parse_graph(artifact.graph_text(name), foreign=True)
     document = artifact.program(name)
     program = read_program(document, artifact.manifest)
     steps = document.get("steps").items()
-    costs = _costs(artifact, name, steps, sizes)
-    nodes_of = [_nodes(step) for step in steps]
+    costs = _costs(steps, sizes)
+    nodes_of = [step_nodes(step) for step in steps]
     kernel_of = [_kernel_index(step, held["kernels"]) for step in program.steps]
     decisions = held["decisions"]
     known = Known(
@@ -177,33 +177,15 @@ def _said(row: Row) -> list[str]:
     return [" ".join(str(part or "").split()) for part in parts]
 
 
-def _nodes(step: Field) -> tuple[str, ...]:
-    """The nodes that a step computes."""
-    nodes = step.get_or_none("nodes")
-    return (step.get("node").string(),) if nodes is None else nodes.tuple_of(Field.string)
-
-
-def _costs(
-    artifact: Artifact, target: str, steps: Sequence[Field], sizes: Sequence[Json]
-) -> list[list[StepCost | None]]:
+def _costs(steps: Sequence[Field], sizes: Sequence[Json]) -> list[list[StepCost | None]]:
     """By sizes, the cost of each step; `None` for one that does not run at these sizes.
 
     Empty in an artifact of an older version, which does not say what steps cost.
     """
     if any(step.get_or_none("cost") is None for step in steps):
         return []
-    found: list[list[StepCost | None]] = []
-    for each in sizes:
-        at = {**each["at"], "threads": THREADS}
-        known = iter(step_costs(artifact, target, at))
-        found.append([next(known) if _runs(step, at) else None for step in steps])
-    return found
-
-
-def _runs(step: Field, at: Mapping[str, int]) -> bool:
-    """Whether a step runs: a launch whose grid is empty does not."""
-    grid = step.get_or_none("grid")
-    return grid is None or all(evaluate_dim(side.dim(), at, side.at) for side in grid.items())
+    at = [{**each["at"], "threads": THREADS} for each in sizes]
+    return [[step_cost(step, each) for step in steps] for each in at]
 
 
 def _points(

@@ -9,29 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from small_block import Layer
 from torch import nn
 
 import fusec
 from fusec.cli import main
 
 TARGET = "x86-64-v3"
-
-
-class Layer(nn.Module):
-    """A residual join, a norm and a gated activation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(48))
-        self.gate = nn.Linear(48, 64, bias=False)
-        self.up = nn.Linear(48, 64, bias=False)
-        self.down = nn.Linear(64, 48, bias=False)
-
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        total = x + residual
-        normed = self.weight * (total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-6))
-        joined: torch.Tensor = self.down(nn.functional.silu(self.gate(normed)) * self.up(normed))
-        return joined + total
 
 
 class Stack(nn.Module):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from artifact_samples import contents, entries_of, seal
 from chromium import Chromium, executable
+from small_block import Layer
 from torch import nn
 
 import fusec
@@ -30,23 +31,6 @@ from fusec.runtime.artifact import open_artifact
 TARGET = "x86-64-v3"
 HOSTILE = '</script><img src=x onerror="window.hacked=1">{{DATA}}&amp;\''
 WIDTHS = (1440, 390)
-
-
-class Layer(nn.Module):
-    """A residual join, a norm and a gated activation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(48))
-        self.gate = nn.Linear(48, 64, bias=False)
-        self.up = nn.Linear(48, 64, bias=False)
-        self.down = nn.Linear(64, 48, bias=False)
-
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        total = x + residual
-        normed = self.weight * (total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-6))
-        joined: torch.Tensor = self.down(nn.functional.silu(self.gate(normed)) * self.up(normed))
-        return joined + total
 
 
 class Stack(nn.Module):
@@ -125,6 +109,14 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # --- the document ---------------------------------------------------------------------------
+
+
+def test_an_operation_of_an_absent_extension_has_its_place(tmp_path: Path) -> None:
+    graph = 'graph @sample(%x: f32[2]) {\n  %a: f32[2] = softcap(%x)\n  return %a as "a"\n}\n'
+    made = contents(graph=graph, source_graph=graph)
+    opened = open_artifact(write_artifact(tmp_path / "foreign.fusec", made).path)
+    document = page_document(opened)
+    assert [node["op"] for each in document["graphs"] for node in each["nodes"]] == ["softcap"]
 
 
 def test_equal_layers_are_one_block(document: dict[str, Any]) -> None:

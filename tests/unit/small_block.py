@@ -37,6 +37,23 @@ class TiedBlock(Block):
         return {"y": outputs["y"] + self.gate.weight.sum()}
 
 
+class Layer(nn.Module):
+    """The block as a layer of a stack: one result, norms without random weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH))
+        self.gate = nn.Linear(WIDTH, 64, bias=False)
+        self.up = nn.Linear(WIDTH, 64, bias=False)
+        self.down = nn.Linear(64, WIDTH, bias=False)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        total = x + residual
+        normed = self.weight * (total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-6))
+        joined: torch.Tensor = self.down(nn.functional.silu(self.gate(normed)) * self.up(normed))
+        return joined + total
+
+
 def export_block(path: Path, kind: type[Block] = Block) -> Path:
     """Save a block as an archive whose size `batch` may be 1 to 64."""
     rows = torch.export.Dim("batch", min=1, max=64)
