@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 
 from fusec.frontend.dims import DimRequest, DimSpec
+from fusec.frontend.sources import is_factory
 
 _DEFAULTS: Mapping[str, object] = {
     "mxfp4_align": "pad",
@@ -52,8 +53,7 @@ def compile_command(
         options: of `fusec.compile`, by keyword.
     """
     given = os.fspath(source)
-    is_factory = ":" in given and not os.path.exists(given)
-    words = ["fusec", "compile", given if is_factory else name]
+    words = ["fusec", "compile", given if is_factory(given) else name]
     for target in targets:
         words += ["--target", target]
     for key, request in dims.items():

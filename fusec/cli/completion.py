@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -73,11 +73,12 @@ def completion(
 def _words() -> Mapping[str, tuple[str, ...]]:
     """What values may be, by the first word of what help calls them."""
     from fusec.extensions import installed
+    from fusec.rewrite.settings import QuantFormat
     from fusec.target import CPU_ARCHES, GPU_TARGETS, PRODUCTS
 
     added = installed()
     targets = ("cpu", *CPU_ARCHES, *GPU_TARGETS, *PRODUCTS)
-    formats = ("fp8-tensor", "fp8-token", "fp8-block", "mxfp4", "mxfp8")
+    formats: tuple[str, ...] = get_args(QuantFormat)
     return {
         "TARGET": targets,
         "PASS": tuple(dict.fromkeys(each.name for each in added.pipeline)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from fusec.diagnostics import InputError, UnsupportedError
 from fusec.frontend.sniff import UNPICKLED_UNDER_TRUST, Kind, sniff
-from fusec.frontend.sources import FACTORY, made_by_factory
+from fusec.frontend.sources import is_factory, made_by_factory
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -63,7 +62,7 @@ def eager_source(
     """
     if isinstance(source, str | Path):
         path = Path(source)
-        if FACTORY.fullmatch(str(source)) and not path.exists():
+        if is_factory(str(source)):
             made, inputs, _ = made_by_factory(str(source))
             return _of_object(made, output_names, dtype, example_inputs or inputs)
         kind = sniff(path)
@@ -86,12 +85,11 @@ def _of_folder(
     adapter: Path | None,
     trust_remote_code: bool,
 ) -> Eager:
-
-    from fusec.frontend.huggingface import load_model, require
+    from fusec.frontend.huggingface import load_model, read_config, require
     from fusec.frontend.safetensors_index import find_files
 
     require("transformers", "huggingface")
-    if "quantization_config" in json.loads((folder / "config.json").read_bytes()):
+    if "quantization_config" in read_config(folder):
         raise UnsupportedError("its weights are quantised, which needs libraries of a GPU")
     if not list(find_files(folder)):
         raise InputError("the folder has no weights")

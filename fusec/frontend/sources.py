@@ -142,10 +142,15 @@ def load_source(
     )
     if isinstance(source, str | Path):
         text = str(source)
-        if FACTORY.fullmatch(text) and not Path(text).exists():
+        if is_factory(text):
             return _from_factory(text, options)
         return _from_path(Path(source), options)
     return _from_object(source, type(source).__name__, options)
+
+
+def is_factory(text: str) -> bool:
+    """Whether a source is `package.module:factory`, and not a file of such a name."""
+    return FACTORY.fullmatch(text) is not None and not Path(text).exists()
 
 
 # --- kinds ----------------------------------------------------------------------------------
