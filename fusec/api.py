@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import importlib.metadata
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,18 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fusec import __version__
-from fusec.command import compile_command
+from fusec.command import compile_command, dim_text
 from fusec.diagnostics import UnsupportedError, UsageError
 from fusec.dump import Dump, DumpRequest, dump_request, passes_until
 from fusec.extensions import NONE as NO_EXTENSIONS
 from fusec.extensions import Extensions, installed
-from fusec.frontend.dims import DimRequest, dim_spec
+from fusec.frontend.dims import DimRequest
 from fusec.frontend.sources import Source, load_source
 from fusec.ir import Graph, print_graph
 from fusec.kernels.external.provider import parse_provider, records
 from fusec.kernels.registry import Choice
-from fusec.kernels.triton_gemm import Tile
-from fusec.kernels.tuning import Key, Row, choosing, read_any_table
+from fusec.kernels.tuning import choosing, read_tables
 from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
 from fusec.link.build import build_target, merge_weights
 from fusec.link.cache import ObjectCache, default_cache_directory
@@ -189,7 +187,7 @@ def compile(
     passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp), added.pipeline)
     dump = dump_request(dump_ir, dump_ir_after, passes)
     providers = [kernel for text in provider for kernel in records(parse_provider(text))]
-    tables = _tuning_tables([Path(each) for each in tuning], targets)
+    tables = read_tables([Path(each) for each in tuning], targets)
     if output is not None and Path(output).is_dir():
         raise UsageError(f"`{output}` is a folder", hint="name a file, such as `-o model.fusec`")
     read = _read(
@@ -275,7 +273,7 @@ def compile(
             "provider": sorted(provider),
             "extensions": added.document(),
             "tuning": tables.digests,
-            "typical_sizes": _typical_sizes(dims),
+            "dims": {name: dim_text(request) for name, request in _requests(dims).items()},
             "command": _command(source, read.name, targets, example_inputs, dims, asked),
         },
         residual={name: model for each in built for name, model in each.residual.items()},
@@ -288,48 +286,6 @@ def compile(
         document = inspect_document(open_artifact(path))
         said += [_said_of_file(path, written.bytes, document)]
     return Compiled(path, document)
-
-
-@dataclass(frozen=True, slots=True)
-class _Tables:
-    """Tables of tiles that were given, by what they are for.
-
-    Attributes:
-        rows: of each.
-        digests: SHA-256 of each file.
-    """
-
-    rows: Mapping[str, Mapping[Key, Row]]
-    digests: Mapping[str, str]
-
-    def tile(self, target: Target, key: Key) -> Tile | None:
-        """The tile that a table has for `key`."""
-        row = self.rows.get(target.name, {}).get(key)
-        return None if row is None else row.tile
-
-
-def _tuning_tables(paths: Sequence[Path], targets: Sequence[Target]) -> _Tables:
-    """The tables at `paths`.
-
-    Raises:
-        InputError: one cannot be read, or is not sound.
-        UsageError: one is for none of `targets`, or two are for the same.
-    """
-    rows: dict[str, Mapping[Key, Row]] = {}
-    digests: dict[str, str] = {}
-    names = [target.name for target in targets]
-    for path in paths:
-        arch, table = read_any_table(path)
-        if arch not in names:
-            given = ", ".join(f"`{name}`" for name in names)
-            raise UsageError(
-                f"`--tuning {path}` is a table for `{arch}`, not for {given}",
-                hint=f"add `--target {arch}`, or measure on such a device with `fusec tune`",
-            )
-        if arch in rows:
-            raise UsageError(f"`--tuning {path}` is a second table for `{arch}`")
-        rows[arch], digests[arch] = table, hashlib.sha256(path.read_bytes()).hexdigest()
-    return _Tables(rows, digests)
 
 
 def _with_backend(decision: Decision, choices: Mapping[str, Choice]) -> Decision:
@@ -469,12 +425,6 @@ def _targets(names: str | Sequence[str]) -> tuple[Target, ...]:
     host = best_cpu_arch(host_features()) if "cpu" in map(str.lower, wanted) else None
     found = {target.name: target for name in wanted for target in [target_named(name, host=host)]}
     return tuple(found.values())
-
-
-def _typical_sizes(dims: Sequence[str] | Mapping[str, DimRequest]) -> dict[str, int]:
-    """The sizes to be fastest at, as far as they were given."""
-    specs = {name: dim_spec(name, request) for name, request in _requests(dims).items()}
-    return {name: spec.optimum for name, spec in specs.items() if spec.optimum is not None}
 
 
 def _requests(dims: Sequence[str] | Mapping[str, DimRequest]) -> Mapping[str, DimRequest]:

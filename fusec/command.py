@@ -57,7 +57,7 @@ def compile_command(
     for target in targets:
         words += ["--target", target]
     for key, request in dims.items():
-        words += ["--dim", f"{key}={_range(request)}"]
+        words += ["--dim", f"{key}={dim_text(request)}"]
     for key in _LISTS:
         for each in _strings(options.get(key)):
             words += [_flag(key), PurePath(each).name if key in _FILES else each]
@@ -83,7 +83,7 @@ def _strings(values: object) -> Iterator[str]:
         yield os.fspath(value)
 
 
-def _range(request: DimRequest) -> str:
+def dim_text(request: DimRequest) -> str:
     """A request as `--dim` takes it."""
     if isinstance(request, DimSpec):
         ends = (request.minimum, request.optimum, request.maximum)

@@ -172,11 +172,12 @@ def typical_sizes(manifest: Manifest) -> dict[str, int]:
     The OPT of `--dim NAME=MIN:OPT:MAX` where it was given, else 1 for `batch` and 128 for the rest,
     or what comes nearest in the range.
     """
-    given = manifest.options.get("typical_sizes")
+    given = manifest.options.get("dims")
     asked = given if isinstance(given, Mapping) else {}
     found: dict[str, int] = {}
     for name, (least, most) in manifest.symbols.items():
-        wanted = asked.get(name, 1 if name == "batch" else USUAL_SIZE)
-        usual = wanted if type(wanted) is int else USUAL_SIZE
-        found[name] = max(least, min(most, usual))
+        ends = str(asked.get(name, "")).split(":")
+        optimum = ends[1] if len(ends) == 3 else ""
+        usual = 1 if name == "batch" else USUAL_SIZE
+        found[name] = max(least, min(most, int(optimum) if optimum.isdecimal() else usual))
     return found

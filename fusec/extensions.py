@@ -142,6 +142,34 @@ def absent(recorded: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def as_recorded(recorded: Mapping[str, Any]) -> Extensions:
+    """The extensions that took part in a compilation, and no others.
+
+    Args:
+        recorded: the option `extensions` of an artifact.
+
+    Raises:
+        ExtensionError: one is missing here, or is another one.
+    """
+    if missing := absent(recorded):
+        raise ExtensionError(
+            "the compilation cannot be repeated without the extensions that took part in it",
+            detail=missing,
+            hint="install them, or compile again with those that are here",
+        )
+    here = installed()
+    others = {
+        each
+        for extension in here.all
+        if extension.name not in recorded
+        for each in extension.passes
+    }
+    return Extensions(
+        tuple(extension for extension in here.all if extension.name in recorded),
+        tuple(each for each in here.pipeline if each not in others),
+    )
+
+
 def _difference(
     name: str, wanted: Mapping[str, str], found: Mapping[str, str] | None
 ) -> str | None:

@@ -18,6 +18,7 @@ that a person gives comes before the one that ships with fusec: `choosing`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from fusec.diagnostics import InputError
+from fusec.diagnostics import InputError, UsageError
 from fusec.dtypes import DTYPES
 from fusec.kernels.triton_gemm import (
     FEW_ROWS,
@@ -238,6 +239,48 @@ def choosing(chooser: Chooser) -> Iterator[None]:
         yield
     finally:
         _CHOOSER.reset(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Tables of tiles that a person gave, by the architecture that each is for.
+
+    Attributes:
+        rows: of each.
+        digests: SHA-256 of each file.
+    """
+
+    rows: Mapping[str, Mapping[Key, Row]]
+    digests: Mapping[str, str]
+
+    def tile(self, target: Target, key: Key) -> Tile | None:
+        """The tile that a table has for `key`."""
+        row = self.rows.get(target.name, {}).get(key)
+        return None if row is None else row.tile
+
+
+def read_tables(paths: Iterable[Path], targets: Iterable[Target]) -> Tables:
+    """The tables of `--tuning`.
+
+    Raises:
+        InputError: one cannot be read, or is not sound.
+        UsageError: one is for none of `targets`, or two are for the same.
+    """
+    rows: dict[str, Mapping[Key, Row]] = {}
+    digests: dict[str, str] = {}
+    names = [target.name for target in targets]
+    for path in paths:
+        arch, table = read_any_table(path)
+        if arch not in names:
+            given = ", ".join(f"`{name}`" for name in names)
+            raise UsageError(
+                f"`--tuning {path}` is a table for `{arch}`, not for {given}",
+                hint=f"add `--target {arch}`, or measure on such a device with `fusec tune`",
+            )
+        if arch in rows:
+            raise UsageError(f"`--tuning {path}` is a second table for `{arch}`")
+        rows[arch], digests[arch] = table, hashlib.sha256(path.read_bytes()).hexdigest()
+    return Tables(rows, digests)
 
 
 def tile_for(target: Target, key: Key) -> Tile:

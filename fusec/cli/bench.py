@@ -105,6 +105,12 @@ def bench(
     all: Annotated[
         bool, typer.Option("--all", help="Show every step, not one row for equal ones.")
     ] = False,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter", metavar="FOLDER", help="The LoRA adapter that was compiled with it."
+        ),
+    ] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Load a pickled source, which runs its code.")
     ] = False,
@@ -133,7 +139,11 @@ def bench(
             )
         _print(predict(opened, named, sizes, reason), json=json, all_steps=all)
         return
-    options = {"trust_pickle": trust_pickle, "trust_remote_code": trust_remote_code}
+    options = {
+        "adapter": None if adapter is None else str(adapter),
+        "trust_pickle": trust_pickle,
+        "trust_remote_code": trust_remote_code,
+    }
     with _reporting(quiet=json) as report:
         with load(artifact, device, threads, weights=weights) as model:
             inputs, sizes = _inputs(model, input, sizes)

@@ -68,6 +68,20 @@ def verify(
         Path | None,
         typer.Option("--weights", metavar="FILE", help="If they are not in the artifact."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter", metavar="FOLDER", help="The LoRA adapter that was compiled with it."
+        ),
+    ] = None,
+    tuning: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tuning",
+            metavar="TABLE",
+            help="The table of tiles that it was compiled with; `--bisect` needs it.",
+        ),
+    ] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Load a pickled module, which runs its code.")
     ] = False,
@@ -83,7 +97,7 @@ def verify(
     """
     from fusec.verify import Request
     from fusec.verify import verify as verified
-    from fusec.verify.compilation import Trust
+    from fusec.verify.compilation import Given
 
     request = Request(
         artifact,
@@ -96,7 +110,12 @@ def verify(
         bisect=bisect,
         threads=threads,
         weights=weights,
-        trust=Trust(pickle=trust_pickle, remote_code=trust_remote_code),
+        given=Given(
+            trust_pickle=trust_pickle,
+            trust_remote_code=trust_remote_code,
+            adapter=adapter,
+            tuning=tuple(tuning or ()),
+        ),
     )
     found = verified(request, (lambda _: None) if json else say)
     if save is not None:
@@ -141,6 +160,11 @@ def _text(document: dict[str, Any]) -> str:
     ]
     if document["source_changed"]:
         lines.append("source     is another one than the artifact was compiled from")
+    if document["format_cost"] is not None:
+        costs = ", ".join(f"{name} {cost:.1e}" for name, cost in document["format_cost"].items())
+        lines.append(f"quantised  as was asked, which alone moves (rms): {costs}")
+    if document["median_counts"]:
+        lines.append("routed     the median place counts: a router may be torn between two experts")
     lines += ["", table(header, rows), ""]
     for output in document["outputs"]:
         checks = ", ".join(

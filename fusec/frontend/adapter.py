@@ -101,11 +101,6 @@ class _Settings:
         return alpha / rank**0.5 if self.stabilised else alpha / rank
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter and no model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
-
-
 def base_of(folder: Path) -> Path:
     """The folder of the model that an adapter is for.
 

@@ -41,7 +41,7 @@ def eager_source(
     output_names: Sequence[str],
     *,
     dtype: str | None = None,
-    adapter: Path | None = None,
+    adapter: str | Path | None = None,
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
     example_inputs: Any = None,
@@ -67,7 +67,12 @@ def eager_source(
             return _of_object(made, output_names, dtype, example_inputs or inputs)
         kind = sniff(path)
         if kind is Kind.FOLDER:
-            return _of_folder(path, output_names, dtype, adapter, trust_remote_code)
+            beside = None if adapter is None else Path(adapter)
+            return _of_folder(path, output_names, dtype, beside, trust_remote_code)
+        if kind is Kind.ADAPTER:
+            from fusec.frontend.adapter import base_of
+
+            return _of_folder(base_of(path), output_names, dtype, path, trust_remote_code)
         if kind is Kind.ONNX:
             return _of_onnx(path)
         if kind is Kind.PT2:
@@ -85,18 +90,21 @@ def _of_folder(
     adapter: Path | None,
     trust_remote_code: bool,
 ) -> Eager:
+    from fusec.frontend.adapter import adapt
     from fusec.frontend.huggingface import load_model, read_config, require
     from fusec.frontend.safetensors_index import find_files
+    from fusec.frontend.tensors import tensor_of
 
     require("transformers", "huggingface")
     if "quantization_config" in read_config(folder):
         raise UnsupportedError("its weights are quantised, which needs libraries of a GPU")
     if not list(find_files(folder)):
         raise InputError("the folder has no weights")
-    if adapter is not None:
-        raise UnsupportedError("a model with an adapter beside it is not run eagerly")
     model = load_model(folder, dtype, trust_remote_code)
     own = next(model.parameters()).dtype
+    if adapter is not None:
+        for name, weight in adapt(model, adapter).items():
+            model.get_parameter(name).data = tensor_of(weight.load(), weight.type.dtype)
 
     def timed(inputs: Arrays, compiled: bool) -> Callable[[], object]:
         given = {name: _tensor(array, own) for name, array in inputs.items()}

@@ -551,15 +551,18 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without the advice that transformers logs about models that it is about to train."""
+    """Without progress bars, and the advice that transformers logs to those who train."""
     from transformers.utils import logging
 
     from fusec.frontend.live import quiet
 
-    level = logging.get_verbosity()
+    level, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         with quiet():
             yield
     finally:
         logging.set_verbosity(level)
+        if shows_progress:
+            logging.enable_progress_bar()

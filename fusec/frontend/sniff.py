@@ -31,6 +31,7 @@ class Kind(Enum):
     PT2 = "a `torch.export` archive"
     ONNX = "an ONNX model"
     FOLDER = "a Hugging Face model folder"
+    ADAPTER = "an adapter of PEFT"
     PICKLED_MODULE = "a pickled `torch.nn.Module`"
     PICKLED_PROGRAM = "a pickled `ExportedProgram`"
     PICKLED_FX = "a pickled `torch.fx.GraphModule`"
@@ -63,6 +64,8 @@ def sniff(path: Path) -> Kind:
     if path.is_dir():
         if (path / "config.json").is_file():
             return Kind.FOLDER
+        if (path / "adapter_config.json").is_file():
+            return Kind.ADAPTER
         held = sorted(entry.name for entry in path.iterdir())[:4]
         listed = ", ".join(f"`{name}`" for name in held) or "nothing"
         hint = "name the folder that `save_pretrained` wrote, or the file inside it"

@@ -157,11 +157,11 @@ def is_factory(text: str) -> bool:
 
 
 def _from_path(path: Path, options: Options) -> Source:
-    if path.is_dir() and (path / "adapter_config.json").is_file():
-        return _from_adapter(path, options)
     kind = sniff(path)
     if kind is Kind.FOLDER:
         return _from_folder(path, options)
+    if kind is Kind.ADAPTER:
+        return _from_adapter(path, options)
     if kind is Kind.PT2:
         return _from_archive(path, options)
     if kind is Kind.ONNX:
@@ -208,10 +208,8 @@ def _from_onnx(path: Path, options: Options) -> Source:
 def _from_adapter(folder: Path, options: Options) -> Source:
     """An adapter that names the folder of its model."""
     import_torch()
-    from fusec.frontend.adapter import base_of, is_adapter
+    from fusec.frontend.adapter import base_of
 
-    if not is_adapter(folder):
-        return _from_folder(folder, options)
     if options.adapter is not None:
         raise UsageError(f"`{folder}` is an adapter; `--adapter` goes with the folder of a model")
     source = _from_folder(base_of(folder), replace(options, adapter=folder))

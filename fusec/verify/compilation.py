@@ -6,18 +6,19 @@ with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from fusec.diagnostics import InputError
+from fusec.diagnostics import InputError, UsageError
+from fusec.extensions import as_recorded
 from fusec.frontend.sources import Source, load_source
 from fusec.ir import Graph, print_graph
 from fusec.kernels.external.provider import parse_provider, records
+from fusec.kernels.tuning import Tables, choosing, read_tables
 from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.lower.lowering import lower
-from fusec.lower.memory_plan import UNBOUNDED
 from fusec.lower.steps import KernelStep, Lowered
 from fusec.options import selected_passes, settings_of
 from fusec.rewrite import Decision, DecisionLog, Pass, run_pipeline
@@ -45,12 +46,13 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
-    """What a source may do, and where its adapter is; see `load_source`."""
+class Given:
+    """What a compilation was given beside the source and its options; see `fusec.compile`."""
 
-    pickle: bool = False
-    remote_code: bool = False
+    trust_pickle: bool = False
+    trust_remote_code: bool = False
     adapter: Path | None = None
+    tuning: tuple[Path, ...] = ()
     example_inputs: Any = None
     dynamic_shapes: Any = None
 
@@ -63,12 +65,14 @@ class Compilation:
         artifact: that was compiled from it.
         target: of the artifact.
         source: as it was read with the artifact's options.
+        given: what it was given beside these.
         stages: the graph as it was read, and after each pass that changed it; see `rewrite`.
     """
 
     artifact: Artifact
     target: Target
     source: Source
+    given: Given
     stages: list[Stage] = field(default_factory=list)
 
     @property
@@ -105,7 +109,8 @@ class Compilation:
         """As the artifact was compiled with."""
         options = self.options
         settings = settings_of(options["quantize"], options["mxfp4_align"], 1)
-        return selected_passes(options["disable"], settings)
+        pipeline = as_recorded(options["extensions"]).pipeline
+        return selected_passes(options["disable"], settings, pipeline)
 
     def graph(self) -> Graph:
         """The rewritten graph."""
@@ -132,11 +137,16 @@ class Compilation:
 
         Raises:
             InputError: its graph or its steps are not those of the artifact.
+            UsageError: the artifact was compiled with another table of tiles.
         """
         providers = [
             kernel for text in self.options["provider"] for kernel in records(parse_provider(text))
         ]
-        lowered = lower(self.graph(), self.target, allow_host_fallback=True, providers=providers)
+        providers += as_recorded(self.options["extensions"]).kernels
+        with choosing(_tables(self.artifact, self.target, self.given.tuning).tile):
+            lowered = lower(
+                self.graph(), self.target, allow_host_fallback=True, providers=providers
+            )
         ours = [
             (step.kernel.name, step.node.name)
             if isinstance(step, KernelStep)
@@ -151,7 +161,7 @@ class Compilation:
             raise InputError(
                 "the source lowers to other steps than the artifact has",
                 at=str(self.artifact.path),
-                hint="compile it again with this version of fusec, and without `--tuning`",
+                hint="compile it again with this version of fusec",
             )
         return lowered
 
@@ -162,7 +172,7 @@ def _steps(artifact: Artifact, target: str) -> list[Mapping[str, Any]]:
 
 
 def read_again(
-    artifact: Artifact, target: str, source: Any, trust: Trust, report: Callable[[str], None]
+    artifact: Artifact, target: str, source: Any, given: Given, report: Callable[[str], None]
 ) -> Compilation:
     """Read a source with the options that an artifact was compiled with.
 
@@ -170,41 +180,48 @@ def read_again(
         artifact: compiled from it.
         target: one of the artifact.
         source: as `load_source` takes it.
-        trust: what the source may do.
+        given: what else the compilation was given.
         report: is told what is being done.
 
     Raises:
         InputError: the source cannot be read.
     """
     options = cast("Mapping[str, Any]", artifact.manifest.options)
-    is_folder = artifact.manifest.source.kind == "huggingface"
-    read = load_source(
-        source,
-        dims=_dims(artifact) if is_folder else {},
-        dtype=options["dtype"],
-        attention_mask=bool(options["attention_mask"]),
-        trust_pickle=trust.pickle,
-        trust_remote_code=trust.remote_code,
-        adapter=trust.adapter,
-        example_inputs=trust.example_inputs,
-        dynamic_shapes=trust.dynamic_shapes,
-        report=report,
-        store=ObjectCache(default_cache_directory()),
-    )
     precision = cast("Fp32Precision", options["fp32_precision"])
     arch = artifact.target(target).arch
     host = target_named(arch) if target == "cpu" else None
     made_for = replace(target_named(target, host=host), fp32_precision=precision)
-    return Compilation(artifact, made_for, read)
+    read = load_source(
+        source,
+        dims=options["dims"],
+        dtype=options["dtype"],
+        attention_mask=bool(options["attention_mask"]),
+        trust_pickle=given.trust_pickle,
+        trust_remote_code=given.trust_remote_code,
+        adapter=given.adapter,
+        example_inputs=given.example_inputs,
+        dynamic_shapes=given.dynamic_shapes,
+        report=report,
+        store=ObjectCache(default_cache_directory()),
+    )
+    return Compilation(artifact, made_for, read, given)
 
 
-def _dims(artifact: Artifact) -> dict[str, str]:
-    """The sizes that a model folder was compiled for, as they stand in its inputs."""
-    found: dict[str, str] = {}
-    for name, (low, high) in artifact.manifest.symbols.items():
-        found[name] = f"{low}:" if high == UNBOUNDED else f"{low}:{high}"
-    for spec in artifact.manifest.inputs:
-        for name, size in zip(("batch", "seq"), spec.shape, strict=False):
-            if isinstance(size, int) and (name == "batch" or spec.name != "pixel_values"):
-                found.setdefault(name, str(size))
-    return found
+def _tables(artifact: Artifact, target: Target, paths: Sequence[Path]) -> Tables:
+    """The tables of tiles that an artifact was compiled with.
+
+    Raises:
+        UsageError: others are given, or none.
+    """
+    recorded = cast("Mapping[str, str]", artifact.manifest.options["tuning"])
+    tables = read_tables(paths, [target])
+    wanted, digest = recorded.get(target.name), tables.digests.get(target.name)
+    if digest != wanted:
+        was = "another table of tiles" if wanted and digest else "a table of tiles"
+        if wanted is None:
+            raise UsageError(f"the artifact was compiled without a table of tiles for `{target}`")
+        raise UsageError(
+            f"the artifact was compiled with {was} for `{target}`",
+            hint="give the same with `--tuning TABLE`",
+        )
+    return tables

@@ -20,7 +20,7 @@ from fusec.runtime import Model, load
 from fusec.runtime.artifact import Artifact, open_artifact
 from fusec.runtime.io import read_arrays
 from fusec.runtime.model import bind_symbols
-from fusec.verify.compilation import AS_READ, Compilation, Stage, Trust, read_again
+from fusec.verify.compilation import AS_READ, Compilation, Given, Stage, read_again
 from fusec.verify.measures import Measures, measured
 from fusec.verify.rewrites import WrongRewrite, wrong_rewrite
 from fusec.verify.steps import step_errors
@@ -40,7 +40,10 @@ SCHEMA = "fusec.verify/1"
 ROUTING = frozenset(("topk", "router", "moe"))
 SMALL_SIZES = {"batch": 3, "seq": 37}
 TYPICAL_SIZES = {"batch": 2, "seq": 67}
-"""Bounds of the middle and the last case, so that meanings in float64 stay quick."""
+"""The middle and the last case, small so that meanings in float64 stay quick."""
+
+OTHER_SIZES = (5, 8)
+"""Sizes of other names in them."""
 
 Arrays = Mapping[str, Any]
 
@@ -61,7 +64,7 @@ class Request:
         bisect: whether to look for the pass or the step that is wrong.
         threads: of the CPU.
         weights: a file, where the artifact has none.
-        trust: what the source may do.
+        given: what the compilation was given beside the source.
     """
 
     artifact: Path
@@ -74,7 +77,7 @@ class Request:
     bisect: bool = False
     threads: int | None = None
     weights: Path | None = None
-    trust: Trust = field(default_factory=Trust)
+    given: Given = field(default_factory=Given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,8 @@ class Verification:
             lines.append(rewrite["said"])
         found = self.document["bisect"]
         hint = "`--bisect` finds the pass or the kernel that is wrong"
+        if self.document["source_changed"]:
+            hint = "name the source (and adapter) that it was compiled from, or compile this one"
         if found is not None:
             lines.append(found["said"])
             hint = found["hint"]
@@ -170,11 +175,12 @@ class _Verifying:
         self.model = self._load()
         report("reading the source")
         self.compilation: Compilation = read_again(
-            self.artifact, self.model.target, request.source, request.trust, report
+            self.artifact, self.model.target, request.source, request.given, report
         )
         self.graph = self.compilation.source.graph
         self.dtype = computed_in(self.graph)
-        self.routed = any(node.op in ROUTING for node in self.graph.nodes())
+        routed = any(node.op in ROUTING for node in self.graph.nodes())
+        self.median_counts = routed and self.dtype != "f32"
         self.quantised = self._quantised()
         self.eager, self.why_not_eager = self._eager()
 
@@ -202,7 +208,7 @@ class _Verifying:
             "dtype": self.dtype,
             "reference": self._reference_name(),
             "reference_missing": self.why_not_eager,
-            "routed": self.routed,
+            "median_counts": self.median_counts,
             "format_cost": self._cost(cases),
             "cases": [self._described(case) for case in cases],
             "outputs": outputs,
@@ -248,16 +254,16 @@ class _Verifying:
     def _eager(self) -> tuple[Eager | None, str | None]:
         if self.quantised is not None:
             return None, "no framework runs the model as it was quantised"
-        trust = self.request.trust
+        given = self.request.given
         try:
             eager = eager_source(
                 self.request.source,
                 self.graph.output_names,
                 dtype=self.compilation.options["dtype"],
-                adapter=trust.adapter,
-                trust_pickle=trust.pickle,
-                trust_remote_code=trust.remote_code,
-                example_inputs=trust.example_inputs,
+                adapter=given.adapter,
+                trust_pickle=given.trust_pickle,
+                trust_remote_code=given.trust_remote_code,
+                example_inputs=given.example_inputs,
             )
         except InputError as error:
             return None, str(error)
@@ -296,11 +302,12 @@ class _Verifying:
             }
 
         if asked:
-            rest = bounded(SMALL_SIZES, 5)
+            rest = bounded(SMALL_SIZES, OTHER_SIZES[0])
             combined = itertools.product(*asked.values())
             return [{**rest, **dict(zip(asked, values, strict=True))} for values in combined]
         least = {name: low for name, (low, _) in ranges.items()}
-        found = [least, bounded(SMALL_SIZES, 5), bounded(TYPICAL_SIZES, 8)]
+        last = TYPICAL_SIZES if "seq" in ranges else {}
+        found = [least, bounded(SMALL_SIZES, OTHER_SIZES[0]), bounded(last, OTHER_SIZES[1])]
         return [sizes for index, sizes in enumerate(found) if sizes not in found[:index]]
 
     def _case(self, name: str, inputs: dict[str, Any]) -> Case:
@@ -364,16 +371,14 @@ class _Verifying:
         tolerance = TOLERANCES[self.dtype]
         typical = self._typical(own)
         said = [
-            f"`{name}`: {what} {value:.1e} where {allowed:.1e} is allowed"
+            f"{what} {value:.1e} where {allowed:.1e} is allowed"
             for what, value, allowed in checks
             if not value <= allowed
         ]
         if misplaced:
-            said.append(f"`{name}`: {misplaced} places are not finite, or should not be")
+            said.append(f"{misplaced} places are not finite, or should not be")
         if is_float and self.eager is not None and not typical <= tolerance.reference:
-            said.append(
-                f"`{name}`: {self.eager.name} itself is {typical:.1e} from what fusec has read"
-            )
+            said.append(f"{self.eager.name} itself is {typical:.1e} from what fusec has read")
         return {
             "name": name,
             "dtype": dtype,
@@ -383,14 +388,14 @@ class _Verifying:
                 for what, value, allowed in checks
             ],
             "misplaced": misplaced,
-            "said": "; ".join(said),
+            "said": f"`{name}`: {', '.join(said)}" if said else "",
         }
 
     def _checks(
         self, ours: Sequence[Measures], own: Sequence[Measures]
     ) -> list[tuple[str, float, float]]:
         rms, largest = self._floors()
-        if self.routed and self.dtype != "f32":
+        if self.median_counts:
             allowed = max(rms, RMS_RATIO * self._typical(own))
             return [("rms of the median place", self._typical(ours), allowed)]
         allowed_rms = max(rms, RMS_RATIO * self._typical(own))
@@ -421,7 +426,7 @@ class _Verifying:
 
     def _typical(self, found: Sequence[Measures]) -> float:
         """The root mean square over all cases; with a router, of the median place."""
-        if self.routed and self.dtype != "f32":
+        if self.median_counts:
             places = np.concatenate([each.places for each in found])
             return float(np.sqrt(np.median(places)))
         return float(np.sqrt(np.mean([each.rms_error**2 for each in found])))

@@ -158,6 +158,10 @@ def test_the_fusion_of_an_installed_extension_is_compiled_and_runs(installed: In
         *("compile", MODEL, "--target", "cpu", "--require", "norm_add>=3", "-o", "m.fusec")
     )
     assert done.code == 0, done.err
+    # A tolerance that nothing meets, so that every pass and every step is looked at.
+    verify = ("verify", "m.fusec", "--against", MODEL, "--tol", "1e-12", "--bisect")
+    done = installed.command(*verify)
+    assert done.code == 4 and "every pass and every step is right by itself" in done.err
     # From here on without the extension: its kernels are in the artifact.
     run = ("run", "m.fusec", "--input", "x.npz", "--output", "cpu.npz")
     done = installed.command(*run, extended=False)
@@ -198,6 +202,13 @@ def test_artifacts_tell_which_extension_they_were_made_with(installed: Installed
     assert first == second != third
     done = installed.command("diff", "a.fusec", "c.fusec", extended=False)
     assert done.code == 1 and "norm_add" in done.out
+    verify = ("verify", "a.fusec", "--against", MODEL)
+    assert installed.command(*verify, extended=False).code == 0
+    done = installed.command(*verify, "--tol", "1e-12", "--bisect", extended=False)
+    assert done.code == 1
+    assert (
+        "`fusec-norm-add` 0.1.0, which took part in the compilation, is not installed" in done.err
+    )
 
 
 @pytest.mark.slow

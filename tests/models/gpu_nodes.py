@@ -9,7 +9,7 @@ from typing import Any
 import fusec
 from fusec.emulator import Emulator
 from fusec.runtime.artifact import open_artifact
-from fusec.verify.compilation import Trust, read_again
+from fusec.verify.compilation import Given, read_again
 from fusec.verify.steps import StepError, step_errors
 
 
@@ -22,7 +22,7 @@ class Watched:
         self.device = Emulator.for_artifact(artifact, target)
         self.model = fusec.load(artifact, driver=self.device, graphs=False)
         opened = open_artifact(artifact)
-        self.lowered = read_again(opened, target, source, Trust(), lambda _: None).lower()
+        self.lowered = read_again(opened, target, source, Given(), lambda _: None).lower()
 
     def differences(self, inputs: Mapping[str, Any]) -> list[StepError]:
         """Run the model; every value, in the order in which launches make them."""
