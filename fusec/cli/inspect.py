@@ -29,7 +29,11 @@ def inspect(
     ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     graph: Annotated[
-        bool, typer.Option("--graph", help="Print the rewritten graph, as text, and nothing else.")
+        bool,
+        typer.Option(
+            "--graph",
+            help="Print the rewritten graph as text, one for each target whose graph differs.",
+        ),
     ] = False,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="List every kernel with its resources.")
@@ -60,7 +64,7 @@ def inspect(
     if verify or (table.storage == "embed" and table.bytes <= VERIFIED_BYTES):
         opened.verify_weights(opened.weights())
     if graph:
-        data(opened.graph_text().rstrip())
+        data(_graphs(opened))
         return
     if html is not None:
         _write_page(opened, html)
@@ -78,6 +82,16 @@ def inspect(
         elif any(row["status"] == "refused" for row in target["decisions"]):
             parts.append("`--decisions` lists the sites")
     data("\n\n".join(parts))
+
+
+def _graphs(opened: Artifact) -> str:
+    """The rewritten graph; where targets have different ones each, below the names of those."""
+    targets: dict[str, list[str]] = {}
+    for section in opened.manifest.targets:
+        targets.setdefault(opened.graph_text(section.target), []).append(section.target)
+    if len(targets) == 1:
+        return next(iter(targets)).rstrip()
+    return "\n\n".join(f"// {', '.join(names)}\n{text.rstrip()}" for text, names in targets.items())
 
 
 def _write_page(opened: Artifact, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from artifact_samples import contents
 from onnx import helper
 from onnx_models import model_of
 from torch import nn
 
 from fusec.cli import main
+from fusec.link.artifact_writer import write_artifact
 
 
 class Block(nn.Module):
@@ -147,6 +149,15 @@ def test_inspect_for_people(fusec: Fusec, artifact: Path) -> None:
     assert "add_rms_norm     1 of 1 fired" in shown
     assert "made by   fusec compile block.pt2 --target cpu\n" in shown
     assert fusec("inspect", artifact, "--graph").out.startswith("graph @")
+
+
+def test_graphs_of_targets_that_differ(fusec: Fusec, tmp_path: Path) -> None:
+    held = contents(target_graphs={"gfx950": "graph @other() {\n}\n"})
+    (cpu,) = held.targets
+    held = replace(held, targets=(cpu, replace(cpu, target="gfx950")))
+    artifact = write_artifact(tmp_path / "two.fusec", held).path
+    shown = fusec("inspect", artifact, "--graph").out
+    assert shown == "// cpu\ngraph @sample() {\n}\n\n// gfx950\ngraph @other() {\n}\n"
 
 
 def test_run_agrees_with_pytorch(fusec: Fusec, artifact: Path, rows: Path, tmp_path: Path) -> None:
