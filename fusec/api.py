@@ -187,7 +187,7 @@ def compile(
     passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp), added.pipeline)
     dump = dump_request(dump_ir, dump_ir_after, passes)
     providers = [kernel for text in provider for kernel in records(parse_provider(text))]
-    tables = read_tables([Path(each) for each in tuning], targets)
+    tables = read_tables(list(map(Path, tuning)), [each.name for each in targets])
     if output is not None and Path(output).is_dir():
         raise UsageError(f"`{output}` is a folder", hint="name a file, such as `-o model.fusec`")
     read = _read(

@@ -10,9 +10,9 @@ import typer
 
 from fusec.cli.console import data_json, progress_bar, say
 from fusec.diagnostics import ArtifactError, DeviceError, InputError, UsageError
+from fusec.emulation import emulated
 from fusec.runtime import Model, load
 from fusec.runtime.batches import BadRecord
-from fusec.runtime.driver import Driver
 from fusec.runtime.io import RunSummary, open_writer, read_batches, run_batches, tokenizer_of
 
 
@@ -79,16 +79,16 @@ def run(
         raise UsageError(
             "`--json` needs `--output`", hint="without it the outputs go to standard output"
         )
-    emulated = _emulator(artifact, device)
+    driver = emulated(artifact, device)
     with progress_bar(quiet=json) as bar:
         task = bar.add_task("checking weights", total=None)
         model = load(
             artifact,
-            "cpu" if emulated else device,
+            "cpu" if driver else device,
             threads,
             weights=weights,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-            driver=emulated,
+            driver=driver,
         )
     with model:
         summary, seconds = _run(model, input, output, batch_size, quiet=json)
@@ -114,16 +114,6 @@ def run(
             f"{summary.failed} of {total} records are at fault",
             hint="the outputs of the others are complete",
         )
-
-
-def _emulator(artifact: Path, device: str) -> Driver | None:
-    """The emulated device that `device` asks for, if it asks for one."""
-    kind, _, target = device.partition(":")
-    if kind != "emulator":
-        return None
-    from fusec.emulator import Emulator
-
-    return Emulator.for_artifact(artifact, target or None)
 
 
 def _run(

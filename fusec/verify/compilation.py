@@ -214,7 +214,7 @@ def _tables(artifact: Artifact, target: Target, paths: Sequence[Path]) -> Tables
         UsageError: others are given, or none.
     """
     recorded = cast("Mapping[str, str]", artifact.manifest.options["tuning"])
-    tables = read_tables(paths, [target])
+    tables = read_tables(paths, [each.target for each in artifact.manifest.targets])
     wanted, digest = recorded.get(target.name), tables.digests.get(target.name)
     if digest != wanted:
         was = "another table of tiles" if wanted and digest else "a table of tiles"

@@ -13,6 +13,7 @@ import numpy as np
 
 from fusec.diagnostics import InputError, MismatchError, UsageError
 from fusec.dtypes import DTYPES
+from fusec.emulation import emulated
 from fusec.frontend.eager import Eager, eager_source
 from fusec.generate import generate_inputs
 from fusec.ir.interpret import interpret, widen
@@ -220,16 +221,10 @@ class _Verifying:
     # --- what runs --------------------------------------------------------------------------
 
     def _load(self) -> Model:
-        kind, _, target = self.request.device.partition(":")
-        driver = None
-        if kind == "emulator":
-            from fusec.emulator import Emulator
-
-            driver = Emulator.for_artifact(self.request.artifact, target or None)
-        device = "cpu" if driver is not None else self.request.device
+        driver = emulated(self.request.artifact, self.request.device)
         return load(
             self.request.artifact,
-            device,
+            "cpu" if driver else self.request.device,
             self.request.threads,
             weights=self.request.weights,
             driver=driver,

@@ -1,0 +1,22 @@
+"""Which emulated device a command asks for; it is imported only where one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fusec.runtime.driver import Driver
+
+
+def emulated(artifact: Path, device: str) -> Driver | None:
+    """The driver that `device` names as `emulator` or `emulator:TARGET`; `None` for another.
+
+    Raises:
+        ArtifactError: the artifact cannot be read, or holds no code for that target.
+        InputError: Triton is not installed.
+    """
+    kind, _, target = device.partition(":")
+    if kind != "emulator":
+        return None
+    from fusec.emulator import Emulator
+
+    return Emulator.for_artifact(artifact, target or None)
