@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -259,7 +259,7 @@ class Tables:
         return None if row is None else row.tile
 
 
-def read_tables(paths: Iterable[Path], targets: Iterable[Target]) -> Tables:
+def read_tables(paths: Iterable[Path], targets: Sequence[str]) -> Tables:
     """The tables of `--tuning`.
 
     Raises:
@@ -268,11 +268,10 @@ def read_tables(paths: Iterable[Path], targets: Iterable[Target]) -> Tables:
     """
     rows: dict[str, Mapping[Key, Row]] = {}
     digests: dict[str, str] = {}
-    names = [target.name for target in targets]
     for path in paths:
         arch, table = read_any_table(path)
-        if arch not in names:
-            given = ", ".join(f"`{name}`" for name in names)
+        if arch not in targets:
+            given = ", ".join(f"`{name}`" for name in targets)
             raise UsageError(
                 f"`--tuning {path}` is a table for `{arch}`, not for {given}",
                 hint=f"add `--target {arch}`, or measure on such a device with `fusec tune`",
