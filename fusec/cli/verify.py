@@ -166,6 +166,11 @@ def _text(document: dict[str, Any]) -> str:
     if document["median_counts"]:
         lines.append("routed     the median place counts: a router may be torn between two experts")
     lines += ["", table(header, rows), ""]
+    if (looked := document["looked_at"]) is not None and document["bisect"] is None:
+        lines.append(
+            f"each of {looked['passes']} passes and {looked['values']} values of steps is right by "
+            "itself"
+        )
     for output in document["outputs"]:
         checks = ", ".join(
             f"{each['measure']} {each['value']:.1e} of {each['allowed']:.1e} allowed"

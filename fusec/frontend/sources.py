@@ -106,7 +106,8 @@ def load_source(
             has `batch` and `seq`; an archive has those it was exported with.  For any other
             module `batch` is axis 0 of its inputs and `seq` axis 1, unless `dynamic_shapes` says
             which axes have which name; sizes not named are those of the example inputs.
-        dtype: `f32`, `bf16` or `f16`; `None` for the dtype that the model has.
+        dtype: `f32`, `bf16` or `f16`, of weights and inputs that are floats; `None` for the dtype
+            that the model has.
         attention_mask: whether a model of transformers takes a mask.
         trust_pickle: whether pickles may be loaded, which runs the code in them.
         trust_remote_code: whether code that comes with a model folder may be run.
@@ -412,13 +413,7 @@ def _from_module(module: Any, name: str, options: Options) -> Source:
     if options.adapter is not None:
         raise UsageError("`--adapter` is for model folders")
     if options.dtype is not None:
-        import copy
-
-        import torch
-
-        from fusec.frontend.huggingface import DTYPES
-
-        module = copy.deepcopy(module).to(getattr(torch, DTYPES[options.dtype]))
+        module, options = _in_dtype(module, options, options.dtype)
     is_model = hasattr(module, "main_input_name") and hasattr(module, "config")
     with ExitStack() as stack:
         if options.example_inputs is None and is_model:
@@ -433,6 +428,25 @@ def _from_module(module: Any, name: str, options: Options) -> Source:
     graph, notes = _promised_graph(program, exported, call, type(module).__name__)
     decisions = (*_fired(graph), *decisions)
     return Source("module", name, _graph_hash(graph), graph, decisions, None, notes)
+
+
+def _in_dtype(module: Any, options: Options, dtype: str) -> tuple[Any, Options]:
+    """A copy of the module in `dtype`, and its example inputs: those that are floats likewise."""
+    import copy
+
+    import torch
+    from torch.utils import _pytree as pytree
+
+    from fusec.frontend.huggingface import DTYPES
+
+    wanted = getattr(torch, DTYPES[dtype])
+
+    def changed(leaf: Any) -> Any:
+        is_float = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+        return leaf.to(wanted) if is_float else leaf
+
+    inputs = pytree.tree_map(changed, options.example_inputs)
+    return copy.deepcopy(module).to(wanted), replace(options, example_inputs=inputs)
 
 
 # --- from an exported program to a graph ----------------------------------------------------

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fusec.dtypes import DTYPES
 from fusec.ir import Graph
-from fusec.ir.interpret import interpret, meanings
+from fusec.ir.interpret import bind_symbols, computed, interpret, meanings, parameter_value
 from fusec.rewrite import Decision
 from fusec.verify.compilation import Stage
 from fusec.verify.measures import Measures, measured
@@ -25,8 +26,8 @@ class WrongRewrite:
 
     Attributes:
         pass_name: of the pass.
-        output: of the model, where it shows most.
-        error: of that output, `rms` relative to what the graph before the pass gives.
+        value: an output of the model, where it shows most; of a pass that rounds the value itself.
+        error: of that value, `rms` relative to what the graph before the pass gives.
         allowed: what that may be.
         node: that the pass made, and from which on values differ.
         decision: of the pass about that node, if there is one.
@@ -34,7 +35,7 @@ class WrongRewrite:
     """
 
     pass_name: str
-    output: str
+    value: str
     error: float
     allowed: float
     node: str
@@ -46,7 +47,9 @@ def wrong_rewrite(stages: Sequence[Stage], inputs: Mapping[str, Any]) -> WrongRe
     """The first pass that is found to change the meaning, `None` if none does.
 
     Between two passes that may round, only the last graph is interpreted, and the passes between
-    are searched by halves if it means something else than the first.
+    are searched by halves if it means something else than the first.  A pass that may round is
+    looked at value by value, each made of what the graph before the pass gives for its operands:
+    what rounding does to later values, such as another choice of a router, is not its fault.
 
     Args:
         stages: the graph as it was read, and after each pass that changed it.
@@ -62,10 +65,9 @@ def wrong_rewrite(stages: Sequence[Stage], inputs: Mapping[str, Any]) -> WrongRe
 
     for begin, end in itertools.pairwise(bounds):
         if stages[begin].rounds:
-            allowed = _may_round(stages[begin - 1].graph, stages[begin].graph)
-            name, error = _worst(outputs(begin), outputs(begin - 1))
-            if not error <= allowed:
-                return _located(stages[begin - 1], stages[begin], inputs, name, error, allowed)
+            found = _wrong_rounding(stages[begin - 1], stages[begin], inputs)
+            if found is not None:
+                return found
         right, last = begin, end - 1
         if _worst(outputs(last), outputs(begin))[1] <= EXACT:
             continue
@@ -100,6 +102,28 @@ def _rms(found: Measures) -> float:
     return float("inf") if found.misplaced else found.rms_error
 
 
+def _wrong_rounding(before: Stage, after: Stage, inputs: Mapping[str, Any]) -> WrongRewrite | None:
+    """The first value that a pass which rounds made too different, of operands as they were."""
+    allowed = _may_round(before.graph, after.graph)
+    weights = before.graph.parameters
+    meant = {name: at for name, at in meanings(before.graph, inputs) if name not in weights}
+    graph, known = after.graph, dict(meant)
+    symbols = bind_symbols(graph, {name: np.shape(inputs[name]) for name in graph.inputs})
+    for node in graph.nodes():
+        operands = [
+            known[value] if value in known else parameter_value(graph.parameters[value])
+            for value in node.inputs
+        ]
+        for value, array in computed(graph, node, operands, symbols).items():
+            if value not in meant or meant[value].shape != np.shape(array):
+                known[value] = array
+                continue
+            error = _rms(measured(array, meant[value]))
+            if DTYPES[graph.type(value).dtype].is_float and not error <= allowed:
+                return _wrong(before, after, value, value, error, allowed)
+    return None
+
+
 def _located(
     before: Stage,
     after: Stage,
@@ -118,11 +142,19 @@ def _located(
                 break
     if differs is None:
         differs = graph.outputs[graph.output_names.index(output)]
+    return _wrong(before, after, differs, output, error, allowed)
+
+
+def _wrong(
+    before: Stage, after: Stage, differs: str, shows: str, error: float, allowed: float
+) -> WrongRewrite:
+    """What is told of a pass after which the value `differs` is another one."""
+    graph = after.graph
     node = _made_by_pass(before.graph, graph, differs)
     rows = [row for row in after.decisions if row.status == "fired" and row.node == node]
     producer = graph.node(node)
     path = producer.origin.path or node
-    return WrongRewrite(after.name, output, error, allowed, node, rows[-1] if rows else None, path)
+    return WrongRewrite(after.name, shows, error, allowed, node, rows[-1] if rows else None, path)
 
 
 def _made_by_pass(before: Graph, after: Graph, value: str) -> str:

@@ -64,8 +64,9 @@ ROUNDING: Mapping[str, float] = {
     "f8": 2.0**-2,
     "f4": 0.6,
 }
-"""What a pass that rounds (`Pass.rounds`) may change of outputs, as `rms`, by the narrowest dtype
-that it brings in.  Any other pass may change what float64 rounds, and no more."""
+"""What a pass that rounds (`Pass.rounds`) may change of a value whose operands are as they were, as
+`rms`, by the narrowest dtype that it brings in.  Any other pass may change what float64 rounds, and
+no more."""
 
 PRECISION: Mapping[str, float] = {"highest": 1.0, "high": 32.0, "medium": 256.0}
 """What `--fp32-precision` multiplies the tolerances of f32 with."""

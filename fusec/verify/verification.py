@@ -21,10 +21,9 @@ from fusec.runtime import Model, load
 from fusec.runtime.artifact import Artifact, open_artifact
 from fusec.runtime.io import read_arrays
 from fusec.runtime.model import bind_symbols
-from fusec.verify.compilation import AS_READ, Compilation, Given, Stage, read_again
+from fusec.verify.compilation import Compilation, Given, Stage, read_again
 from fusec.verify.measures import Measures, measured
-from fusec.verify.rewrites import WrongRewrite, wrong_rewrite
-from fusec.verify.steps import step_errors
+from fusec.verify.place import Place, find_place
 from fusec.verify.tolerances import (
     LARGEST_RATIO,
     PRECISION,
@@ -126,15 +125,17 @@ class Verification:
     def error(self) -> MismatchError:
         """For a verification that found a difference."""
         lines = [each["said"] for each in self.document["outputs"] if each["verdict"] == "wrong"]
-        if (rewrite := self.document["rewrite"]) is not None:
-            lines.append(rewrite["said"])
         found = self.document["bisect"]
-        hint = "`--bisect` finds the pass or the kernel that is wrong"
-        if self.document["source_changed"]:
-            hint = "name the source (and adapter) that it was compiled from, or compile this one"
         if found is not None:
             lines.append(found["said"])
             hint = found["hint"]
+        elif self.document["looked_at"] is not None:
+            lines.append("every pass and every step is right by itself: small errors add up")
+            hint = "`--tol` allows for more"
+        elif self.document["source_changed"]:
+            hint = "name the source (and adapter) that it was compiled from, or compile this one"
+        else:
+            hint = "`--bisect` finds the pass or the kernel that is wrong"
         return MismatchError(
             "the artifact does not compute what its source does",
             at=self.document["artifact"],
@@ -193,11 +194,9 @@ class _Verifying:
         outputs = [
             self._judged(spec.name, spec.dtype, cases) for spec in self.artifact.manifest.outputs
         ]
-        rewrite = None
-        if self.quantised is not None or (self.request.bisect and _any_wrong(outputs)):
-            rewrite = self._rewrite(min(cases, key=lambda case: sum(case.sizes.values())))
-        is_wrong = _any_wrong(outputs) or rewrite is not None
-        bisect = self._bisect(cases, rewrite) if self.request.bisect and is_wrong else None
+        outputs_wrong = any(each["verdict"] == "wrong" for each in outputs)
+        place = self._place(cases, outputs_wrong)
+        is_wrong = outputs_wrong or (place is not None and place.document is not None)
         document = {
             "schema": SCHEMA,
             "verdict": "wrong" if is_wrong else "right",
@@ -213,10 +212,26 @@ class _Verifying:
             "format_cost": self._cost(cases),
             "cases": [self._described(case) for case in cases],
             "outputs": outputs,
-            "rewrite": None if rewrite is None else _rewrite_document(rewrite),
-            "bisect": bisect,
+            "looked_at": None
+            if place is None
+            else {"passes": place.passes, "values": place.values},
+            "bisect": None if place is None else place.document,
         }
         return Verification(document, cases)
+
+    def _place(self, cases: Sequence[Case], outputs_wrong: bool) -> Place | None:
+        """Look at each pass and step, where that was asked for or outputs alone say too little.
+
+        Beside what a format or a router that is torn between two experts does to outputs, one
+        wrong block would not be seen.
+        """
+        says_little = self.quantised is not None or self.median_counts
+        if not (self.request.bisect if outputs_wrong else says_little):
+            return None
+        smallest = min(cases, key=lambda case: sum(case.sizes.values()))
+        looked_at = [smallest, *(each for each in cases if outputs_wrong and each is not smallest)]
+        runs = {case.name: case.inputs for case in looked_at}
+        return find_place(self.compilation, self.model, runs, self.dtype, self.report)
 
     # --- what runs --------------------------------------------------------------------------
 
@@ -433,95 +448,6 @@ class _Verifying:
         case = cases[-1]
         meant = interpret(self.graph, case.inputs)
         return {name: measured(case.exact[name], meant[name]).rms_error for name in meant}
-
-    # --- looking for the place --------------------------------------------------------------
-
-    def _rewrite(self, case: Case) -> WrongRewrite | None:
-        self.report("interpreting the graph between passes")
-        return wrong_rewrite(self.compilation.rewrite(), case.inputs)
-
-    def _bisect(self, cases: Sequence[Case], rewrite: WrongRewrite | None) -> dict[str, Any]:
-        if rewrite is not None:
-            return {**_rewrite_document(rewrite), "hint": _without(rewrite.pass_name)}
-        self.report("running step by step")
-        lowered = self.compilation.lower()
-        for case in cases:
-            errors = step_errors(lowered, self.model, case.inputs, self.dtype)
-            first = next((each for each in errors if not each.is_right), None)
-            if first is None:
-                continue
-            row = self._row(first.node)
-            node = lowered.graph.node(first.node)
-            fusion = first.op if row is None else str(row["fusion"])
-            site = (node.origin.path or first.node) if row is None else str(row["site"])
-            stages = self.compilation.rewrite()
-            made_by = next((each.name for each in stages if first.node in each.graph), AS_READ)
-            later = errors[errors.index(first) + 1 :]
-            right = sum(each.is_right for each in later)
-            said = (
-                f"first wrong: {fusion} at {site} (pass {made_by}, kernel {first.kernel}, node "
-                f"`%{first.node}`): error {first.error:.1e} where {first.allowed:.1e} is allowed"
-            )
-            others = f"{right} of {len(later)} later values are right given their operands"
-            hint = "report the kernel with this output" if row is None else _without(made_by)
-            return {
-                "kind": "kernel",
-                "fusion": fusion,
-                "site": site,
-                "pass": made_by,
-                "kernel": first.kernel,
-                "node": first.node,
-                "step": first.step,
-                "error": first.error if np.isfinite(first.error) else None,
-                "allowed": first.allowed,
-                "case": case.name,
-                "later": {"values": len(later), "right": right},
-                "said": f"{said}; {others}",
-                "hint": hint,
-            }
-        return {
-            "kind": "none",
-            "said": "every pass and every step is right by itself: small errors add up",
-            "hint": "`--tol` allows for more",
-        }
-
-    def _row(self, node: str) -> Mapping[str, object] | None:
-        rows = [
-            row
-            for row in self.artifact.decisions()
-            if row.get("target") == self.model.target
-            and row["node"] == node
-            and row["status"] == "fired"
-        ]
-        return rows[-1] if rows else None
-
-
-def _rewrite_document(found: WrongRewrite) -> dict[str, Any]:
-    row = found.decision
-    fusion = found.pass_name if row is None else row.fusion
-    site = found.path if row is None else row.site
-    return {
-        "kind": "rewrite",
-        "fusion": fusion,
-        "site": site,
-        "pass": found.pass_name,
-        "node": found.node,
-        "output": found.output,
-        "error": found.error if np.isfinite(found.error) else None,
-        "allowed": found.allowed,
-        "said": (
-            f"first wrong: {fusion} at {site} (pass {found.pass_name}, node `%{found.node}`): it "
-            f"changes `{found.output}` by {found.error:.1e} where {found.allowed:.1e} is allowed"
-        ),
-    }
-
-
-def _without(pass_name: str) -> str:
-    return f"compile with `--disable {pass_name}` to do without it"
-
-
-def _any_wrong(outputs: Sequence[Mapping[str, Any]]) -> bool:
-    return any(each["verdict"] == "wrong" for each in outputs)
 
 
 def _misplaced(got: Any, exact: Any, own: Any) -> int:
