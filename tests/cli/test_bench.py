@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import helper
+from onnx_models import model_of, saved
 from torch import nn
 
 import fusec
@@ -147,6 +149,17 @@ def test_the_source_takes_turns(bench: Bench, artifact: Path, archive: Path) -> 
     assert eager["name"].startswith("PyTorch")
     assert eager["calls"] == against["fusec"]["calls"] == against["rounds"]
     assert eager["ratio"] == pytest.approx(eager["median"] / against["fusec"]["median"])
+
+
+def test_an_onnx_source_runs_on_onnxruntime(bench: Bench, tmp_path: Path) -> None:
+    x = np.zeros((3, 24), np.float32)
+    made = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": x}, ["y"])
+    path, artifact = saved(made, tmp_path), tmp_path / "m.fusec"
+    fusec.compile(path, artifact, target="x86-64-v3")
+    code, out, err = bench(artifact, *QUICK, "--against", path, "--json")
+    assert code == 0, err
+    (way,) = json.loads(out)["against"]["ways"]
+    assert way["name"].startswith("onnxruntime") and way["failed"] is None
 
 
 def test_a_source_that_cannot_be_run_is_an_error(bench: Bench, artifact: Path) -> None:
