@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fusec.ir import Graph, Node
-from fusec.kernels.cpu import cpp_kernel, float_kernel, operands, pack_transposed_weight
+from fusec.kernels.cpu import (
+    cpp_kernel,
+    float_kernel,
+    operands,
+    pack_transposed_weight,
+    precision_param,
+)
 from fusec.kernels.launch import Call, Launch
 from fusec.kernels.registry import Packing
 from fusec.target import Target
@@ -29,7 +35,7 @@ def _grouped_mm(call: Call) -> Launch:
     out = call.outputs[0]
     groups, depth, columns = call.input_type(1).shape
     steps = (x.strides[0], out.strides[0], 8 if offsets.dtype == "i64" else 4)
-    params = (x.shape[0], depth, columns, groups, *steps)
+    params = (x.shape[0], depth, columns, groups, *steps, precision_param(call.target))
     return Launch(f"fusec_grouped_mm_{x.dtype}", operands(call), params)
 
 

@@ -4,7 +4,7 @@
 namespace fusec {
 namespace {
 
-enum GroupedParam { T_ROWS, K, N, GROUPS, X_STRIDE, OUT_STRIDE, OFFSET_BYTES };
+enum GroupedParam { T_ROWS, K, N, GROUPS, X_STRIDE, OUT_STRIDE, OFFSET_BYTES, PRECISION };
 
 template <class T>
 void grouped_mm(void* const* buffers, const int64_t* p) {
@@ -30,7 +30,7 @@ void grouped_mm(void* const* buffers, const int64_t* p) {
         [=](int64_t row, Stretch stretch, Activations<T>* target) {
           fill_block_row(source + row * stride + stretch.begin, 1, stretch.count, target);
         },
-        Epilogue<T>{Outer{sizes}, out + begin * p[OUT_STRIDE], out_strides});
+        Epilogue<T>{Outer{sizes}, out + begin * p[OUT_STRIDE], out_strides}, p[PRECISION]);
     begin = end;
   }
   // Rows that belong to no group.
@@ -45,7 +45,8 @@ void grouped_mm(void* const* buffers, const int64_t* p) {
 // Rows [offsets[e-1], offsets[e]) of x are multiplied with weight e; rows after the last are zero.
 // buffers: x [T, K], weights [E] packed one after the other (each as for linear), end offsets [E],
 //          out [T, N]
-// params:  T, K, N, E, row strides of x and out, offset_bytes (4 or 8)
+// params:  T, K, N, E, row strides of x and out, offset_bytes (4 or 8), precision (gemm.h
+//          Precision, for f32)
 FUSEC_KERNEL void fusec_grouped_mm_f32(void* const* buffers, const int64_t* params) {
   fusec::grouped_mm<float>(buffers, params);
 }

@@ -28,6 +28,7 @@ from fusec.kernels.cpu import (
     pack_transposed_weight,
     pack_weight,
     packed_size,
+    precision_param,
 )
 from fusec.kernels.launch import Call, Launch, Layout, Param
 from fusec.kernels.quantised_panels import (
@@ -271,7 +272,7 @@ def _params(call: Call, inner: Dim) -> tuple[Param, ...]:
 
 def _moe(call: Call) -> Launch:
     axis = 1 if bool_attr(call.attrs, "transposed") else 2
-    params = _params(call, call.input_type(4).shape[axis])
+    params = (*_params(call, call.input_type(4).shape[axis]), precision_param(call.target))
     return Launch(f"fusec_moe_{call.inputs[0].dtype}", operands(call), params)
 
 

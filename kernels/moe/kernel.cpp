@@ -33,37 +33,52 @@ struct MoeParams {
 // ---- the weights of one product: panels of all experts, numbered through ----
 //
 // Each says what the rows that it is multiplied with are, and multiplies them. Up to FEW_ROWS are
-// multiplied as integers.
+// multiplied as integers; many are in tiles of planes where their dtype has them (planes.h).
 
-template <class T>
+template <class T, int PLANES>
 struct PlainWeight {
   using Row = Activations<T>;
-  static constexpr int64_t FEW_ROWS = 0;
+  using Tiled = PlaneBlock<T, PLANES>;
+  static constexpr int64_t FEW_ROWS = 0, PLANE_BYTES = PLANES * sizeof(bf16);
   const T* panels;
   int64_t k;
 
+  int64_t depth() const { return k; }
   int64_t pitch() const { return block_pitch<T>(k); }
   void fill(const T* source, Row* target) const { fill_block_row(source, 1, k, target); }
   void multiply(const Row* rows, int64_t row_pitch, int64_t count, int64_t panel, float* c) const {
-    panel_product(rows, row_pitch, count, panels + panel * panel_size<T>(k), padded_depth<T>(k), c);
+    panel_product(rows, row_pitch, count, panel_at(panel), padded_depth<T>(k), c);
+  }
+  template <class FillRow>
+  void multiply_tiles(typename Tiled::Worker& worker, const Tiled& tiles, const FillRow& fill_row,
+                      BlockRows rows, int64_t panel, float* c) const {
+    worker.multiply(tiles, fill_row, rows, {0, k}, panel_at(panel), k, c, {});
   }
 
   int64_t groups() const { return 0; }
   bool fill_integers(const Row*, IntegerGroup*) const { return false; }
   void multiply_integers(const IntegerGroup*, int64_t, int64_t, float*) const {}
+
+ private:
+  const T* panel_at(int64_t panel) const { return panels + panel * panel_size<T>(k); }
 };
 
 template <class T, class Codes>
 struct QuantisedWeight {
   using Row = Activations<Wide<T>>;
-  static constexpr int64_t FEW_ROWS = FEW_AS_INTEGERS<T, Codes> ? INTEGER_ROWS : 0;
+  using Tiled = PlaneBlock<T, 0>;
+  static constexpr int64_t FEW_ROWS = FEW_AS_INTEGERS<T, Codes> ? INTEGER_ROWS : 0, PLANE_BYTES = 0;
   Codes codes;
 
+  int64_t depth() const { return codes.k; }
   int64_t pitch() const { return quantised_pitch<T>(codes.k); }
   void fill(const T* source, Row* target) const { fill_quantised_row(source, codes.k, target); }
   void multiply(const Row* rows, int64_t row_pitch, int64_t count, int64_t panel, float* c) const {
     quantised_product<Wide<T>>(rows, row_pitch, count, codes, panel, c);
   }
+  template <class FillRow>
+  void multiply_tiles(typename Tiled::Worker&, const Tiled&, const FillRow&, BlockRows, int64_t,
+                      float*) const {}
 
   int64_t groups() const { return quantised_depth(codes.k) / MX_GROUP; }
   bool fill_integers(const Row* row, IntegerGroup* target) const {
@@ -74,23 +89,25 @@ struct QuantisedWeight {
   }
 };
 
-// A stretch of sorted rows with one expert, at most TILE_ROWS long. Those of few rows are numbered
-// in `few`.
+// A stretch of sorted rows with one expert. Those of few rows are numbered in `few`; those of many
+// begin at row `tile` of all that are many.
 struct Block {
-  int64_t expert, row, rows, few;
+  int64_t expert, row, rows, few, tile;
 };
 
 // The rows of some tokens in the order of their experts; within one they keep that of the tokens.
 struct SortedRows {
-  explicit SortedRows(const MoeParams& p, int64_t tokens)
-      : begin(p.experts + 1), next(p.experts), token(tokens * p.top_k), weight(tokens * p.top_k),
-        blocks(ceil_div(tokens * p.top_k, TILE_ROWS) + p.experts) {}
+  // `most_rows` are those of a block.
+  SortedRows(const MoeParams& p, int64_t tokens, int64_t most_rows)
+      : most_rows(most_rows), begin(p.experts + 1), next(p.experts), token(tokens * p.top_k),
+        weight(tokens * p.top_k), blocks(ceil_div(tokens * p.top_k, most_rows) + p.experts) {}
 
+  int64_t most_rows;
   Scratch<int64_t> begin, next;  // of the rows of each expert
   Scratch<int64_t> token;        // of each row
   Scratch<float> weight;         // of each row
   Scratch<Block> blocks;
-  int64_t block_count = 0, few_count = 0;
+  int64_t block_count = 0, few_count = 0, tiled_rows = 0;
 };
 
 // The rows of blocks of few, as integers.
@@ -135,8 +152,56 @@ class FewRows {
   Scratch<bool> usable_;
 };
 
+// The rows of blocks of many, as tiles of planes. `row_at` is as for FewRows.
+template <class Weight, class RowAt>
+class ManyRows {
+  using Row = typename Weight::Row;
+  using Tiled = typename Weight::Tiled;
+
+ public:
+  using Worker = typename Tiled::Worker;
+
+  ManyRows(const Weight& weight, int64_t rows, const RowAt& row_at)
+      : weight_(weight), fill_row_{row_at}, tiles_(rows, weight.depth()) {}
+
+  // Puts the rows of a block of many at row `at`; false if it is none.
+  bool fill(const Block& block, int64_t at) {
+    if (!is_many(block)) return false;
+    for (int64_t i = 0; i < block.rows; ++i) {
+      tiles_.fill(fill_row_, block.row + i, {0, weight_.depth()}, at + i);
+    }
+    return true;
+  }
+
+  // c = the block's rows, which were put at row `at`, * panel; false if they are not many.
+  bool multiply(Worker& worker, const Block& block, int64_t at, int64_t panel, float* c) const {
+    if (!is_many(block)) return false;
+    weight_.multiply_tiles(worker, tiles_, fill_row_, {at, block.row, block.rows}, panel, c);
+    return true;
+  }
+
+ private:
+  struct FillRow {
+    const RowAt& row_at;
+    void operator()(int64_t row, Stretch stretch, Row* target) const {
+      const Row* source = row_at(row, target);
+      if (source == target) return;
+      memcpy(target, source, static_cast<size_t>(stretch.count) * sizeof(Row));
+    }
+  };
+
+  bool is_many(const Block& block) const {
+    return block.rows >= Tiled::LEAST_ROWS && weight_.depth() > 0;
+  }
+
+  const Weight& weight_;
+  FillRow fill_row_;
+  Tiled tiles_;
+};
+
 template <class T, class Weight>
 class Moe {
+  using Tiled = typename Weight::Tiled;
   using Row = typename Weight::Row;
 
  public:
@@ -153,7 +218,8 @@ class Moe {
   }
 
   void run() {
-    int64_t row_bytes = down_.pitch() * static_cast<int64_t>(sizeof(Row));
+    int64_t number_bytes = static_cast<int64_t>(sizeof(Row)) + Weight::PLANE_BYTES;
+    int64_t row_bytes = down_.pitch() * number_bytes;
     int64_t chunk = max_of<int64_t>(1, HELD_BYTES / max_of<int64_t>(1, row_bytes * p_.top_k));
     for (int64_t token = 0; token < p_.tokens; token += chunk) {
       run_tokens(token, min_of(chunk, p_.tokens - token));
@@ -174,7 +240,8 @@ class Moe {
   }
 
   void run_tokens(int64_t first_token, int64_t tokens) {
-    SortedRows sorted(p_, tokens);
+    int64_t fitting = Tiled::most_rows(max_of(p_.hidden, p_.inner));
+    SortedRows sorted(p_, tokens, min_of(TILE_ROWS, fitting));
     sort_rows(first_token, tokens, sorted);
     Scratch<Row> held(tokens * p_.top_k * down_.pitch());
     expand(sorted, held);
@@ -194,11 +261,12 @@ class Moe {
     for (int64_t expert = 0; expert < p_.experts; ++expert) {
       int64_t rows = begin[expert + 1];
       begin[expert + 1] += begin[expert];
-      int64_t parts = ceil_div(rows, TILE_ROWS);
-      for (int64_t part = 0; part < parts; ++part) {
-        int64_t from = rows * part / parts, to = rows * (part + 1) / parts;
-        int64_t few = to - from <= Weight::FEW_ROWS ? sorted.few_count++ : 0;
-        sorted.blocks[sorted.block_count++] = {expert, begin[expert] + from, to - from, few};
+      RowBlocks parts{rows, Tiled::sum_rows(1), ceil_div(rows, sorted.most_rows)};
+      for (int64_t part = 0; part < parts.count; ++part) {
+        int64_t from = parts.begin(part), size = parts.size(part);
+        int64_t few = size <= Weight::FEW_ROWS ? sorted.few_count++ : 0, tile = sorted.tiled_rows;
+        if (size >= Tiled::LEAST_ROWS) sorted.tiled_rows += Tiled::sum_rows(size);
+        sorted.blocks[sorted.block_count++] = {expert, begin[expert] + from, size, few, tile};
       }
     }
     memcpy(sorted.next, begin, static_cast<size_t>(p_.experts) * sizeof(int64_t));
@@ -257,11 +325,16 @@ class Moe {
       return target;
     };
     FewRows<Weight> few(gate_up_, sorted, fill);
-    auto multiply = [&](const Block& block, const Row* rows, int64_t panel, float* c) {
-      if (!few.multiply(block, panel, c)) gate_up_.multiply(rows, pitch, block.rows, panel, c);
-    };
+    using Many = ManyRows<Weight, decltype(fill)>;
     parallel_for(sorted.block_count * groups, 1, [&](int64_t begin, int64_t end, int) {
-      Scratch<Row> rows(TILE_ROWS * pitch);
+      Scratch<Row> rows(sorted.most_rows * pitch);
+      Many many(gate_up_, sorted.most_rows, fill);
+      typename Many::Worker worker(sorted.most_rows);
+      auto multiply = [&](const Block& block, int64_t panel, float* c) {
+        if (few.multiply(block, panel, c) || many.multiply(worker, block, 0, panel, c)) return;
+        gate_up_.multiply(rows, pitch, block.rows, panel, c);
+      };
+      TileScope scope;
       alignas(64) float gate[TILE_ROWS * PANEL], up[TILE_ROWS * PANEL];
       alignas(64) float gate_bias[PANEL], up_bias[PANEL];
       int64_t filled = -1;
@@ -269,14 +342,16 @@ class Moe {
         const Block& block = sorted.blocks[task / groups];
         if (filled != task / groups) {
           filled = task / groups;
-          for (int64_t i = 0; i < block.rows; ++i) fill(block.row + i, rows + i * pitch);
+          if (!many.fill(block, 0)) {
+            for (int64_t i = 0; i < block.rows; ++i) fill(block.row + i, rows + i * pitch);
+          }
         }
         int64_t first = task % groups * task_panels;
         int64_t last = min_of(panels, first + task_panels);
         for (int64_t panel = first; panel < last; ++panel) {
           int64_t number = (block.expert * panels + panel) * parts;
-          multiply(block, rows, number, gate);
-          if (p_.gated) multiply(block, rows, number + 1, up);
+          multiply(block, number, gate);
+          if (p_.gated) multiply(block, number + 1, up);
           gate_up_bias(block.expert, panel * PANEL, gate_bias, up_bias);
           for (int64_t i = 0; i < block.rows; ++i) {
             Row* target = held + (block.row + i) * held_pitch + panel * PANEL;
@@ -305,8 +380,17 @@ class Moe {
     int64_t task_panels = panels_per_task(panels, 1), pitch = task_panels * PANEL;
     auto row_at = [&](int64_t row, Row*) { return held + row * held_pitch; };
     FewRows<Weight> few(down_, sorted, row_at);
+    using Many = ManyRows<Weight, decltype(row_at)>;
+    Many many(down_, sorted.tiled_rows, row_at);
+    if (sorted.tiled_rows > 0) {
+      parallel_for(sorted.block_count, 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t b = begin; b < end; ++b) many.fill(sorted.blocks[b], sorted.blocks[b].tile);
+      });
+    }
     parallel_for(ceil_div(panels, task_panels), 1, [&](int64_t begin, int64_t end, int) {
       Scratch<float> sums(tokens * pitch);
+      typename Many::Worker worker(sorted.most_rows);
+      TileScope scope;
       alignas(64) float c[TILE_ROWS * PANEL], bias[PANEL];
       for (int64_t task = begin; task < end; ++task) {
         int64_t first = task * task_panels, last = min_of(panels, first + task_panels);
@@ -315,7 +399,8 @@ class Moe {
           const Block& block = sorted.blocks[b];
           for (int64_t panel = first; panel < last; ++panel) {
             int64_t number = block.expert * panels + panel;
-            if (!few.multiply(block, number, c)) {
+            if (!few.multiply(block, number, c) &&
+                !many.multiply(worker, block, block.tile, number, c)) {
               down_.multiply(row_at(block.row, nullptr), held_pitch, block.rows, number, c);
             }
             down_bias(block.expert, panel * PANEL, bias);
@@ -353,11 +438,12 @@ class Moe {
 
 template <class T>
 void moe(void* const* buffers, const int64_t* params) {
-  using Weight = PlainWeight<T>;
   MoeParams p(params);
-  Weight gate_up{static_cast<const T*>(buffers[3]), p.hidden};
-  Weight down{static_cast<const T*>(buffers[4]), p.inner};
-  Moe<T, Weight>(p, buffers, gate_up, down, buffers + 5).run();
+  const T *gate_up = static_cast<const T*>(buffers[3]), *down = static_cast<const T*>(buffers[4]);
+  with_planes(gate_up, params[MoeParams::COUNT], [&](auto planes) {
+    using Weight = PlainWeight<T, decltype(planes)::VALUE>;
+    Moe<T, Weight>(p, buffers, {gate_up, p.hidden}, {down, p.inner}, buffers + 5).run();
+  });
 }
 
 template <class T>
@@ -395,7 +481,8 @@ void moe_fp8(void* const* buffers, const int64_t* params) {
 //          down is packed [E][panels of H][panel over I].
 // params:  T, H, I, E, k, row strides of x, out, weights and indices, weights_kind (1 dtype of x,
 //          2 f32), index_bytes (4 or 8), activation (simd.h), alpha (f64), limit (f64), gated,
-//          has_bias, interleaved_bias (gate and up alternate in the bias)
+//          has_bias, interleaved_bias (gate and up alternate in the bias), precision (gemm.h
+//          Precision, for f32)
 // An index outside [0, E) adds nothing.
 FUSEC_KERNEL void fusec_moe_f32(void* const* buffers, const int64_t* params) {
   fusec::moe<float>(buffers, params);
@@ -407,8 +494,8 @@ FUSEC_KERNEL void fusec_moe_f16(void* const* buffers, const int64_t* params) {
   fusec::moe<fusec::f16>(buffers, params);
 }
 
-// As fusec_moe, with panels of codes and then panels of scales (quantised.h) in the place of packed
-// gate_up and of packed down.
+// As fusec_moe without precision; panels of codes and then panels of scales (quantised.h) in the place
+// of packed gate_up and of packed down.
 FUSEC_KERNEL void fusec_moe_mxfp4_f32(void* const* buffers, const int64_t* params) {
   fusec::moe_mxfp4<float>(buffers, params);
 }

@@ -37,7 +37,7 @@ from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from fusec.formats import decode, expand_blocks, unpack_e2m1
-from fusec.kernels.cpu import ACTIVATIONS, pack_panels
+from fusec.kernels.cpu import ACTIVATIONS, PRECISIONS, pack_panels
 from fusec.kernels.moe.cpu import pack_gate_up, pack_gate_up_codes, pack_gate_up_scales
 from fusec.kernels.quantised_panels import pack_code_panels, pack_scale_panels
 
@@ -147,7 +147,7 @@ class Problem:
         out = torch.empty_like(self.x)
         doubles = [struct.unpack("<q", struct.pack("<d", each))[0] for each in (ALPHA, LIMIT)]
         params = [tokens, hidden, inner, count, top_k, hidden, hidden, top_k, top_k, 1, 8]
-        params += [ACTIVATIONS["swiglu_oai"], *doubles, 1, 1, 1]
+        params += [ACTIVATIONS["swiglu_oai"], *doubles, 1, 1, 1, PRECISIONS["highest"]]
         routed = [self.x, self.shares, self.indices]
         places = [tensor.data_ptr() for tensor in routed]
         places += [array.ctypes.data for array in weights.packed[op]]

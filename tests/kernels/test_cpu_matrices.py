@@ -57,7 +57,7 @@ def test_grouped_mm(matrices: Module, dtype: str) -> None:
     rng = np.random.default_rng(5)
     x, weights = random(rng, (30, 37), dtype), random(rng, (4, 50, 37), dtype)
     ends = np.array([7, 7, 20, 28], np.int32)
-    params = [30, 37, 50, 4, 37, 50, 4]
+    params = [30, 37, 50, 4, 37, 50, 4, 0]
     buffers = [x, pack_panels(weights, dtype), ends, blank((30, 50), dtype)]
     out = matrices.call(f"fusec_grouped_mm_{dtype}", buffers, params)[-1]
     expected, begin = np.zeros((30, 50)), 0
@@ -68,3 +68,21 @@ def test_grouped_mm(matrices: Module, dtype: str) -> None:
     buffers[2] = np.array([7, 7, 31, 28], np.int32)
     matrices.call(f"fusec_grouped_mm_{dtype}", buffers, params)
     assert matrices.error[:3] == (1, 31, 30)
+
+
+@pytest.mark.parametrize("matrices", ["emulated"], indirect=True)
+def test_grouped_mm_in_fewer_planes(matrices: Module) -> None:
+    """Groups of many rows have as many bits as are asked for, a group of few all of them."""
+    rng = np.random.default_rng(6)
+    x, weights = random(rng, (77, 100), "f32"), random(rng, (3, 40, 100), "f32")
+    ends = np.array([40, 50, 77], np.int32)
+    many, few = slice(0, 40), slice(40, 77)
+    pairs = zip(weights, np.split(x, ends[:-1]), strict=True)
+    expected = np.concatenate([rows.astype(np.float64) @ weight.T for weight, rows in pairs])
+    for precision, least, most in ((0, 0, 1e-6), (1, 2e-6, 4e-5), (2, 1e-3, 1e-2)):
+        params = [77, 100, 40, 3, 100, 40, 4, precision]
+        buffers = [x, pack_panels(weights, "f32"), ends, blank((77, 40), "f32")]
+        out = matrices.call("fusec_grouped_mm_f32", buffers, params)[-1]
+        error = np.abs(out - expected) / np.abs(expected).max()
+        assert least < error[many].max() < most
+        assert error[few].max() < 1e-6

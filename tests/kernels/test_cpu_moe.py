@@ -30,13 +30,16 @@ from fusec.ir.weights import from_array
 from fusec.kernels.launch import Call, Storage
 from fusec.kernels.moe.cpu import rows_in_turn
 from fusec.kernels.registry import choose
-from fusec.target import target_named
+from fusec.target import Fp32Precision, target_named
 
 experts = cpu_library("moe", levels=MATRIX_LEVELS)
 
 TARGET = target_named("x86-64-v4")
 GAP = 3
 """Elements between rows of tokens, of results and of routes."""
+
+PRECISIONS: Mapping[Fp32Precision, float] = {"highest": 5e-7, "high": 4e-5, "medium": 6e-3}
+"""Root mean square errors of experts that are never exceeded."""
 
 WHOLE = 256
 """Rows or columns of a block that has all there are."""
@@ -111,6 +114,7 @@ class Case:
         routes: `random` without the third expert, `one` for all, or `outside` for some.
         shares: dtype of the routing weights.
         indices: dtype of the expert indices.
+        precision: of products of f32.
     """
 
     format: str = "plain"
@@ -127,6 +131,7 @@ class Case:
     routes: str = "random"
     shares: str = "f32"
     indices: str = "i64"
+    precision: Fp32Precision = "highest"
 
     def attrs(self) -> dict[str, Attr]:
         """Of the node."""
@@ -220,7 +225,8 @@ def problem(case: Case, seed: int = 0) -> Problem:
         storages.append(Storage(i, "u8", (buffers[-1].nbytes,), (1,)))
     out = Storage(len(buffers), case.dtype, (case.tokens, case.hidden), (case.hidden + GAP, 1))
     buffers.append(blank((case.tokens, case.hidden + GAP), case.dtype))
-    (launch,) = choice.kernel.launches(Call(graph, node, TARGET, tuple(storages), (out,)))
+    target = replace(TARGET, fp32_precision=case.precision)
+    (launch,) = choice.kernel.launches(Call(graph, node, target, tuple(storages), (out,)))
     assert [operand.buffer for operand in launch.operands] == list(range(len(buffers)))
 
     seen = [decode(values, kind) if kind in ULP else values for values, kind in rows]
@@ -282,6 +288,51 @@ def test_odd_sizes(experts: Module, dtype: str) -> None:
     for hidden, inner in ((32, 32), (160, 96)):
         check(experts, Case("mxfp4", dtype, 11, hidden=hidden, inner=inner))
         check(experts, Case("fp8-block", dtype, 11, hidden=hidden + 8, inner=inner - 7))
+
+
+def rms_error(library: Module, case: Case) -> float:
+    """Relative to the result."""
+    given = problem(case)
+    difference = decode(result(library, given), case.dtype) - given.expected
+    return float(np.sqrt(np.mean(difference**2) / np.mean(given.expected**2)))
+
+
+@pytest.mark.parametrize(("precision", "most"), PRECISIONS.items())
+def test_precision(experts: Module, precision: Fp32Precision, most: float) -> None:
+    """Of blocks of many rows and few, with sizes that are not whole panels or tiles."""
+    for hidden, inner, routes in ((1000, 45, "random"), (70, 130, "outside"), (37, 300, "one")):
+        case = Case(tokens=90, hidden=hidden, inner=inner, routes=routes, precision=precision)
+        assert rms_error(experts, case) < most
+        biased = replace(case, has_bias=True, gated=False, activation="relu2")
+        assert rms_error(experts, biased) < 2 * most
+
+
+@pytest.mark.parametrize("experts", ["emulated"], indirect=True)
+def test_tiles_have_the_bits_that_are_asked_for(experts: Module) -> None:
+    """Many rows are multiplied in planes: fewer of them are less accurate; few rows are not."""
+    errors = [rms_error(experts, Case(tokens=90, precision=each)) for each in PRECISIONS]
+    assert errors[2] > 1e-3 > 1e-5 > errors[1] > 10 * errors[0]
+    assert rms_error(experts, Case(tokens=20, precision="medium")) < PRECISIONS["highest"]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_every_number_of_rows(experts: Module, dtype: str) -> None:
+    """Around those from which on rows are tiles, and where blocks of them end."""
+    for tokens in (31, 32, 33, 48, 65, 144, 145, 161, 300):
+        check(experts, Case("plain", dtype, tokens, top_k=1, hidden=40, inner=33, routes="one"))
+
+
+def test_infinity_reaches_only_its_token(experts: Module) -> None:
+    """In a token, and where a sum or an activation is first too large for f32."""
+    given = problem(Case(tokens=80, top_k=1, routes="one"))
+    before = result(experts, given)
+    x = given.buffers[0]
+    x[3, 5], x[20, 7], x[41, :96] = np.inf, np.nan, 1e30
+    after = result(experts, given)
+    assert not np.isfinite(after[3]).any() and np.isnan(after[20]).all()
+    assert not np.isfinite(after[41]).any()
+    others = np.delete(np.arange(80), [3, 20, 41])
+    assert_close(after[others], before[others], 2e-6)
 
 
 @pytest.mark.parametrize("format", ["plain", "mxfp4", "fp8-block"])

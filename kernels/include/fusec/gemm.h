@@ -168,6 +168,31 @@ class VectorBlock {
   Scratch<Activations<T>> rows_;
 };
 
+// Rows of f32 or f16 as tiles of bf16 planes; with no planes there are none that are many enough.
+template <class T, int PLANES>
+class PlaneBlock;
+
+template <class T>
+class PlaneBlock<T, 0> {
+ public:
+  static constexpr int64_t LEAST_ROWS = INT64_MAX;
+  static int64_t most_rows(int64_t) { return TILE_ROWS; }
+  static int64_t sum_rows(int64_t rows) { return rows; }
+
+  PlaneBlock(int64_t, int64_t) {}
+
+  template <class FillRow>
+  void fill(const FillRow&, int64_t, Stretch, int64_t) {}
+
+  class Worker {
+   public:
+    explicit Worker(int64_t) {}
+    template <class FillRow>
+    void multiply(const PlaneBlock&, const FillRow&, BlockRows, Stretch, const T*, int64_t, float*,
+                  const RowsDone&) {}
+  };
+};
+
 #if FUSEC_AMX
 
 #ifndef FUSEC_TILE_BLOCK_ROWS
@@ -235,11 +260,10 @@ class TiledBlock {
   Scratch<bf16> tiles_;
 };
 
-// Rows of f32 or f16 as tiles of bf16 planes.
 template <class T, int PLANES>
 class PlaneBlock {
  public:
-  static constexpr int64_t UNIT = 2 * Tiles::ROWS;
+  static constexpr int64_t UNIT = 2 * Tiles::ROWS, LEAST_ROWS = FUSEC_PLANES_LEAST_ROWS;
   static int64_t most_rows(int64_t depth) {
     return rows_that_fit(round_up(depth, TILE_DEPTH) * 2 * PLANES, FUSEC_PLANE_BLOCK_BYTES, UNIT,
                          2 * UNIT, FUSEC_PLANE_BLOCK_ROWS);
@@ -312,6 +336,33 @@ enum Precision : int64_t {
   PRECISION_HIGH = 1,
   PRECISION_MEDIUM = 2,
 };
+
+template <int PLANES>
+struct PlaneCount {
+  static constexpr int VALUE = PLANES;
+};
+
+// Calls `body` with the PlaneCount of a product of many rows with such panels, 0 without planes.
+template <class T, class Body>
+FUSEC_INLINE void with_planes(const T*, int64_t, const Body& body) {
+  body(PlaneCount<0>{});
+}
+#if FUSEC_AMX
+template <class Body>
+FUSEC_INLINE void with_planes(const f16*, int64_t, const Body& body) {
+  body(PlaneCount<2>{});
+}
+template <class Body>
+FUSEC_INLINE void with_planes(const float*, int64_t precision, const Body& body) {
+  if (precision == PRECISION_HIGHEST) {
+    body(PlaneCount<3>{});
+  } else if (precision == PRECISION_HIGH) {
+    body(PlaneCount<2>{});
+  } else {
+    body(PlaneCount<1>{});
+  }
+}
+#endif
 
 // How many panels a task multiplies with one block of rows: enough to make copying the rows cheap,
 // but no more than leaves a few tasks for every thread. The results do not depend on it.
@@ -454,25 +505,15 @@ inline bool multiply_in_tiles(int64_t m, int64_t n, int64_t k, const bf16* packe
   multiply_packed<TiledBlock>(m, n, k, packed, fill_row, epilogue);
   return true;
 }
-template <class FillRow, class Epilogue>
-inline bool multiply_in_tiles(int64_t m, int64_t n, int64_t k, const f16* packed,
-                              const FillRow& fill_row, const Epilogue& epilogue, int64_t) {
-  if (m < FUSEC_PLANES_LEAST_ROWS) return false;
-  multiply_packed<PlaneBlock<f16, 2>>(m, n, k, packed, fill_row, epilogue);
-  return true;
-}
-template <class FillRow, class Epilogue>
-inline bool multiply_in_tiles(int64_t m, int64_t n, int64_t k, const float* packed,
+template <class T, class FillRow, class Epilogue>
+inline bool multiply_in_tiles(int64_t m, int64_t n, int64_t k, const T* packed,
                               const FillRow& fill_row, const Epilogue& epilogue,
                               int64_t precision) {
   if (m < FUSEC_PLANES_LEAST_ROWS) return false;
-  if (precision == PRECISION_HIGHEST) {
-    multiply_packed<PlaneBlock<float, 3>>(m, n, k, packed, fill_row, epilogue);
-  } else if (precision == PRECISION_HIGH) {
-    multiply_packed<PlaneBlock<float, 2>>(m, n, k, packed, fill_row, epilogue);
-  } else {
-    multiply_packed<PlaneBlock<float, 1>>(m, n, k, packed, fill_row, epilogue);
-  }
+  with_planes(packed, precision, [&](auto planes) {
+    using Block = PlaneBlock<T, decltype(planes)::VALUE>;
+    multiply_packed<Block>(m, n, k, packed, fill_row, epilogue);
+  });
   return true;
 }
 #endif
