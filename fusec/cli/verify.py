@@ -158,11 +158,13 @@ def _text(document: dict[str, Any]) -> str:
         f"target     {document['target']} on {document['device']}",
         f"reference  {document['reference']}",
     ]
+    if document["reference_missing"] is not None:
+        lines.append(f"           (the source does not run here: {document['reference_missing']})")
     if document["source_changed"]:
         lines.append("source     is another one than the artifact was compiled from")
     if document["format_cost"] is not None:
         costs = ", ".join(f"{name} {cost:.1e}" for name, cost in document["format_cost"].items())
-        lines.append(f"quantised  as was asked, which alone moves (rms): {costs}")
+        lines.append(f"quantised  that alone moves outputs by (rms): {costs}")
     if document["median_counts"]:
         lines.append("routed     the median place counts: a router may be torn between two experts")
     lines += ["", table(header, rows), ""]

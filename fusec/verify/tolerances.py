@@ -27,14 +27,14 @@ class Tolerance:
     Attributes:
         rms: of a whole model, whatever the reference's own error.
         largest: of a whole model, likewise.
-        reference: the largest `rms` with which a reference still counts as one: beyond it fusec has
-            read another model than the framework runs.
+        read: the largest `rms` between the framework and the graph as it was read: beyond it fusec
+            has read another model than the framework runs.
         step: the largest difference of one step from the meaning of its nodes.
     """
 
     rms: float
     largest: float
-    reference: float
+    read: float
     step: float
 
 

@@ -181,9 +181,9 @@ class _Verifying:
         )
         self.graph = self.compilation.source.graph
         self.dtype = computed_in(self.graph)
-        routed = any(node.op in ROUTING for node in self.graph.nodes())
-        self.median_counts = routed and self.dtype != "f32"
         self.quantised = self._quantised()
+        routed = any(node.op in ROUTING for node in self.graph.nodes())
+        self.median_counts = routed and (self.dtype != "f32" or self.quantised is not None)
         self.eager, self.why_not_eager = self._eager()
 
     def run(self) -> Verification:
@@ -191,8 +191,10 @@ class _Verifying:
             self._case(f"case-{number}", inputs)
             for number, inputs in enumerate(self._inputs(), start=1)
         )
+        cost, read = self._as_read(cases)
         outputs = [
-            self._judged(spec.name, spec.dtype, cases) for spec in self.artifact.manifest.outputs
+            self._judged(spec.name, spec.dtype, cases, read)
+            for spec in self.artifact.manifest.outputs
         ]
         outputs_wrong = any(each["verdict"] == "wrong" for each in outputs)
         place = self._place(cases, outputs_wrong)
@@ -209,7 +211,7 @@ class _Verifying:
             "reference": self._reference_name(),
             "reference_missing": self.why_not_eager,
             "median_counts": self.median_counts,
-            "format_cost": self._cost(cases),
+            "format_cost": cost,
             "cases": [self._described(case) for case in cases],
             "outputs": outputs,
             "looked_at": None
@@ -262,8 +264,6 @@ class _Verifying:
         return found[-1] if found else None
 
     def _eager(self) -> tuple[Eager | None, str | None]:
-        if self.quantised is not None:
-            return None, "no framework runs the model as it was quantised"
         given = self.request.given
         try:
             eager = eager_source(
@@ -280,6 +280,8 @@ class _Verifying:
         return eager, None
 
     def _reference_name(self) -> str:
+        if self.quantised is not None:
+            return f"the quantised graph with each value rounded to {self.dtype}"
         if self.eager is not None:
             return f"{self.eager.name} in {self.dtype}"
         return f"the graph with each value rounded to {self.dtype}"
@@ -330,7 +332,7 @@ class _Verifying:
         }
         exact = interpret(graph, given)
         own: Arrays
-        if self.eager is not None:
+        if self.eager is not None and self.quantised is None:
             own = self.eager.run(inputs)
         else:
             own = interpret(graph, given, rounds=True)
@@ -360,7 +362,9 @@ class _Verifying:
 
     # --- judging ----------------------------------------------------------------------------
 
-    def _judged(self, name: str, dtype: str, cases: Sequence[Case]) -> dict[str, Any]:
+    def _judged(
+        self, name: str, dtype: str, cases: Sequence[Case], read: Mapping[str, float]
+    ) -> dict[str, Any]:
         """Whether an output is right, over all cases."""
         ours = [case.ours[name] for case in cases]
         own = [case.theirs[name] for case in cases]
@@ -378,8 +382,6 @@ class _Verifying:
             checks.append(("largest", max(each.error for each in ours), given))
         else:
             checks += self._checks(ours, own)
-        tolerance = TOLERANCES[self.dtype]
-        typical = self._typical(own)
         said = [
             f"{what} {value:.1e} where {allowed:.1e} is allowed"
             for what, value, allowed in checks
@@ -387,8 +389,8 @@ class _Verifying:
         ]
         if misplaced:
             said.append(f"{misplaced} places are not finite, or should not be")
-        if is_float and self.eager is not None and not typical <= tolerance.reference:
-            said.append(f"{self.eager.name} itself is {typical:.1e} from what fusec has read")
+        if is_float and self.eager is not None and not read[name] <= TOLERANCES[self.dtype].read:
+            said.append(f"{self.eager.name} itself is {read[name]:.1e} from what fusec has read")
         return {
             "name": name,
             "dtype": dtype,
@@ -398,6 +400,7 @@ class _Verifying:
                 for what, value, allowed in checks
             ],
             "misplaced": misplaced,
+            "read": read.get(name),
             "said": f"`{name}`: {', '.join(said)}" if said else "",
         }
 
@@ -441,13 +444,25 @@ class _Verifying:
             return float(np.sqrt(np.median(places)))
         return float(np.sqrt(np.mean([each.rms_error**2 for each in found])))
 
-    def _cost(self, cases: Sequence[Case]) -> dict[str, float] | None:
-        """What the format itself costs: the quantised graph against the source, both exact."""
+    def _as_read(self, cases: Sequence[Case]) -> tuple[dict[str, float] | None, dict[str, float]]:
+        """What is told of the graph as it was read, by output.
+
+        Returns:
+            What the format itself costs, if there is one: the quantised graph against that as it
+            was read, both exact; and how far the framework is from the latter, if there is one.
+        """
         if self.quantised is None:
-            return None
-        case = cases[-1]
-        meant = interpret(self.graph, case.inputs)
-        return {name: measured(case.exact[name], meant[name]).rms_error for name in meant}
+            runs = {name: [case.theirs[name] for case in cases] for name in cases[0].theirs}
+            cost = None
+        else:
+            case = cases[-1]
+            meant = interpret(self.graph, case.inputs)
+            cost = {name: measured(case.exact[name], meant[name]).rms_error for name in meant}
+            own = {} if self.eager is None else self.eager.run(case.inputs)
+            runs = {name: [measured(array, meant[name])] for name, array in own.items()}
+        if self.eager is None:
+            return cost, {}
+        return cost, {name: self._typical(found) for name, found in runs.items()}
 
 
 def _misplaced(got: Any, exact: Any, own: Any) -> int:

@@ -84,7 +84,7 @@ def test_a_factory_is_a_source(
     found = verified("verify_models:model", *options)
     assert found["verdict"] == "right" and found["dtype"] == {"bf16": "bf16"}.get(options[1], "f32")
     if options[0] == "--quantize":
-        assert found["reference"] == "the graph with each value rounded to f32"
+        assert found["reference"] == "the quantised graph with each value rounded to f32"
         assert 0.01 < found["format_cost"]["y"] < 0.3
         assert found["looked_at"]["passes"] > 1 and found["looked_at"]["values"] > 10
 
