@@ -25,7 +25,14 @@ from fusec.ir.types import bool_attr
 from fusec.kernels.launch import Call, Launch, Storage
 from fusec.kernels.registry import Kernel, Supports
 from fusec.kernels.triton_launch import triton_launch
-from fusec.kernels.triton_rows import FAMILIES, FLOATS, is_divisible, row_layouts, row_stride
+from fusec.kernels.triton_rows import (
+    FAMILIES,
+    FLOATS,
+    SCALAR_SPILLS,
+    is_divisible,
+    row_layouts,
+    row_stride,
+)
 from fusec.symbolic import Dim
 from fusec.target import GPU_TARGETS, Family, Target, data_sheet
 
@@ -69,10 +76,6 @@ MFMA_16 = (("matrix_instr_nonkdim", 16),)
 
 MIN_STEPS = 4
 """Steps along K that a part of a split sum has at least."""
-
-SCALAR_SPILLS = 32
-"""Scalar registers that products of ragged sizes may keep in lanes of vector registers: the masks
-of an unrolled step are many.  At the sizes of models there are none."""
 
 SUM_BLOCK = 1024
 """Columns that a program adds the parts of."""

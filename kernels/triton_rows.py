@@ -47,6 +47,10 @@ ROUNDINGS = {"none": 0, "up": 1, "even": 2, "down": 3}
 LONGEST = 16384
 """Elements of a row that a program keeps in registers; a longer row is read twice."""
 
+SCALAR_SPILLS = 32
+"""Scalar registers that rows and products of ragged sizes may keep in lanes of vector registers:
+the masks of an unrolled step are many.  At the sizes of models there are none."""
+
 ALIGNMENT = 16
 """A multiple of this, in bytes for pointers and in elements for strides, allows wide loads."""
 
@@ -356,6 +360,7 @@ def row_kernels(
             launch=launch,
             layouts=layouts,
             package=package,
+            scalar_spills=SCALAR_SPILLS,
         )
         for op in ops
     )

@@ -18,13 +18,12 @@ from fusec.kernels.registry import Kernel, all_contiguous
 from fusec.kernels.triton_gemm import (
     LEAST_ROWS,
     MFMA_16,
-    SCALAR_SPILLS,
     Tile,
     known,
     weight_refusal,
 )
 from fusec.kernels.triton_launch import triton_launch
-from fusec.kernels.triton_rows import FAMILIES, FLOATS, power_above
+from fusec.kernels.triton_rows import FAMILIES, FLOATS, SCALAR_SPILLS, power_above
 from fusec.symbolic import Dim
 from fusec.target import Family, Target
 

@@ -7,9 +7,9 @@ from fusec.ir import Graph, Node
 from fusec.kernels.launch import Call, Launch, Layout
 from fusec.kernels.matmul.triton import FEW, MANY, fitted
 from fusec.kernels.registry import Kernel
-from fusec.kernels.triton_gemm import SCALAR_SPILLS, Tile, above, known, weight_refusal
+from fusec.kernels.triton_gemm import Tile, above, known, weight_refusal
 from fusec.kernels.triton_launch import triton_launch
-from fusec.kernels.triton_rows import FAMILIES, FLOATS, power_above
+from fusec.kernels.triton_rows import FAMILIES, FLOATS, SCALAR_SPILLS, power_above
 from fusec.symbolic import Dim
 from fusec.target import Target
 

@@ -17,13 +17,19 @@ from fusec.kernels.triton_gemm import (
     FEW_OR_SEVERAL_ROWS,
     LEAST_ROWS,
     MFMA_16,
-    SCALAR_SPILLS,
     UNITS,
     Tile,
     above,
 )
 from fusec.kernels.triton_launch import triton_launch
-from fusec.kernels.triton_rows import FAMILIES, FLOATS, is_divisible, power_above, row_stride
+from fusec.kernels.triton_rows import (
+    FAMILIES,
+    FLOATS,
+    SCALAR_SPILLS,
+    is_divisible,
+    power_above,
+    row_stride,
+)
 from fusec.symbolic import Dim
 from fusec.target import Family, Target
 

@@ -26,8 +26,8 @@ from fusec.kernels.moe.align import order_rows
 from fusec.kernels.moe.operands import Experts, Order, even_groups, launch, scale_limits
 from fusec.kernels.moe.product import Product, launch_product
 from fusec.kernels.registry import Kernel, Supports
-from fusec.kernels.triton_gemm import SCALAR_SPILLS, known
-from fusec.kernels.triton_rows import FAMILIES, FLOATS, is_divisible, power_above
+from fusec.kernels.triton_gemm import known
+from fusec.kernels.triton_rows import FAMILIES, FLOATS, SCALAR_SPILLS, is_divisible, power_above
 from fusec.symbolic import Dim
 from fusec.target import Target
 

@@ -56,6 +56,18 @@ def norm_graph(nodes: int = 1) -> Graph:
     return graph
 
 
+def sum_graph(columns: int) -> Graph:
+    """Rows of two operands that are added and normalised."""
+    graph = Graph("case", {"rows": (1, None)})
+    kind = TensorType("f32", (ROWS, columns))
+    operands = [graph.add_input("x", kind), graph.add_input("residual", kind)]
+    weight = graph.add_input("w", TensorType("f32", (columns,)))
+    attrs = {"eps": 1e-6, "weight_offset": 0}
+    graph.outputs = list(graph.add("add_rms_norm", [*operands, weight], attrs).outputs)
+    graph.output_names = ["y", "sum"]
+    return graph
+
+
 def hip_source(
     function: str = "exchanges", kinds: tuple[str, ...] = POINTERS, threads: int = 64
 ) -> HipSource:
@@ -201,6 +213,13 @@ def test_scalar_registers_are_spilled_as_the_record_allows(tmp_path: Path) -> No
     assert "sgpr_spills 11" in str(refusal(planted(source), tmp_path))
     assert "8 scalar registers" in str(refusal(planted(source, scalar_spills=8), tmp_path))
     assert link_planted(planted(source, scalar_spills=11), tmp_path).cached == 1
+
+
+@pytest.mark.parametrize("columns", [72, 136])
+def test_rows_of_ragged_sizes_fit_their_records(tmp_path: Path, columns: int) -> None:
+    program = lower(sum_graph(columns), GFX950, allow_host_fallback=False)
+    (kernel,) = link_gpu(program, ObjectCache(tmp_path)).kernels.values()
+    assert kernel.resources["scratch_bytes"] == kernel.resources["vgpr_spills"] == 0
 
 
 def test_scratch_is_allowed_by_the_record_alone(tmp_path: Path) -> None:
