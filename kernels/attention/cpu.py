@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusec.ir import Graph, Node
 from fusec.ir.types import bool_attr, float_attr, int_attr
-from fusec.kernels.cpu import any_float_kernel, cpp_kernel, flags, operands
+from fusec.kernels.cpu import any_float_kernel, cpp_kernel, flags, operands, precision_param
 from fusec.kernels.launch import Call, Launch, Layout, Param, Storage
 from fusec.target import Target
 
@@ -65,6 +65,7 @@ def _attention(call: Call) -> Launch:
         *mask_params,
         sinks_kind,
         *padding,
+        precision_param(call.target),
     )
     return Launch(f"fusec_attention_{q.dtype}", operands(call), params)
 

@@ -6,6 +6,7 @@
 // online softmax of FlashAttention); what no row of a strip may see is never touched.
 #include <fusec/attention_few.h>
 #include <fusec/double.h>
+#include <fusec/gemm.h>
 
 namespace fusec {
 namespace {
@@ -21,63 +22,99 @@ constexpr int64_t STRIP = 24;
 constexpr int64_t STRIPS = ROWS / STRIP;
 
 // The keys [first, last) and values of one key head: panels of 32 keys, and panels of 32 columns of
-// the values of all keys, padded with zeros.
-template <class T>
+// the values of all keys, padded with zeros. Every panel has its planes beside it where T has them.
+template <class T, int PLANES>
 class Panels {
+  using Tiled = PlaneBlock<T, PLANES>;
+
  public:
+  struct Packed {
+    T* panels;
+    bf16* planes;
+  };
+
   Panels(const AttentionShape& shape, int64_t first, int64_t last)
       : shape_(shape),
         first_(first),
         last_(last),
         key_panel_(panel_size<T>(shape.depth)),
-        value_panel_(round_up(last - first, PANEL) * PANEL) {}
+        value_panel_(round_up(last - first, PANEL) * PANEL),
+        key_planes_(Tiled::split_size(shape.depth)),
+        value_planes_(Tiled::split_size(PANEL)) {}
 
   int64_t blocks() const { return ceil_div(last_ - first_, KEYS); }
-  int64_t size() const {
-    return ceil_div(last_ - first_, PANEL) * key_panel_ +
-           ceil_div(shape_.value_depth, PANEL) * value_panel_;
-  }
+  // Numbers in panels, and in planes.
+  int64_t size() const { return key_panels() * key_panel_ + columns() * value_panel_; }
+  int64_t planes_size() const { return key_panels() * (key_planes_ + columns() * value_planes_); }
 
   // Key `key` begins a panel.
-  const T* keys(const T* packed, int64_t key) const {
-    return packed + (key - first_) / PANEL * key_panel_;
+  Packed keys(const Packed& packed, int64_t key) const {
+    int64_t panel = (key - first_) / PANEL;
+    return {packed.panels + panel * key_panel_, packed.planes + panel * key_planes_};
   }
-  const T* values(const T* packed, int64_t key, int64_t column) const {
-    return packed + ceil_div(last_ - first_, PANEL) * key_panel_ +
-           column / PANEL * value_panel_ + (key - first_) * PANEL;
+  Packed values(const Packed& packed, int64_t key, int64_t column) const {
+    int64_t panel = column / PANEL, row = (key - first_) / PANEL;
+    return {packed.panels + key_panels() * key_panel_ + panel * value_panel_ + row * PANEL * PANEL,
+            packed.planes + key_panels() * key_planes_ +
+                (panel * key_panels() + row) * value_planes_};
   }
 
   void pack(const AttentionOperands& operands, int64_t batch, int64_t kv_head, int64_t block,
-            T* packed) const {
+            const Packed& packed) const {
     int64_t key = first_ + block * KEYS, keys = min_of(KEYS, last_ - key);
     const T* k =
         row_of(static_cast<const T*>(operands.k), shape_.k_strides, batch, kv_head, key);
     for (int64_t i = 0; i < keys; i += PANEL) {
+      Packed target = this->keys(packed, key + i);
       pack_panel(k + i * shape_.k_strides[2], 1, shape_.k_strides[2], shape_.depth,
-                 min_of<int64_t>(PANEL, keys - i), const_cast<T*>(this->keys(packed, key + i)));
+                 min_of<int64_t>(PANEL, keys - i), target.panels);
+      Tiled::split(target.panels, shape_.depth, target.planes);
     }
     const T* v =
         row_of(static_cast<const T*>(operands.v), shape_.v_strides, batch, kv_head, key);
     int64_t written = padded_depth<T>(keys), padded = round_up(keys, PANEL);
     for (int64_t column = 0; column < shape_.value_depth; column += PANEL) {
-      T* panel = const_cast<T*>(values(packed, key, column));
+      Packed target = values(packed, key, column);
       pack_panel(v + column, shape_.v_strides[2], 1, keys,
-                 min_of<int64_t>(PANEL, shape_.value_depth - column), panel);
-      memset(panel + written * PANEL, 0,
+                 min_of<int64_t>(PANEL, shape_.value_depth - column), target.panels);
+      memset(target.panels + written * PANEL, 0,
              static_cast<size_t>((padded - written) * PANEL) * sizeof(T));
+      Tiled::split(target.panels, padded, target.planes);
     }
   }
 
  private:
+  int64_t key_panels() const { return ceil_div(last_ - first_, PANEL); }
+  int64_t columns() const { return ceil_div(shape_.value_depth, PANEL); }
+
   const AttentionShape& shape_;
-  int64_t first_, last_, key_panel_, value_panel_;
+  int64_t first_, last_, key_panel_, value_panel_;  // numbers of T
+  int64_t key_planes_, value_planes_;               // numbers of bf16, of 32 keys
 };
 
-// Attends up to ROWS rows to the packed keys of their key head.
-template <class T>
+// Copies rows of a block, as what fills another.
+template <class Row>
+struct CopiedRows {
+  const Row* rows;
+  int64_t pitch;
+
+  void operator()(int64_t row, Stretch stretch, Row* target) const {
+    memcpy(target, rows + row * pitch + stretch.begin,
+           static_cast<size_t>(stretch.count) * sizeof(Row));
+  }
+};
+
+// Attends up to ROWS rows to the packed keys of their key head. Many rows are tiles of planes where
+// numbers of T have them.
+template <class T, int PLANES>
 class Task {
+  using Tiled = PlaneBlock<T, PLANES>;
+  using Packed = typename Panels<T, PLANES>::Packed;
+  using Copied = CopiedRows<Activations<T>>;
+
  public:
-  Task(const AttentionShape& shape, const AttentionOperands& operands, const Panels<T>& panels)
+  Task(const AttentionShape& shape, const AttentionOperands& operands,
+       const Panels<T, PLANES>& panels)
       : shape_(shape),
         operands_(operands),
         panels_(panels),
@@ -87,15 +124,22 @@ class Task {
         weights_(ROWS * weights_pitch_),
         scores_(ROWS * KEYS),
         out_(ROWS * round_up(shape.value_depth, PANEL)),
+        products_(STRIP * PANEL),
+        q_tiles_(ROWS, shape.depth),
+        weight_tiles_(STRIP, KEYS),
         softmax_(shape, operands) {}
 
-  void run(const QueryRows& rows, const T* packed) {
+  void run(const QueryRows& rows, const Packed& packed) {
     rows_ = rows;
     const T* q = static_cast<const T*>(operands_.q);
     rows.each([&](int64_t row, int64_t head, int64_t query) {
       fill_block_row(row_of(q, shape_.q_strides, rows.batch, head, query), 1, shape_.depth,
                      q_ + row * q_pitch_);
     });
+    is_tiled_ = rows.count() >= Tiled::LEAST_ROWS && shape_.depth > 0;
+    for (int64_t row = 0; is_tiled_ && row < rows.count(); ++row) {
+      q_tiles_.fill(queries(), row, {0, shape_.depth}, row);
+    }
     softmax_.start(rows);
     memset(out_, 0,
            static_cast<size_t>(ROWS * round_up(shape_.value_depth, PANEL)) * sizeof(float));
@@ -120,7 +164,7 @@ class Task {
     int64_t row, rows, first, last;
   };
 
-  void attend(const T* packed, int64_t key, int64_t panels) {
+  void attend(const Packed& packed, int64_t key, int64_t panels) {
     Strip strips[STRIPS];
     int64_t count = 0;
     for (int64_t row = 0; row < rows_.count(); row += STRIP) {
@@ -142,7 +186,8 @@ class Task {
   }
 
   // scores_[panel][row][column]: strips that see a panel are neighbours.
-  void score(const T* packed, int64_t key, int64_t panels, const Strip* strips, int64_t count) {
+  void score(const Packed& packed, int64_t key, int64_t panels, const Strip* strips,
+             int64_t count) {
     for (int64_t panel = 0; panel < panels; ++panel) {
       int64_t row = ROWS, end = 0;
       for (int64_t i = 0; i < count; ++i) {
@@ -151,14 +196,20 @@ class Task {
         end = max_of(end, strips[i].row + strips[i].rows);
       }
       if (row >= end) continue;
-      panel_product(q_ + row * q_pitch_, q_pitch_, end - row,
-                    panels_.keys(packed, key + panel * PANEL), padded_depth<T>(shape_.depth),
-                    scores_ + (panel * ROWS + row) * PANEL);
+      Packed keys = panels_.keys(packed, key + panel * PANEL);
+      float* scores = scores_ + (panel * ROWS + row) * PANEL;
+      if (is_tiled_) {
+        q_tiles_.multiply_split(queries(), {row, row, end - row}, keys.planes, keys.panels,
+                                shape_.depth, scores);
+      } else {
+        panel_product(q_ + row * q_pitch_, q_pitch_, end - row, keys.panels,
+                      padded_depth<T>(shape_.depth), scores);
+      }
     }
   }
 
   // Adds weights times values to sums that are brought to the new maximum first.
-  void add_values(const T* packed, int64_t key, const Strip& strip) {
+  void add_values(const Packed& packed, int64_t key, const Strip& strip) {
     for (int64_t row = strip.row; row < strip.row + strip.rows; ++row) {
       if (softmax_.rescale(row) == 1.0f) continue;
       Vec rescale = set(softmax_.rescale(row));
@@ -168,12 +219,28 @@ class Task {
         for (int i = 0; i < PANEL; i += LANES) store(line + i, load(line + i) * rescale);
       }
     }
+    const Activations<T>* rows = weights_ + strip.row * weights_pitch_ + strip.first * PANEL;
+    Copied weights{rows, weights_pitch_};
+    int64_t keys = (strip.last - strip.first) * PANEL;
+    for (int64_t row = 0; is_tiled_ && row < strip.rows; ++row) {
+      weight_tiles_.fill(weights, row, {0, keys}, row);
+    }
     for (int64_t column = 0; column < shape_.value_depth; column += PANEL) {
-      panel_product(weights_ + strip.row * weights_pitch_ + strip.first * PANEL, weights_pitch_,
-                    strip.rows, panels_.values(packed, key + strip.first * PANEL, column),
-                    (strip.last - strip.first) * PANEL, sums(strip.row, column), {}, true);
+      Packed values = panels_.values(packed, key + strip.first * PANEL, column);
+      float* target = sums(strip.row, column);
+      if (is_tiled_) {
+        weight_tiles_.multiply_split(weights, {0, 0, strip.rows}, values.planes, values.panels,
+                                     keys, products_);
+        for (int64_t i = 0; i < strip.rows * PANEL; i += LANES) {
+          store(target + i, load(target + i) + load(products_ + i));
+        }
+      } else {
+        panel_product(rows, weights_pitch_, strip.rows, values.panels, keys, target, {}, true);
+      }
     }
   }
+
+  Copied queries() const { return {q_, q_pitch_}; }
 
   // Where a row has its sums for the panel of columns that begins at `column`.
   FUSEC_INLINE float* sums(int64_t row, int64_t column) const {
@@ -182,10 +249,12 @@ class Task {
 
   const AttentionShape& shape_;
   const AttentionOperands& operands_;
-  const Panels<T>& panels_;
+  const Panels<T, PLANES>& panels_;
   int64_t q_pitch_, weights_pitch_;
   Scratch<Activations<T>> q_, weights_;
-  Scratch<float> scores_, out_;
+  Scratch<float> scores_, out_, products_;
+  Tiled q_tiles_, weight_tiles_;
+  bool is_tiled_ = false;
   Softmax<T, ROWS, KEYS> softmax_;
   TileScope scope_;
   QueryRows rows_ = {};
@@ -204,6 +273,7 @@ struct Blocks {
         query_blocks(ceil_div(queries, query_rows)) {}
 
   int64_t count() const { return head_blocks * query_blocks; }
+  int64_t most_rows() const { return head_rows * query_rows; }
 
   // Late queries, which may see most keys, come first.
   QueryRows rows(int64_t batch, int64_t kv_head, int64_t block) const {
@@ -214,15 +284,17 @@ struct Blocks {
   }
 };
 
-template <class T>
+template <class T, int PLANES>
 void attend_packed(const AttentionShape& shape, const AttentionOperands& operands) {
   constexpr int64_t PACKED_BYTES = 64 << 20;  // of the heads that are packed at a time
   int64_t first, last;
   shape.visible_to(0, shape.queries, &first, &last);
-  Panels<T> panels(shape, first / PANEL * PANEL, last);
+  Panels<T, PLANES> panels(shape, first / PANEL * PANEL, last);
+  using Packed = typename Panels<T, PLANES>::Packed;
   Blocks blocks(shape);
-  int64_t pairs = shape.batch * shape.kv_heads, size = panels.size();
-  auto pack = [&](int64_t pair, int64_t block, T* packed) {
+  int64_t pairs = shape.batch * shape.kv_heads;
+  int64_t size = panels.size(), planes_size = panels.planes_size();
+  auto pack = [&](int64_t pair, int64_t block, const Packed& packed) {
     panels.pack(operands, pair / shape.kv_heads, pair % shape.kv_heads, block, packed);
   };
   auto rows = [&](int64_t pair, int64_t block) {
@@ -232,8 +304,10 @@ void attend_packed(const AttentionShape& shape, const AttentionOperands& operand
   if (pairs >= 4 * int64_t{fusec_threads()}) {
     // Each thread packs for itself, and finds what it packed in its cache.
     parallel_for(pairs, 1, [&](int64_t begin, int64_t end, int) {
-      Scratch<T> packed(size);
-      Task<T> task(shape, operands, panels);
+      Scratch<T> kept(size);
+      Scratch<bf16> planes(planes_size);
+      Packed packed{kept, planes};
+      Task<T, PLANES> task(shape, operands, panels);
       for (int64_t pair = begin; pair < end; ++pair) {
         for (int64_t block = 0; block < panels.blocks(); ++block) pack(pair, block, packed);
         for (int64_t block = 0; block < blocks.count(); ++block) {
@@ -243,22 +317,25 @@ void attend_packed(const AttentionShape& shape, const AttentionOperands& operand
     });
     return;
   }
-  int64_t most = max_of<int64_t>(1, PACKED_BYTES / max_of<int64_t>(1, size * sizeof(T)));
+  int64_t bytes = size * static_cast<int64_t>(sizeof(T)) + planes_size * 2;
+  int64_t most = max_of<int64_t>(1, PACKED_BYTES / max_of<int64_t>(1, bytes));
   int64_t together = min_of(pairs, most);
-  Scratch<T> packed(together * size);
+  Scratch<T> kept(together * size);
+  Scratch<bf16> planes(together * planes_size);
+  auto packed = [&](int64_t at) { return Packed{kept + at * size, planes + at * planes_size}; };
   for (int64_t pair = 0; pair < pairs; pair += together) {
     int64_t count = min_of(together, pairs - pair);
     parallel_for(count * panels.blocks(), 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         int64_t at = i / panels.blocks();
-        pack(pair + at, i % panels.blocks(), packed + at * size);
+        pack(pair + at, i % panels.blocks(), packed(at));
       }
     });
     parallel_for(count * blocks.count(), 1, [&](int64_t begin, int64_t end, int) {
-      Task<T> task(shape, operands, panels);
+      Task<T, PLANES> task(shape, operands, panels);
       for (int64_t i = begin; i < end; ++i) {
         int64_t at = i / blocks.count();
-        task.run(rows(pair + at, i % blocks.count()), packed + at * size);
+        task.run(rows(pair + at, i % blocks.count()), packed(at));
       }
     });
   }
@@ -272,7 +349,14 @@ void attention(void* const* buffers, const int64_t* params) {
   if (FewRows<T>::takes(shape)) {
     FewRows<T>(shape, operands).run();
   } else {
-    attend_packed<T>(shape, operands);
+    with_planes(static_cast<const T*>(operands.k), shape.precision, [&](auto planes) {
+      constexpr int PLANES = decltype(planes)::VALUE;
+      if (Blocks(shape).most_rows() >= PlaneBlock<T, PLANES>::LEAST_ROWS) {
+        attend_packed<T, PLANES>(shape, operands);
+      } else {
+        attend_packed<T, 0>(shape, operands);
+      }
+    });
   }
 }
 
@@ -355,7 +439,8 @@ void attention_f64(void* const* buffers, const int64_t* params) {
 //          out strides (b, h, s), scale (f64), softcap (f64, 0 none), causal, window (-1 none),
 //          mask_kind (0 none, 1 bool, 2 additive in the dtype of q, 3 additive f32),
 //          mask strides (b, h, s, t; 0 broadcasts), sinks_kind (0 none, 2 dtype of q, 3 f32),
-//          has_key_padding, key_padding strides (b, t). The last dim of q, k, v, out has stride 1.
+//          has_key_padding, key_padding strides (b, t), precision (gemm.h Precision, for f32). The
+//          last dim of q, k, v, out has stride 1.
 FUSEC_KERNEL void fusec_attention_f32(void* const* buffers, const int64_t* params) {
   fusec::attention<float>(buffers, params);
 }

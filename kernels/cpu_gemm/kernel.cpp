@@ -458,22 +458,25 @@ FUSEC_INLINE void multiply_groups(int64_t groups, const TileRows& a, const bf16*
   }
 }
 
-// Rows [from, to) of the product with a bf16 panel, two groups of 16 at a time; the tiles are
-// configured for all of them.
+// Rows [from, to) of the product with a bf16 panel, or the planes of a panel, two groups of 16 at a
+// time; the tiles are configured for all of them.
+template <class Pairs>
 void multiply_panel(const TileRows& a, int64_t from, int64_t to, const bf16* panel, int64_t k,
                     float* c, const RowsDone& done, bool accumulate) {
-  constexpr int64_t ROWS = 2 * Tiles::ROWS;
+  constexpr int64_t ROWS = 2 * Tiles::ROWS, PLANES = Pairs::PLANES;
+  constexpr int64_t STRETCH = PLANES > 1 ? FUSEC_TILE_STRETCH / 2 : FUSEC_TILE_STRETCH;
   int64_t pairs = ceil_div(to - from, ROWS);
-  for (int64_t depth = 0; depth < k; depth += FUSEC_TILE_STRETCH) {
-    int64_t count = min_of<int64_t>(FUSEC_TILE_STRETCH, k - depth), steps = count / TILE_DEPTH;
-    const bf16* stretch = panel + depth * PANEL;
+  for (int64_t depth = 0; depth < k; depth += STRETCH) {
+    int64_t count = min_of(STRETCH, k - depth), steps = count / TILE_DEPTH;
+    const bf16* stretch = panel + depth * PANEL * PLANES;
     // The next stretch, or that of the next panel, is fetched bit by bit meanwhile.
-    Ahead ahead{reinterpret_cast<const char*>(stretch + count * PANEL),
-                ceil_div(B_STEP * int64_t{sizeof(bf16)}, pairs), pairs == 1};
+    Ahead ahead{reinterpret_cast<const char*>(stretch + count * PANEL * PLANES),
+                ceil_div(PLANES * B_STEP * int64_t{sizeof(bf16)}, pairs), pairs == 1};
     for (int64_t row = from; row < to; row += ROWS) {
       int64_t rows = min_of(ROWS, to - row);
-      multiply_groups<OnePlane>(ceil_div(rows, Tiles::ROWS), a.from(row, depth), stretch, steps,
-                                c + row * PANEL, depth > 0 || accumulate, [&](int64_t) { ahead.fetch(); });
+      multiply_groups<Pairs>(ceil_div(rows, Tiles::ROWS), a.from(row, depth), stretch, steps,
+                             c + row * PANEL, depth > 0 || accumulate,
+                             [&](int64_t) { ahead.fetch(); });
       if (depth + count == k) done(row, rows);
     }
   }
@@ -485,12 +488,12 @@ void tile_product(const bf16* a, int64_t pitch, int64_t rows, const bf16* panel,
   int64_t whole = rows / (2 * Tiles::ROWS) * (2 * Tiles::ROWS), rest = rows - whole;
   if (whole > 0) {
     configure(Tiles::ROWS, Tiles::ROWS);
-    multiply_panel(source, 0, whole, panel, k, c, done, accumulate);
+    multiply_panel<OnePlane>(source, 0, whole, panel, k, c, done, accumulate);
   }
   if (rest > 0) {
     int64_t first = min_of<int64_t>(rest, Tiles::ROWS);
     configure(first, max_of<int64_t>(1, rest - first));
-    multiply_panel(source, whole, rows, panel, k, c, done, accumulate);
+    multiply_panel<OnePlane>(source, whole, rows, panel, k, c, done, accumulate);
   }
   release();
 }
@@ -584,7 +587,7 @@ TileScope::~TileScope() {
 void tiled_product(const TiledRows& a, int64_t rows, const bf16* panel, int64_t k, float* c,
                    const RowsDone& done, bool accumulate) {
   configure(Tiles::ROWS, Tiles::ROWS);
-  multiply_panel(TileRows(a, 1), 0, rows, panel, k, c, done, accumulate);
+  multiply_panel<OnePlane>(TileRows(a, 1), 0, rows, panel, k, c, done, accumulate);
   release();
 }
 
@@ -624,10 +627,30 @@ void plane_product(const TiledRows& a, int64_t rows, const T* panel, int64_t k,
   release();
 }
 
+template <int PLANES, class T>
+void split_panel(const T* panel, int64_t k, bf16* planes) {
+  int64_t depth = round_up(k, TILE_DEPTH);
+  Splitter<PLANES, T> splitter(panel, k);
+  splitter.start(0, depth, planes);
+  splitter.advance(depth / 2);
+}
+
+template <int PLANES, class T>
+void split_product(const TiledRows& a, int64_t rows, const bf16* planes, int64_t k, float* c,
+                   const RowsDone& done) {
+  configure(Tiles::ROWS, Tiles::ROWS);
+  multiply_panel<Products<PLANES, T>>(TileRows(a, PLANES), 0, rows, planes,
+                                      round_up(k, TILE_DEPTH), c, done, false);
+  release();
+}
+
 #define FUSEC_PLANES(PLANES, T)                                                                 \
   template void plane_product<PLANES, T>(const TiledRows& a, int64_t rows, const T* panel,     \
                                          int64_t k, const PlaneWorkspace& workspace, float* c, \
-                                         const RowsDone& done, bool accumulate);
+                                         const RowsDone& done, bool accumulate);               \
+  template void split_panel<PLANES, T>(const T* panel, int64_t k, bf16* planes);               \
+  template void split_product<PLANES, T>(const TiledRows& a, int64_t rows, const bf16* planes, \
+                                         int64_t k, float* c, const RowsDone& done);
 FUSEC_PLANES(1, float)
 FUSEC_PLANES(2, float)
 FUSEC_PLANES(3, float)

@@ -21,6 +21,8 @@ from cpu_library import (
 
 library = cpu_library("attention", levels=MATRIX_LEVELS)
 
+HIGHEST, HIGH, MEDIUM = range(3)
+
 # Weights of the softmax are rounded to the dtype before they meet the values, as on GPUs.
 TOLERANCE = {"f32": 2e-6, "bf16": 1.2e-2, "f16": 1e-3}
 
@@ -125,15 +127,28 @@ def reference(
 
 
 def simple(
-    module: Module, dtype: str, q: np.ndarray, kv: np.ndarray, mask: np.ndarray
+    module: Module,
+    dtype: str,
+    q: np.ndarray,
+    kv: np.ndarray,
+    mask: np.ndarray,
+    precision: int = HIGHEST,
 ) -> np.ndarray:
     """One head, an additive f32 mask [S, T], scale 1."""
     (queries, depth), keys = q.shape, len(kv)
     params = [1, 1, 1, queries, keys, depth, depth, *[0, 0, depth] * 4, bits(1.0), 0, 0, -1]
-    params += [3, 0, 0, keys, 1, 0, 0, 0, 0]
+    params += [3, 0, 0, keys, 1, 0, 0, 0, 0, precision]
     stored = encode(kv, dtype)
     buffers = [encode(q, dtype), stored, stored, mask, blank((queries, depth), dtype)]
     return decode(module.call(f"fusec_attention_{dtype}", buffers, params)[-1], dtype)
+
+
+def rms_error(actual: np.ndarray, q: np.ndarray, kv: np.ndarray, mask: np.ndarray) -> float:
+    """Of what `simple` gives, relative to the result."""
+    scores = q.astype(np.float64) @ kv.T.astype(np.float64) + mask
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = weights @ kv / weights.sum(-1, keepdims=True)
+    return float(np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -155,14 +170,57 @@ def test_masks_of_finite_and_infinite_numbers(library: Module, dtype: str) -> No
     assert_close(out[3], kv[0], TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("rows", [3, 70])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_scores_and_nan(library: Module, dtype: str) -> None:
-    q, kv = np.full((3, 16), 60.0), np.zeros((70, 16))
+def test_large_scores_and_nan(library: Module, dtype: str, rows: int) -> None:
+    q, kv = np.full((rows, 16), 60.0), np.zeros((70, 16))
     kv[33] = 60.0  # a score of 57600
     q[1, 3] = np.nan
-    out = simple(library, dtype, q, kv, np.zeros((3, 70), np.float32))
-    assert (out[[0, 2]] == 60).all()
+    out = simple(library, dtype, q, kv, np.zeros((rows, 70), np.float32))
+    assert (np.delete(out, 1, 0) == 60).all()
     assert np.isnan(out[1]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hidden_and_infinite_keys(library: Module, dtype: str) -> None:
+    """Of many rows; those that see an infinite value have it, as PyTorch's do."""
+    rng = np.random.default_rng(4)
+    q, kv = rng.standard_normal((64, 24)), rng.standard_normal((90, 24))
+    q[:, 5] = 1.0
+    mask = np.zeros((64, 90), np.float32)
+    mask[:, 40] = -np.inf
+    expected = simple(library, dtype, q, kv, mask)
+    kv[40, 7] = 6e4  # hidden as a key, and without weight as a value
+    np.testing.assert_array_equal(simple(library, dtype, q, kv, mask), expected)
+    kv[80, 5] = np.inf
+    out = simple(library, dtype, q, kv, mask)
+    assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize(("precision", "most"), [(HIGHEST, 6e-7), (HIGH, 2e-5), (MEDIUM, 5e-3)])
+@pytest.mark.parametrize(("rows", "depth"), [(32, 33), (96, 64), (129, 100)])
+def test_precision(library: Module, rows: int, depth: int, precision: int, most: float) -> None:
+    rng = np.random.default_rng(rows)
+    q, kv = random(rng, (rows, depth), "f32"), random(rng, (300, depth), "f32")
+    q /= np.float32(np.sqrt(depth))
+    mask = rng.standard_normal((rows, 300)).astype(np.float32)
+    error = rms_error(simple(library, "f32", q, kv, mask, precision), q, kv, mask)
+    assert error < most
+
+
+@pytest.mark.parametrize("library", ["emulated"], indirect=True)
+def test_tiles_have_the_bits_that_are_asked_for(library: Module) -> None:
+    rng = np.random.default_rng(8)
+    q, kv = random(rng, (40, 48), "f32"), random(rng, (150, 48), "f32")
+    q /= np.float32(np.sqrt(48))
+    mask = np.zeros((40, 150), np.float32)
+    errors = [
+        rms_error(simple(library, "f32", q, kv, mask, precision), q, kv, mask)
+        for precision in (HIGHEST, HIGH, MEDIUM)
+    ]
+    assert errors[2] > 5e-4 > 1e-5 > errors[1] > 5 * errors[0]
+    few = simple(library, "f32", q[:20], kv, mask[:20], MEDIUM)
+    assert rms_error(few, q[:20], kv, mask[:20]) < 6e-7
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -215,7 +273,7 @@ def test_attention(library: Module, dtype: str, case: Case) -> None:
     params = [case.batch, case.heads, case.kv_heads, case.queries, case.keys, case.depth]
     params += [case.value_depth, *moved(q), *moved(kv), *moved(kv), *moved(out)]
     params += [bits(scale), bits(case.softcap), int(case.causal), case.window, kinds[case.mask]]
-    params += [*mask_strides, case.sinks, int(case.padding), *padding_strides]
+    params += [*mask_strides, case.sinks, int(case.padding), *padding_strides, HIGHEST]
     buffers = [q, kv, kv.reshape(-1)[case.depth :], *extra, out]
     actual = library.call(f"fusec_attention_{dtype}", buffers, params)[-1]
     expected = reference(

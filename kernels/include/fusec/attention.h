@@ -20,13 +20,15 @@ struct AttentionShape {
   const int64_t* mask_strides;
   int64_t sinks_kind, has_padding;
   const int64_t* padding_strides;
+  int64_t precision;
 
   explicit AttentionShape(const int64_t* p)
       : batch(p[0]), heads(p[1]), kv_heads(p[2]), queries(p[3]), keys(p[4]), depth(p[5]),
         value_depth(p[6]), q_strides(p + 7), k_strides(p + 10), v_strides(p + 13),
         out_strides(p + 16), scale(f32_param(p[19])), softcap(f32_param(p[20])),
         causal(p[21] != 0), window(p[22]), mask_kind(p[23]), mask_strides(p + 24),
-        sinks_kind(p[28]), has_padding(p[29]), padding_strides(p + 30) {}
+        sinks_kind(p[28]), has_padding(p[29]), padding_strides(p + 30),
+        precision(p[32]) {}
 
   int64_t group() const { return heads / kv_heads; }
 

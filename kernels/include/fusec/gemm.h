@@ -184,6 +184,11 @@ class PlaneBlock<T, 0> {
   template <class FillRow>
   void fill(const FillRow&, int64_t, Stretch, int64_t) {}
 
+  static int64_t split_size(int64_t) { return 0; }
+  static void split(const T*, int64_t, bf16*) {}
+  template <class FillRow>
+  void multiply_split(const FillRow&, BlockRows, const bf16*, const T*, int64_t, float*) const {}
+
   class Worker {
    public:
     explicit Worker(int64_t) {}
@@ -281,6 +286,21 @@ class PlaneBlock {
                      tiles_ + at / Tiles::ROWS * group_size());
   }
 
+  // bf16 numbers of the planes of a panel, for panels that are split once for many blocks.
+  static int64_t split_size(int64_t k) { return planes_size<PLANES>(k); }
+  static void split(const T* panel, int64_t k, bf16* planes) {
+    split_panel<PLANES>(panel, k, planes);
+  }
+  // c = all k of some rows * a panel that is given with its planes.
+  template <class FillRow>
+  void multiply_split(const FillRow& fill_row, BlockRows rows, const bf16* planes, const T* panel,
+                      int64_t k, float* c) const {
+    auto check = [&](int64_t first, int64_t count) {
+      mend(fill_row, k, rows, first, min_of(count, rows.rows - first), panel, c);
+    };
+    split_product<PLANES, T>(tiled(rows), sum_rows(rows.rows), planes, k, c, RowsDone(check));
+  }
+
   class Worker {
    public:
     explicit Worker(int64_t rows)
@@ -288,32 +308,18 @@ class PlaneBlock {
     template <class FillRow>
     void multiply(const PlaneBlock& block, const FillRow& fill_row, BlockRows rows, Stretch stretch,
                   const T* panel, int64_t k, float* c, const RowsDone& done) {
-      const bf16* tiles = block.tiles_ + rows.at / Tiles::ROWS * block.group_size();
       auto done_inside = [&](int64_t first, int64_t count) {
         count = min_of(count, rows.rows - first);
-        float* sums = c + first * PANEL;
         bool last = stretch.begin + stretch.count == k;
-        if (last && !all_finite(sums, count * PANEL)) {
-          repeat(fill_row, k, rows.row + first, count, panel, sums);
-        }
+        if (last) mend(fill_row, k, rows, first, count, panel, c);
         done(first, count);
       };
-      plane_product<PLANES>({tiles, block.group_size()}, sum_rows(rows.rows),
-                            panel + stretch.begin * PANEL, stretch.count, {workspace_, partial_}, c,
-                            RowsDone(done_inside), stretch.begin > 0);
+      plane_product<PLANES>(block.tiled(rows), sum_rows(rows.rows), panel + stretch.begin * PANEL,
+                            stretch.count, {workspace_, partial_}, c, RowsDone(done_inside),
+                            stretch.begin > 0);
     }
 
    private:
-    // Planes do not always give the infinity or NaN that f32 does.
-    template <class FillRow>
-    static void repeat(const FillRow& fill_row, int64_t k, int64_t row, int64_t rows, const T* panel,
-                       float* c) {
-      int64_t pitch = block_pitch<T>(k);
-      Scratch<float> lines(rows * pitch);
-      for (int64_t i = 0; i < rows; ++i) fill_row(row + i, Stretch{0, k}, lines + i * pitch);
-      panel_product(lines, pitch, rows, panel, k, c);
-    }
-
     Scratch<bf16> workspace_;
     Scratch<float> partial_;
     TileScope scope_;
@@ -321,6 +327,22 @@ class PlaneBlock {
 
  private:
   int64_t group_size() const { return round_up(depth_, TILE_DEPTH) * Tiles::ROWS * PLANES; }
+  TiledRows tiled(const BlockRows& rows) const {
+    return {tiles_ + rows.at / Tiles::ROWS * group_size(), group_size()};
+  }
+
+  // Planes do not always give the infinity or NaN that f32 does: rows [first, first + count) of the
+  // sums are made anew if there is one.
+  template <class FillRow>
+  static void mend(const FillRow& fill_row, int64_t k, const BlockRows& rows, int64_t first,
+                   int64_t count, const T* panel, float* c) {
+    float* sums = c + first * PANEL;
+    if (all_finite(sums, count * PANEL)) return;
+    int64_t pitch = block_pitch<T>(k), row = rows.row + first;
+    Scratch<float> lines(count * pitch);
+    for (int64_t i = 0; i < count; ++i) fill_row(row + i, Stretch{0, k}, lines + i * pitch);
+    panel_product(lines, pitch, count, panel, k, sums);
+  }
 
   int64_t depth_;
   Scratch<bf16> tiles_;

@@ -80,6 +80,21 @@ void plane_product(const TiledRows& a, int64_t rows, const T* panel, int64_t k,
                    const PlaneWorkspace& workspace, float* c, const RowsDone& done,
                    bool accumulate);
 
+// bf16 numbers of the planes of a panel, [k / 32][PLANES] pieces of a bf16 panel, k padded to 32.
+template <int PLANES>
+FUSEC_INLINE int64_t planes_size(int64_t k) {
+  return round_up(k, TILE_DEPTH) * PANEL * PLANES;
+}
+
+// Splits a panel once for all blocks of rows that it is multiplied with.
+template <int PLANES, class T>
+void split_panel(const T* panel, int64_t k, bf16* planes);
+
+// plane_product with the planes of a panel of T.
+template <int PLANES, class T>
+void split_product(const TiledRows& a, int64_t rows, const bf16* planes, int64_t k, float* c,
+                   const RowsDone& done);
+
 #ifndef FUSEC_PLANE_DEPTH
 #define FUSEC_PLANE_DEPTH 256
 #endif
@@ -96,9 +111,12 @@ constexpr int64_t plane_workspace() {
 
 // Whether all of `count` sums, a multiple of LANES, are finite.
 FUSEC_INLINE bool all_finite(const float* sums, int64_t count) {
-  Vec total = zero();
-  for (int64_t i = 0; i < count; i += LANES) total = fma(load(sums + i), zero(), total);
-  return is_nan(total) == 0;
+  __m512i most = _mm512_setzero_si512();
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (int64_t i = 0; i < count; i += LANES) {
+    most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_loadu_si512(sums + i), magnitude));
+  }
+  return _mm512_cmpge_epu32_mask(most, _mm512_set1_epi32(0x7f800000)) == 0;
 }
 
 #endif  // FUSEC_AMX
