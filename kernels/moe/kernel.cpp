@@ -102,6 +102,9 @@ struct SortedRows {
       : most_rows(most_rows), begin(p.experts + 1), next(p.experts), token(tokens * p.top_k),
         weight(tokens * p.top_k), blocks(ceil_div(tokens * p.top_k, most_rows) + p.experts) {}
 
+  // Room for the rows of any block of many.
+  int64_t largest_tiled() const { return min_of(most_rows, tiled_rows); }
+
   int64_t most_rows;
   Scratch<int64_t> begin, next;  // of the rows of each expert
   Scratch<int64_t> token;        // of each row
@@ -328,8 +331,8 @@ class Moe {
     using Many = ManyRows<Weight, decltype(fill)>;
     parallel_for(sorted.block_count * groups, 1, [&](int64_t begin, int64_t end, int) {
       Scratch<Row> rows(sorted.most_rows * pitch);
-      Many many(gate_up_, sorted.most_rows, fill);
-      typename Many::Worker worker(sorted.most_rows);
+      Many many(gate_up_, sorted.largest_tiled(), fill);
+      typename Many::Worker worker(sorted.largest_tiled());
       auto multiply = [&](const Block& block, int64_t panel, float* c) {
         if (few.multiply(block, panel, c) || many.multiply(worker, block, 0, panel, c)) return;
         gate_up_.multiply(rows, pitch, block.rows, panel, c);
@@ -389,7 +392,7 @@ class Moe {
     }
     parallel_for(ceil_div(panels, task_panels), 1, [&](int64_t begin, int64_t end, int) {
       Scratch<float> sums(tokens * pitch);
-      typename Many::Worker worker(sorted.most_rows);
+      typename Many::Worker worker(sorted.largest_tiled());
       TileScope scope;
       alignas(64) float c[TILE_ROWS * PANEL], bias[PANEL];
       for (int64_t task = begin; task < end; ++task) {
