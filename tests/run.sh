@@ -11,4 +11,5 @@ cd "$(dirname "$0")/.."
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# A process for each core; the tests of a file share what they compile.
+.venv/bin/python -m pytest --numprocesses auto --dist loadfile "$@"
