@@ -23,6 +23,7 @@ void layer_norm(void* const* buffers, const int64_t* params) {
   } else {
     memset(wide_bias, 0, static_cast<size_t>(n) * sizeof(float));
   }
+  int64_t ahead = rows_ahead(n);
   parallel_for(outer.rows(), grain_for(2 * n), [&](int64_t begin, int64_t end, int) {
     Scratch<float> centred(n);
     for (int64_t row = begin; row < end; ++row) {
@@ -38,7 +39,9 @@ void layer_norm(void* const* buffers, const int64_t* params) {
         return count == LANES ? value : select(first_lanes(count), value, zero());
       });
       float scale = 1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps);
+      const T* later = x + outer.offset(row + ahead, params + X);
       for_vectors(n, [&](int64_t i, int count) {
+        __builtin_prefetch(later + i);
         Vec value = load_some(centred + i, count) * set(scale);
         value = fma(value, load_some(wide_weight + i, count), load_some(wide_bias + i, count));
         store_some(o + i, value, count);

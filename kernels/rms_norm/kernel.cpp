@@ -30,7 +30,9 @@ class NormRows : public ParamRows<8, 12, 1> {
     const float* weight = weight_;
     float squares = sum_squares(p_[N], [=](int64_t i, int count) { return load_some(a + i, count); });
     Vec scale = set(inverse_rms(squares, p_[N], f32_param(p_[EPS])));
+    const T* later_a = later(x_, row, X);
     take([=](int64_t i, int count) {
+      __builtin_prefetch(later_a + i);
       return load_some(a + i, count) * scale * load_some(weight + i, count);
     });
   }
@@ -68,7 +70,10 @@ class SumNormRows : public ParamRows<12, 20, 2> {
       return value;
     });
     Vec scale = set(inverse_rms(squares, p_[N], f32_param(p_[EPS])));
+    const T *later_a = later(x_, row, X), *later_b = later(residual_, row, RESIDUAL);
     take([=](int64_t i, int count) {
+      __builtin_prefetch(later_a + i);
+      __builtin_prefetch(later_b + i);
       return load_some(scratch + i, count) * scale * load_some(weight + i, count);
     });
   }
@@ -104,7 +109,10 @@ class GatedNormRows : public ParamRows<12, 16, 8> {
     if (p_[NORM_BEFORE_GATE]) {
       float squares = sum_squares(n, [=](int64_t i, int count) { return load_some(a + i, count); });
       Vec scale = set(inverse_rms(squares, n, eps));
+      const T *later_a = later(x_, row, X), *later_g = later(gate_, row, GATE);
       auto normed = [=](int64_t i, int count) {
+        __builtin_prefetch(later_a + i);
+        __builtin_prefetch(later_g + i);
         return load_some(a + i, count) * scale * load_some(weight + i, count);
       };
       // What most models compute has a loop of its own.

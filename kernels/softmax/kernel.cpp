@@ -17,7 +17,7 @@ void softmax(void* const* buffers, const int64_t* p) {
   const T* x = static_cast<const T*>(buffers[0]);
   T* out = static_cast<T*>(buffers[1]);
   Outer outer{p + SIZES};
-  int64_t n = p[N], x_step = p[X_STEP], out_step = p[OUT_STEP];
+  int64_t n = p[N], x_step = p[X_STEP], out_step = p[OUT_STEP], ahead = rows_ahead(n);
   parallel_for(outer.rows(), grain_for(8 * n), [&](int64_t begin, int64_t end, int) {
     Scratch<float> row_buffer(n);
     float* row = row_buffer;
@@ -54,7 +54,11 @@ void softmax(void* const* buffers, const int64_t* p) {
         return (value(i, count) - set(shift)) - offset;
       };
       if (out_step == 1) {
-        for_vectors(n, [=](int64_t i, int count) { store_some(o + i, result(i, count), count); });
+        const T* later = x + outer.offset(r + ahead, p + X);
+        for_vectors(n, [=](int64_t i, int count) {
+          __builtin_prefetch(later + i);
+          store_some(o + i, result(i, count), count);
+        });
         continue;
       }
       for_vectors(n, [=](int64_t i, int count) {

@@ -31,9 +31,19 @@ class ParamRows {
   FUSEC_INLINE void finish(Operands&) {}
 
  protected:
-  explicit FUSEC_INLINE ParamRows(const int64_t* params) : p_(params) {}
+  explicit FUSEC_INLINE ParamRows(const int64_t* params)
+      : p_(params), ahead_(rows_ahead(params[N])) {}
+
+  // Where an operand has the row to be asked for while row `row` is written.
+  template <class T>
+  FUSEC_INLINE const T* later(const T* operand, int64_t row, int strides) const {
+    return operand + outer().offset(row + ahead_, p_ + strides);
+  }
 
   const int64_t* p_;
+
+ private:
+  int64_t ahead_;
 };
 
 // ---- rows as they are ----

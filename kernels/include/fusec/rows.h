@@ -48,6 +48,10 @@ class Operands {
   void* const* next_;
 };
 
+// How many rows before its turn a row of `n` elements is asked for, while another one is written: the
+// processor's own prefetching starts anew with every row, and short ones need more time than one.
+FUSEC_INLINE int64_t rows_ahead(int64_t n) { return 1 + 512 / max_of<int64_t>(1, n); }
+
 // Calls body(column, count) for the vectors of a row; count is LANES except for the last one.
 template <class Body>
 FUSEC_INLINE void for_vectors(int64_t n, const Body& body) {
