@@ -215,13 +215,12 @@ def _tables(artifact: Artifact, target: Target, paths: Sequence[Path]) -> Tables
     """
     recorded = cast("Mapping[str, str]", artifact.manifest.options["tuning"])
     tables = read_tables(paths, [each.target for each in artifact.manifest.targets])
-    wanted, digest = recorded.get(target.name), tables.digests.get(target.name)
-    if digest != wanted:
-        was = "another table of tiles" if wanted and digest else "a table of tiles"
-        if wanted is None:
-            raise UsageError(f"the artifact was compiled without a table of tiles for `{target}`")
-        raise UsageError(
-            f"the artifact was compiled with {was} for `{target}`",
-            hint="give the same with `--tuning TABLE`",
-        )
-    return tables
+    wanted, given = recorded.get(target.name), tables.digests.get(target.name)
+    if given == wanted:
+        return tables
+    if wanted is None:
+        how, hint = "without a table of tiles", "leave `--tuning` out"
+    else:
+        how = "with another table of tiles" if given else "with a table of tiles"
+        hint = "give the same with `--tuning TABLE`"
+    raise UsageError(f"the artifact was compiled {how} for `{target.name}`", hint=hint)
