@@ -20,6 +20,7 @@ from quantised_models import write_adapter
 from test_cli import Fusec, fusec  # noqa: F401
 
 from fusec.emulator import host
+from fusec.formats import encode_e8m0
 from fusec.ir import quantise_weights
 from fusec.kernels import sources
 from fusec.rewrite.driver import Builder
@@ -209,8 +210,7 @@ def test_a_fault_in_a_pass_is_located(
 def test_scales_that_a_pass_got_wrong_are_located(
     verified: Callable[..., Any], archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = quantise_weights.encode_e8m0
-    monkeypatch.setattr(quantise_weights, "encode_e8m0", lambda scales: right(2 * scales))
+    monkeypatch.setattr(quantise_weights, "encode_e8m0", lambda scales: encode_e8m0(2 * scales))
     found = verified(archive, "--quantize", "mxfp4", more=("--bisect",))["bisect"]
     assert (found["kind"], found["pass"]) == ("rewrite", "quantise")
     assert found["site"] == "layers.0.mlp.gate+up" and found["error"] > 0.9
