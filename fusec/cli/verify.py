@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -140,10 +141,13 @@ def _sizes(text: str) -> tuple[str, tuple[int, ...]]:
 def _tolerance(text: str) -> tuple[str, float]:
     name, _, value = text.rpartition("=")
     try:
-        return name, float(value)
+        allowed = float(value)
     except ValueError:
+        allowed = math.nan
+    if not 0 <= allowed < math.inf:
         hint = "write `--tol 1e-3`, or `--tol logits=1e-3`"
-        raise UsageError(f"`--tol {text}` is no tolerance", hint=hint) from None
+        raise UsageError(f"`--tol {text}` is no tolerance", hint=hint)
+    return name, allowed
 
 
 def _text(document: dict[str, Any]) -> str:

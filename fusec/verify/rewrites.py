@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fusec.dtypes import DTYPES
-from fusec.ir import Graph
+from fusec.ir import Graph, Node
 from fusec.ir.interpret import bind_symbols, computed, interpret, meanings, parameter_value
 from fusec.rewrite import Decision
 from fusec.verify.compilation import Stage
@@ -151,10 +151,37 @@ def _wrong(
     """What is told of a pass after which the value `differs` is another one."""
     graph = after.graph
     node = _made_by_pass(before.graph, graph, differs)
-    rows = [row for row in after.decisions if row.status == "fired" and row.node == node]
     producer = graph.node(node)
     path = producer.origin.path or node
-    return WrongRewrite(after.name, shows, error, allowed, node, rows[-1] if rows else None, path)
+    row = _decided(after, node, before.graph)
+    return WrongRewrite(after.name, shows, error, allowed, node, row, path)
+
+
+def _decided(after: Stage, node: str, before: Graph) -> Decision | None:
+    """The last decision about `node`, or else about what it reads of the nodes made beside it.
+
+    A decision is about one node; slices of a joined projection are made with it.
+    """
+    by_node = {row.node: row for row in after.decisions if row.status == "fired"}
+    waiting, seen = [node], {node}
+    while waiting:
+        name = waiting.pop(0)
+        if name in by_node:
+            return by_node[name]
+        for value in after.graph.node(name).inputs:
+            made = after.graph.producer(value)
+            if made is not None and made.name not in seen and _is_made(before, made):
+                seen.add(made.name)
+                waiting.append(made.name)
+    return None
+
+
+def _is_made(before: Graph, node: Node) -> bool:
+    """Whether a pass made or changed `node`; a new one may have the name of one that is gone."""
+    if node.name not in before:
+        return True
+    old = before.node(node.name)
+    return (old.op, old.attrs, old.origin) != (node.op, node.attrs, node.origin)
 
 
 def _made_by_pass(before: Graph, after: Graph, value: str) -> str:
@@ -165,7 +192,7 @@ def _made_by_pass(before: Graph, after: Graph, value: str) -> str:
         node = after.producer(waiting.pop(0))
         if node is None:
             continue
-        if node.name not in before or before.node(node.name).op != node.op:
+        if _is_made(before, node):
             return node.name
         for operand in node.inputs:
             if operand not in seen and not (before.has_value(operand) and operand != value):

@@ -180,6 +180,8 @@ class _Verifying:
             self.artifact, self.model.target, request.source, request.given, report
         )
         self.graph = self.compilation.source.graph
+        self._check_interface()
+        self._check_tolerances()
         self.dtype = computed_in(self.graph)
         self.quantised = self._quantised()
         routed = any(node.op in ROUTING for node in self.graph.nodes())
@@ -247,6 +249,38 @@ class _Verifying:
             driver=driver,
             graphs=False,
         )
+
+    def _check_interface(self) -> None:
+        """Refuse a source that takes or gives something else than the artifact."""
+        manifest, graph = self.artifact.manifest, self.graph
+        sides = (
+            (
+                "takes",
+                [_shaped(spec.name, spec.shape) for spec in manifest.inputs],
+                [_shaped(name, graph.type(name).shape) for name in graph.inputs],
+            ),
+            ("gives", [spec.name for spec in manifest.outputs], list(graph.output_names)),
+        )
+        for verb, ours, theirs in sides:
+            if ours != theirs:
+                raise InputError(
+                    f"the source {verb} something else than the artifact",
+                    at=str(self.request.artifact),
+                    detail=(
+                        f"the artifact {verb} {_listed(ours)}",
+                        f"the source {verb} {_listed(theirs)}",
+                    ),
+                    hint="name the source that it was compiled from, or compile this one",
+                )
+
+    def _check_tolerances(self) -> None:
+        """Refuse a tolerance of something that is no output."""
+        names = [spec.name for spec in self.artifact.manifest.outputs]
+        for name in self.request.tolerances:
+            if name and name not in names:
+                raise UsageError(
+                    f"there is no output `{name}`", hint=f"outputs are {_listed(names)}"
+                )
 
     def _quantised(self) -> Stage | None:
         """The graph after the last pass that quantised something; `None` if none did."""
@@ -463,6 +497,16 @@ class _Verifying:
         if self.eager is None:
             return cost, {}
         return cost, {name: self._typical(found) for name, found in runs.items()}
+
+
+def _shaped(name: str, shape: Sequence[Any]) -> str:
+    """An input with its fixed sizes: `x[*, 64]`."""
+    sizes = (str(size) if isinstance(size, int) else "*" for size in shape)
+    return f"{name}[{', '.join(sizes)}]"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{each}`" for each in names)
 
 
 def _misplaced(got: Any, exact: Any, own: Any) -> int:

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import sample_models
+import torch
 import verify_models
 from onnx_models import model_of, saved
 from planted_fault import FAULTS, Fault, plant
 from quantised_models import write_adapter
 from test_cli import Fusec, fusec  # noqa: F401
+from verify_models import HIDDEN
 
 from fusec.emulator import host
 from fusec.formats import encode_e8m0
-from fusec.ir import quantise_weights
+from fusec.ir import Graph, quantise_weights
 from fusec.kernels import sources
 from fusec.rewrite.driver import Builder
 
@@ -183,6 +185,25 @@ def test_a_fault_in_a_kernel_is_located(
     assert (found["kernel"], found["site"]) == PLACES[name]
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_swapped_join_of_projections_is_located(
+    verified: Callable[..., Any], archive: Path, monkeypatch: pytest.MonkeyPatch, layer: int
+) -> None:
+    right = Graph.add
+
+    def wrong(self: Graph, op: str, inputs: Any, attrs: Any = None, **more: Any) -> Any:
+        """Gate and up are as wide: each becomes the other half of the joined product."""
+        if op == "slice" and more["origin"].path.startswith(f"layers.{layer}."):
+            start = HIDDEN - attrs["start"]
+            attrs = {**attrs, "start": start, "stop": start + HIDDEN}
+        return right(self, op, inputs, attrs, **more)
+
+    monkeypatch.setattr(Graph, "add", wrong)
+    found = verified(archive, more=("--bisect",))["bisect"]
+    assert (found["kind"], found["pass"]) == ("rewrite", "merge_gate_up")
+    assert found["site"] == f"layers.{layer}.mlp"
+
+
 @pytest.mark.parametrize(("op", "site"), [("silu_mul", 0), ("silu_mul", 1), ("add_rms_norm", 1)])
 def test_a_fault_in_a_pass_is_located(
     verified: Callable[..., Any],
@@ -228,11 +249,42 @@ def test_another_source_is_told(fusec: Fusec, archive: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("width", "name", "told"),
+    [
+        (32, "y", ("takes something else", "takes `x[*, 64]`", "takes `x[*, 32]`")),
+        (64, "z", ("gives something else", "gives `y`, `largest`", "gives `z`, `largest`")),
+    ],
+)
+def test_a_source_of_another_form_is_told(
+    fusec: Fusec,  # noqa: F811
+    archive: Path,
+    tmp_path: Path,
+    width: int,
+    name: str,
+    told: tuple[str, ...],
+) -> None:
+    class Other(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {name: 2 * x, "largest": x.argmax(-1)}
+
+    shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    made = torch.export.export(Other(), (torch.zeros(3, width),), dynamic_shapes=shapes)
+    torch.export.save(made, tmp_path / "other.pt2")
+    artifact = tmp_path / "m.fusec"
+    fusec("compile", archive, "--target", "cpu", "-o", artifact)
+    done = fusec("verify", artifact, "--against", tmp_path / "other.pt2", *SIZES)
+    assert done.code == 1 and all(each in done.err for each in told)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--dim", "rows=3"), "there is no size `rows`"),
         (("--dim", "batch=x"), "names no sizes"),
         (("--tol", "y=small"), "is no tolerance"),
+        (("--tol", "y=nan"), "is no tolerance"),
+        (("--tol", "y=-1"), "is no tolerance"),
+        (("--tol", "logits=1e-3"), "there is no output `logits`"),
     ],
 )
 def test_what_makes_no_sense_is_told(
@@ -255,8 +307,11 @@ MODELS = [
     ("qwen3_next", "cpu", ("--dtype", "bf16", "--quantize", "fp8-token")),
     ("deepseek_v3", "cpu", ("--quantize", "mxfp4")),
     ("deepseek_v3", "emulator:gfx942", ("--dtype", "bf16")),
+    ("gpt_oss", "emulator:gfx942", ("--quantize", "mxfp4:experts", "--dtype", "bf16")),
     ("gpt_oss", "emulator:gfx950", ("--quantize", "mxfp4:experts", "--dtype", "bf16")),
 ]
+WIDTHS: dict[str, dict[str, Any]] = {"gpt_oss": {"intermediate_size": 64}}
+"""Experts of whole groups of 32: others are not quantised."""
 
 
 @pytest.mark.slow
@@ -264,10 +319,11 @@ MODELS = [
 def test_models_are_right_step_by_step(
     verified: Callable[..., Any], tmp_path: Path, name: str, device: str, options: tuple[str, ...]
 ) -> None:
-    folder = sample_models.build(name, tmp_path / name)
+    folder = sample_models.build(name, tmp_path / name, **WIDTHS.get(name, {}))
     found = verified(folder, *options, device=device, more=("--dim", "batch=2", "--dim", "seq=7"))
     assert found["verdict"] == "right"
     assert found["looked_at"]["values"] > 40
+    assert (found["format_cost"] is not None) == ("--quantize" in options)
 
 
 TRITON_FAULTS = {
