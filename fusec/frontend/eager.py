@@ -151,9 +151,9 @@ def _of_object(
         if dtype is not None:
             import copy
 
-            from fusec.frontend.huggingface import DTYPES
+            from fusec.frontend.tensors import dtype_of
 
-            module = copy.deepcopy(module).to(getattr(torch, DTYPES[dtype]))
+            module = copy.deepcopy(module).to(dtype_of(dtype))
     else:
         raise InputError(f"a `{type(made).__name__}` is not a model")
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))

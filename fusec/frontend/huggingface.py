@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from fusec.frontend.live import Call
     from fusec.ir.weights import Weight
 
-DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
-"""What `--dtype` takes, with torch's names."""
-
 BUILD_FAILURES = (
     OSError,
     ImportError,
@@ -230,9 +227,11 @@ def build_on_meta(config: Any, model_class: Any, dtype: str | None) -> Any:
     """
     import torch
 
+    from fusec.frontend.tensors import dtype_of
+
     config.use_cache = False
     config.return_dict = True
-    wanted = getattr(torch, DTYPES[dtype]) if dtype else _config_dtype(config)
+    wanted = dtype_of(dtype) if dtype else _config_dtype(config)
     # What a class refuses is left to it: gpt-oss has no sdpa, a dense model no experts.
     options = {"attn_implementation": "sdpa", "experts_implementation": "grouped_mm"}
     model: Any = None
@@ -274,12 +273,12 @@ def load_model(folder: Path, dtype: str | None, trust_remote_code: bool) -> Any:
     Raises:
         InputError: transformers does not know the model, or cannot load it.
     """
-    import torch
+    from fusec.frontend.tensors import dtype_of
 
     raw = read_config(folder)
     config = _load_config(folder, raw, trust_remote_code)
     kind = _model_class(config, raw, folder, trust_remote_code)
-    wanted = getattr(torch, DTYPES[dtype]) if dtype else _config_dtype(config)
+    wanted = dtype_of(dtype) if dtype else _config_dtype(config)
     try:
         with _quiet_transformers():
             model = kind.from_pretrained(folder, dtype=wanted, attn_implementation="eager")

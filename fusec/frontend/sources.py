@@ -437,9 +437,9 @@ def _in_dtype(module: Any, options: Options, dtype: str) -> tuple[Any, Options]:
     import torch
     from torch.utils import _pytree as pytree
 
-    from fusec.frontend.huggingface import DTYPES
+    from fusec.frontend.tensors import dtype_of
 
-    wanted = getattr(torch, DTYPES[dtype])
+    wanted = dtype_of(dtype)
 
     def changed(leaf: Any) -> Any:
         is_float = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()

@@ -10,7 +10,7 @@ import numpy as np
 
 from fusec.runtime.model import Model
 from fusec.verify.compilation import AS_READ, Compilation
-from fusec.verify.rewrites import WrongRewrite, wrong_rewrite
+from fusec.verify.rewrites import WrongRewrite, fired, wrong_rewrite
 from fusec.verify.steps import StepError, step_errors
 
 
@@ -93,10 +93,10 @@ def _of_step(
 ) -> dict[str, Any]:
     stages = compilation.rewrite()
     made_by = next((each.name for each in stages if first.node in each.graph), AS_READ)
-    row = _fired(compilation, first.node)
+    row = fired(stages[-1]).get(first.node)
     origin = stages[-1].graph.node(first.node).origin
-    fusion = first.op if row is None else str(row["fusion"])
-    site = (origin.path or first.node) if row is None else str(row["site"])
+    fusion = first.op if row is None else row.fusion
+    site = (origin.path or first.node) if row is None else row.site
     right = sum(each.is_right for each in later)
     return {
         "kind": "kernel",
@@ -117,18 +117,6 @@ def _of_step(
         ),
         "hint": "report the kernel with this output" if row is None else _without(made_by),
     }
-
-
-def _fired(compilation: Compilation, node: str) -> Mapping[str, object] | None:
-    """The last decision of the artifact that made a node."""
-    rows = [
-        row
-        for row in compilation.artifact.decisions()
-        if row.get("target") == compilation.target.name
-        and row["node"] == node
-        and row["status"] == "fired"
-    ]
-    return rows[-1] if rows else None
 
 
 def _number(value: float) -> float | None:

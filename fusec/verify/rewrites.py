@@ -43,6 +43,11 @@ class WrongRewrite:
     path: str
 
 
+def fired(stage: Stage) -> dict[str, Decision]:
+    """The last decision that made each node, by its name."""
+    return {row.node: row for row in stage.decisions if row.status == "fired"}
+
+
 def wrong_rewrite(stages: Sequence[Stage], inputs: Mapping[str, Any]) -> WrongRewrite | None:
     """The first pass that is found to change the meaning, `None` if none does.
 
@@ -162,7 +167,7 @@ def _decided(after: Stage, node: str, before: Graph) -> Decision | None:
 
     A decision is about one node; slices of a joined projection are made with it.
     """
-    by_node = {row.node: row for row in after.decisions if row.status == "fired"}
+    by_node = fired(after)
     waiting, seen = [node], {node}
     while waiting:
         name = waiting.pop(0)

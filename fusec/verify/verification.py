@@ -174,6 +174,7 @@ class _Verifying:
         self.request = request
         self.report = report
         self.artifact: Artifact = open_artifact(request.artifact)
+        self._check_tolerances()
         self.model = self._load()
         report("reading the source")
         self.compilation: Compilation = read_again(
@@ -181,7 +182,6 @@ class _Verifying:
         )
         self.graph = self.compilation.source.graph
         self._check_interface()
-        self._check_tolerances()
         self.dtype = computed_in(self.graph)
         self.quantised = self._quantised()
         routed = any(node.op in ROUTING for node in self.graph.nodes())
@@ -338,7 +338,7 @@ class _Verifying:
         asked = self.request.dims
         for name in asked:
             if name not in ranges:
-                known = ", ".join(f"`{each}`" for each in ranges) or "none"
+                known = _listed([*ranges]) or "none"
                 raise UsageError(f"there is no size `{name}`", hint=f"sizes are {known}")
 
         def bounded(wanted: Mapping[str, int], other: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A model of two small layers for tests of `fusec verify`, and what is planted into its kernels."""
+"""A model of two small layers for tests of `fusec verify`."""
 
 from __future__ import annotations
 
