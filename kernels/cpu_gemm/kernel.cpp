@@ -326,10 +326,6 @@ void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const 
 #ifndef FUSEC_TILE_STRETCH
 #define FUSEC_TILE_STRETCH 256
 #endif
-// Fewer rows than these are quicker in vectors.
-#ifndef FUSEC_TILE_LEAST_ROWS
-#define FUSEC_TILE_LEAST_ROWS 4
-#endif
 
 constexpr int64_t PAIR_ROW_BYTES = 2 * PANEL * sizeof(bf16);
 constexpr int64_t B_STEP = TILE_DEPTH * PANEL;  // bf16 numbers of a panel that one step takes
@@ -405,10 +401,22 @@ struct Products<3, float> : ThreePlanes {};
 template <>
 struct Products<2, f16> : AllOfTwoPlanes {};
 
-// c[GROUPS * 16][PANEL] (+)= a * b over `steps` times 32 numbers along k; b is [steps][planes] pieces
-// of a bf16 panel. `between(step)` is what else is done meanwhile.
+// [steps][planes] pieces of a bf16 panel, or a ring of them: a step has the one whose number is that
+// of the step under the mask.
+struct Pieces {
+  const bf16* data;
+  int64_t mask = -1;
+
+  template <class Pairs>
+  FUSEC_INLINE const bf16* at(int64_t step) const {
+    return data + (step & mask) * Pairs::PLANES * B_STEP;
+  }
+};
+
+// c[GROUPS * 16][PANEL] (+)= a * b over `steps` times 32 numbers along k. `between(step)` is what else
+// is done meanwhile.
 template <class Pairs, int GROUPS, class Between>
-FUSEC_INLINE void multiply_tiles(const TileRows& a, const bf16* b, int64_t steps, float* c,
+FUSEC_INLINE void multiply_tiles(const TileRows& a, const Pieces& b, int64_t steps, float* c,
                                  bool accumulate, const Between& between) {
   constexpr int64_t C_PITCH = PANEL * sizeof(float);
   float* c_second = c + Tiles::ROWS * PANEL;
@@ -424,14 +432,15 @@ FUSEC_INLINE void multiply_tiles(const TileRows& a, const bf16* b, int64_t steps
     if (GROUPS > 1) Tiles::zero<3>();
   }
   const char* first = a.data;
-  for (int64_t step = 0; step < steps; ++step, first += a.step, b += Pairs::PLANES * B_STEP) {
+  for (int64_t step = 0; step < steps; ++step, first += a.step) {
     between(step);
+    const bf16* pieces = b.at<Pairs>(step);
     FUSEC_UNROLL
     for (int i = 0; i < Pairs::COUNT; ++i) {
       bool new_a = i == 0 || Pairs::A[i] != Pairs::A[i - 1];
       bool new_b = i == 0 || Pairs::B[i] != Pairs::B[i - 1];
       const char* rows = first + Pairs::A[i] * Tiles::BYTES;
-      const bf16* columns = b + Pairs::B[i] * B_STEP;
+      const bf16* columns = pieces + Pairs::B[i] * B_STEP;
       if (new_b) Tiles::load<6>(columns, PAIR_ROW_BYTES);
       if (new_a) Tiles::load<4>(rows, a.pitch);
       Tiles::dot_bf16<0, 4, 6>();
@@ -449,7 +458,7 @@ FUSEC_INLINE void multiply_tiles(const TileRows& a, const bf16* b, int64_t steps
 }
 
 template <class Pairs, class Between>
-FUSEC_INLINE void multiply_groups(int64_t groups, const TileRows& a, const bf16* b, int64_t steps,
+FUSEC_INLINE void multiply_groups(int64_t groups, const TileRows& a, const Pieces& b, int64_t steps,
                                   float* c, bool accumulate, const Between& between) {
   if (groups == 1) {
     multiply_tiles<Pairs, 1>(a, b, steps, c, accumulate, between);
@@ -474,7 +483,7 @@ void multiply_panel(const TileRows& a, int64_t from, int64_t to, const bf16* pan
                 ceil_div(PLANES * B_STEP * int64_t{sizeof(bf16)}, pairs), pairs == 1};
     for (int64_t row = from; row < to; row += ROWS) {
       int64_t rows = min_of(ROWS, to - row);
-      multiply_groups<Pairs>(ceil_div(rows, Tiles::ROWS), a.from(row, depth), stretch, steps,
+      multiply_groups<Pairs>(ceil_div(rows, Tiles::ROWS), a.from(row, depth), {stretch}, steps,
                              c + row * PANEL, depth > 0 || accumulate,
                              [&](int64_t) { ahead.fetch(); });
       if (depth + count == k) done(row, rows);
@@ -494,6 +503,71 @@ void tile_product(const bf16* a, int64_t pitch, int64_t rows, const bf16* panel,
     int64_t first = min_of<int64_t>(rest, Tiles::ROWS);
     configure(first, max_of<int64_t>(1, rest - first));
     multiply_panel<OnePlane>(source, whole, rows, panel, k, c, done, accumulate);
+  }
+  release();
+}
+
+// ---- panels that are made on the way ----
+
+// Tiles for a group or two of at most 16 rows.
+void configure_rows(int64_t rows) {
+  constexpr int64_t WHOLE = Tiles::ROWS;
+  configure(min_of(rows, WHOLE), rows > WHOLE ? rows - WHOLE : WHOLE);
+}
+
+// At most two groups of rows, whose sums stay in the tiles. The vector units make a piece that is used
+// after the next while the tile unit multiplies.
+void made_product_of_few(const TileRows& a, int64_t rows, const PanelMaker& make, int64_t k,
+                         bf16* workspace, float* c) {
+  constexpr int64_t RING = 4, LEAD = 2;
+  static_assert(RING * B_STEP <= MADE_WORKSPACE, "no room for a ring");
+  int64_t steps = k / TILE_DEPTH, made = 0;
+  auto make_next = [&] {
+    if (made == steps) return;
+    make(made * TILE_DEPTH, workspace + made % RING * B_STEP);
+    ++made;
+  };
+  for (int64_t i = 0; i < LEAD; ++i) make_next();
+  configure_rows(rows);
+  multiply_groups<OnePlane>(ceil_div(rows, Tiles::ROWS), a, {workspace, RING - 1}, steps, c, false,
+                            [&](int64_t) { make_next(); });
+}
+
+// A stretch of the panel stays in the L1 cache while all rows pass by; the next one is made meanwhile.
+void made_product_of_many(const TileRows& a, int64_t rows, const PanelMaker& make, int64_t k,
+                          bf16* workspace, float* c, const RowsDone& done) {
+  constexpr int64_t ROWS = 2 * Tiles::ROWS, STRETCH = FUSEC_MADE_STRETCH;
+  bf16 *current = workspace, *other = current + STRETCH * PANEL;
+  auto pieces_from = [=](int64_t begin) { return min_of(STRETCH, k - begin) / TILE_DEPTH; };
+  for (int64_t i = 0; i < pieces_from(0); ++i) make(i * TILE_DEPTH, current + i * B_STEP);
+  for (int64_t begin = 0; begin < k; begin += STRETCH) {
+    int64_t steps = pieces_from(begin), next = begin + steps * TILE_DEPTH;
+    int64_t pieces = pieces_from(next), made = 0, passed = 0;
+    int64_t all_steps = steps * ceil_div(rows, ROWS);
+    auto make_share = [&](int64_t) {
+      for (++passed; made * all_steps < passed * pieces; ++made) {
+        make(next + made * TILE_DEPTH, other + made * B_STEP);
+      }
+    };
+    for (int64_t row = 0; row < rows; row += ROWS) {
+      int64_t some = min_of(ROWS, rows - row);
+      configure_rows(some);
+      multiply_groups<OnePlane>(ceil_div(some, Tiles::ROWS), a.from(row, begin), {current}, steps,
+                                c + row * PANEL, begin > 0, make_share);
+      if (next == k) done(row, some);
+    }
+    bf16* used = current;
+    current = other, other = used;
+  }
+}
+
+void made_product(const TileRows& a, int64_t rows, const PanelMaker& make, int64_t k,
+                  bf16* workspace, float* c, const RowsDone& done) {
+  if (rows <= 2 * Tiles::ROWS) {
+    made_product_of_few(a, rows, make, k, workspace, c);
+    done(0, rows);
+  } else {
+    made_product_of_many(a, rows, make, k, workspace, c, done);
   }
   release();
 }
@@ -591,6 +665,15 @@ void tiled_product(const TiledRows& a, int64_t rows, const bf16* panel, int64_t 
   release();
 }
 
+void made_product(const bf16* a, int64_t pitch, int64_t rows, const PanelMaker& make, int64_t k,
+                  bf16* workspace, float* c) {
+  made_product(TileRows(a, pitch), rows, make, k, workspace, c, RowsDone());
+}
+void made_product(const TiledRows& a, int64_t rows, const PanelMaker& make, int64_t k,
+                  bf16* workspace, float* c, const RowsDone& done) {
+  made_product(TileRows(a, 1), rows, make, k, workspace, c, done);
+}
+
 template <int PLANES, class T>
 void plane_product(const TiledRows& a, int64_t rows, const T* panel, int64_t k,
                    const PlaneWorkspace& workspace, float* c, const RowsDone& done,
@@ -614,7 +697,7 @@ void plane_product(const TiledRows& a, int64_t rows, const T* panel, int64_t k,
     for (int64_t row = 0; row < rows; row += ROWS) {
       int64_t some = min_of(ROWS, rows - row);
       multiply_groups<Products<PLANES, T>>(
-          ceil_div(some, Tiles::ROWS), source.from(row, begin), current, count / TILE_DEPTH,
+          ceil_div(some, Tiles::ROWS), source.from(row, begin), {current}, count / TILE_DEPTH,
           sums + row * PANEL, begin % SPAN > 0, [&](int64_t) { splitter.advance(share); });
       if (sums != c && (next == depth || next % SPAN == 0)) {
         add_rows(sums + row * PANEL, some, c + row * PANEL);

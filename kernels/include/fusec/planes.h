@@ -17,6 +17,11 @@ namespace fusec {
 
 #if FUSEC_AMX
 
+// Fewer rows of bf16 than these are quicker in vectors.
+#ifndef FUSEC_TILE_LEAST_ROWS
+#define FUSEC_TILE_LEAST_ROWS 4
+#endif
+
 // Numbers along k that one tile of A holds, and bf16 numbers of a tile.
 constexpr int64_t TILE_DEPTH = Tiles::DEPTH;
 constexpr int64_t TILE_SIZE = Tiles::ROWS * TILE_DEPTH;
@@ -67,6 +72,36 @@ FUSEC_INLINE void tile_bf16_row(const bf16* source, int64_t k, int64_t row, bf16
 // c[rows][PANEL] = a * panel, rows a multiple of 16; with `accumulate` it is added to c.
 void tiled_product(const TiledRows& a, int64_t rows, const bf16* panel, int64_t k, float* c,
                    const RowsDone& done, bool accumulate);
+
+// Makes TILE_DEPTH rows of a panel of bf16, from row `begin` on, as a product comes to need them.
+class PanelMaker {
+ public:
+  template <class Body>
+  explicit PanelMaker(const Body& body)
+      : context_(&body), call_([](const void* context, int64_t begin, bf16* target) {
+          (*static_cast<const Body*>(context))(begin, target);
+        }) {}
+  template <class Body>
+  explicit PanelMaker(const Body&& body) = delete;  // would be gone when it is called
+  void operator()(int64_t begin, bf16* target) const { call_(context_, begin, target); }
+
+ private:
+  const void* context_;
+  void (*call_)(const void* context, int64_t begin, bf16* target);
+};
+
+#ifndef FUSEC_MADE_STRETCH
+#define FUSEC_MADE_STRETCH 256
+#endif
+// bf16 numbers that made_product keeps: two stretches of a panel, one in use while the other is made.
+constexpr int64_t MADE_WORKSPACE = 2 * FUSEC_MADE_STRETCH * PANEL;
+
+// c[rows][PANEL] = a * the panel that `make` makes. k is a multiple of TILE_DEPTH; of tiles the rows
+// are a multiple of 16.
+void made_product(const bf16* a, int64_t pitch, int64_t rows, const PanelMaker& make, int64_t k,
+                  bf16* workspace, float* c);
+void made_product(const TiledRows& a, int64_t rows, const PanelMaker& make, int64_t k,
+                  bf16* workspace, float* c, const RowsDone& done);
 
 // What plane_product keeps: plane_workspace<PLANES>() numbers of bf16, and as many sums as c has.
 struct PlaneWorkspace {

@@ -81,17 +81,28 @@ FUSEC_INLINE Vec odd_words(IntVec words) {
 }
 #endif
 
-// Sixteen words that are looked up; the first is 0, which the upper bytes of an index read on AVX2.
+// Sixteen words that are looked up, twice; the first is 0, which the upper bytes of an index read on
+// AVX2.
+struct LookedUp {
+  alignas(64) uint16_t words[32];
+  alignas(32) uint8_t low[32], high[32];
+};
+template <class Word>
+constexpr LookedUp looked_up(const Word& word) {
+  LookedUp made = {};
+  for (int i = 0; i < 32; ++i) {
+    made.words[i] = static_cast<uint16_t>(word(i & 15));
+    made.low[i] = static_cast<uint8_t>(made.words[i] & 0xff);
+    made.high[i] = static_cast<uint8_t>(made.words[i] >> 8);
+  }
+  return made;
+}
+
 struct WordTable {
 #if FUSEC_AVX512
   IntVec table;
 
-  template <class Word>
-  explicit FUSEC_INLINE WordTable(const Word& word) {
-    alignas(64) uint16_t words[32];
-    for (int i = 0; i < 32; ++i) words[i] = static_cast<uint16_t>(word(i & 15));
-    table = _mm512_load_si512(words);
-  }
+  explicit FUSEC_INLINE WordTable(const LookedUp& from) : table(_mm512_load_si512(from.words)) {}
   // By the lowest four bits of every word.
   FUSEC_INLINE IntVec operator()(IntVec index) const {
     return _mm512_permutexvar_epi16(index, table);
@@ -99,16 +110,9 @@ struct WordTable {
 #else
   IntVec low, high;
 
-  template <class Word>
-  explicit FUSEC_INLINE WordTable(const Word& word) {
-    alignas(32) uint8_t lows[32], highs[32];
-    for (int i = 0; i < 32; ++i) {
-      lows[i] = static_cast<uint8_t>(word(i & 15) & 0xff);
-      highs[i] = static_cast<uint8_t>(word(i & 15) >> 8);
-    }
-    low = _mm256_load_si256(reinterpret_cast<const __m256i*>(lows));
-    high = _mm256_load_si256(reinterpret_cast<const __m256i*>(highs));
-  }
+  explicit FUSEC_INLINE WordTable(const LookedUp& from)
+      : low(_mm256_load_si256(reinterpret_cast<const __m256i*>(from.low))),
+        high(_mm256_load_si256(reinterpret_cast<const __m256i*>(from.high))) {}
   // By the lowest four bits of every word, where those from the eighth on are 0.
   FUSEC_INLINE IntVec operator()(IntVec index) const {
     return _mm256_or_si256(_mm256_shuffle_epi8(low, index),
@@ -119,18 +123,20 @@ struct WordTable {
 
 // ---- e2m1 ----
 
-// The values 0, 0.5, 1, 1.5, 2, 3, 4, 6 as bf16 times 2^RAISED_BY, and the same with a sign; both zeros
+// The values 0, 0.5, 1, 1.5, 2, 3, 4, 6 as bf16 times 2^raised_by, and the same with a sign; both zeros
 // are the word 0, so that lowering the exponent with saturation keeps them.
+constexpr int e2m1_word(int code, int raised_by) {
+  constexpr int magnitude[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
+  int bits = magnitude[code & 7];
+  if (bits == 0) return 0;
+  return bits + raised_by * 0x80 + (code >= 8 ? 0x8000 : 0);
+}
+template <int RAISED_BY>
+constexpr LookedUp E2M1 = looked_up([](int code) { return e2m1_word(code, RAISED_BY); });
+
 template <int RAISED_BY>
 struct E2m1Words {
-  static constexpr int raised(int bits) { return bits ? bits + RAISED_BY * 0x80 : 0; }
-  static constexpr int word(int code) {
-    constexpr int magnitude[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
-    int bits = raised(magnitude[code & 7]);
-    return bits && code >= 8 ? bits + 0x8000 : bits;
-  }
-
-  WordTable table{[](int i) { return word(i); }};
+  WordTable table{E2M1<RAISED_BY>};
 
   // The values of nibble `place` of every word.
   FUSEC_INLINE IntVec operator()(IntVec codes, int place) const {
@@ -199,7 +205,7 @@ inline void decode_extreme_group(const uint16_t* codes, const uint8_t* scales, b
       float scale = byte == 255 ? __builtin_nanf("") : __builtin_ldexpf(1.0f, byte - 127);
       for (int t = 0; t < 2; ++t) {
         int code = codes[(pair / 4 * PANEL + column) * 2 + t] >> (4 * (pair % 4)) & 15;
-        float value = to_float(bf16{static_cast<uint16_t>(E2m1Words<0>::word(code))});
+        float value = to_float(bf16{static_cast<uint16_t>(e2m1_word(code, 0))});
         target[(pair * PANEL + column) * 2 + t] = from_float<bf16>(value * scale);
       }
     }
@@ -221,9 +227,10 @@ FUSEC_INLINE void for_pairs_of_group(const Values& values, const uint16_t* codes
   }
 }
 
-// Rows [begin, begin + count) of a panel as panel_product takes them; both are multiples of 32.
+// Rows [begin, begin + count) of a panel as panel_product takes them; both are multiples of 32. Codes
+// are fetched `ahead` rows before they are decoded.
 inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin, int64_t count,
-                         bf16* target) {
+                         int64_t ahead, bf16* target) {
   const E2m1Words<RAISED> values;
   const uint16_t* codes = codes_at(weight, panel, begin);
   const uint8_t* scales = weight.scales + panel * quantised_depth(weight.k) + begin;
@@ -236,7 +243,7 @@ inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin
     FUSEC_UNROLL
     for (int column = 0; column < PANEL; column += LANES) {
       const IntVec steps = exponent_steps(scales + column);
-      for_pairs_of_group(values, codes + 2 * column, count, [=](int row, IntVec pair) {
+      for_pairs_of_group(values, codes + 2 * column, ahead, [=](int row, IntVec pair) {
         store_codes(group + (row * PANEL + column) * 2, subtract_saturated(pair, steps));
       });
     }
@@ -244,7 +251,7 @@ inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin
 }
 
 inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin, int64_t count,
-                         float* target) {
+                         int64_t ahead, float* target) {
   const E2m1Words<0> values;
   const uint16_t* codes = codes_at(weight, panel, begin);
   const uint8_t* scales = weight.scales + panel * quantised_depth(weight.k) + begin;
@@ -253,7 +260,7 @@ inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin
     FUSEC_UNROLL
     for (int column = 0; column < PANEL; column += LANES) {
       const Vec scale = e8m0_scales(scales + column);
-      for_pairs_of_group(values, codes + 2 * column, count, [=](int row, IntVec pair) {
+      for_pairs_of_group(values, codes + 2 * column, ahead, [=](int row, IntVec pair) {
         float* at = group + 2 * row * PANEL + column;
         store(at, even_words(pair) * scale);
         store(at + PANEL, odd_words(pair) * scale);
@@ -264,16 +271,19 @@ inline void decode_panel(const Mxfp4Weight& weight, int64_t panel, int64_t begin
 
 // ---- e4m3fn ----
 
-// The values of byte `place` of every word as bf16. A normal number moves its exponent's bias; the
-// eight below 2^-6 come from a table, and 0x7f is NaN.
+// The eight values below 2^-6 as bf16, by their mantissa.
+constexpr int e4m3_subnormal_word(int mantissa) {
+  constexpr int word[8] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+  return word[mantissa & 7];
+}
+constexpr LookedUp E4M3_SUBNORMAL = looked_up(e4m3_subnormal_word);
+
+// The values of byte `place` of every word as bf16. A normal number moves its exponent's bias, and 0x7f
+// is NaN.
 struct E4m3Words {
-  static constexpr int below(int mantissa) {
-    constexpr int word[8] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
-    return word[mantissa];
-  }
   static constexpr int BIAS = (127 - 7) << 7, QUIET = 0x7fc0;
 
-  WordTable table{[](int i) { return below(i & 7); }};
+  WordTable table{E4M3_SUBNORMAL};
 
   FUSEC_INLINE IntVec operator()(IntVec codes, int place) const {
 #if FUSEC_AVX512
@@ -302,11 +312,11 @@ struct E4m3Words {
 
 // Rows [begin, begin + count) of a panel, without their scales; both are multiples of 32.
 inline void decode_panel(const Fp8Weight& weight, int64_t panel, int64_t begin, int64_t count,
-                         bf16* target) {
+                         int64_t ahead, bf16* target) {
   const E4m3Words values;
   const uint16_t* codes = codes_at(weight, panel, begin);
   for (int64_t i = 0; i < count * PANEL / 2; i += 2 * LANES) {
-    __builtin_prefetch(codes + i + count * PANEL / 2);
+    __builtin_prefetch(codes + i + ahead * PANEL / 2);
     const IntVec words = load_codes(codes + i);
     const int64_t row = i / (2 * PANEL), column = i % (2 * PANEL);
     bf16* pairs = target + row * 4 * PANEL + column;
@@ -316,11 +326,11 @@ inline void decode_panel(const Fp8Weight& weight, int64_t panel, int64_t begin, 
 }
 
 inline void decode_panel(const Fp8Weight& weight, int64_t panel, int64_t begin, int64_t count,
-                         float* target) {
+                         int64_t ahead, float* target) {
   const E4m3Words values;
   const uint16_t* codes = codes_at(weight, panel, begin);
   for (int64_t i = 0; i < count * PANEL / 2; i += 2 * LANES) {
-    __builtin_prefetch(codes + i + count * PANEL / 2);
+    __builtin_prefetch(codes + i + ahead * PANEL / 2);
     const IntVec words = load_codes(codes + i);
     const int64_t row = i / (2 * PANEL), column = i % (2 * PANEL) / 2;
     float* rows = target + row * 4 * PANEL + column;
@@ -502,33 +512,76 @@ FUSEC_INLINE void add_sums(const float* sums, int64_t rows, float* c) {
 FUSEC_INLINE bool scales_at_end(const Mxfp4Weight&) { return true; }
 FUSEC_INLINE bool scales_at_end(const Fp8Weight& weight) { return weight.group == 0; }
 
+// c = the products of some rows with a panel, `piece` of K at a time: `multiply(begin, count, sums,
+// accumulate)` makes those of [begin, begin + count), or adds them.
+template <class Weight, class Multiply>
+inline void sum_pieces(const Weight& weight, int64_t panel, int64_t rows, int64_t piece, float* c,
+                       const Multiply& multiply) {
+  const int64_t depth = quantised_depth(weight.k);
+  if (scales_at_end(weight)) {
+    for (int64_t begin = 0; begin < depth; begin += piece) {
+      multiply(begin, min_of(piece, depth - begin), c, begin > 0);
+    }
+    return scale_sums(weight, panel, 0, rows, c);
+  }
+  Scratch<float> sums(rows * PANEL);
+  for (int64_t begin = 0; begin < depth; begin += piece) {
+    multiply(begin, min_of(piece, depth - begin), begin ? sums : c, false);
+    scale_sums(weight, panel, begin, rows, begin ? sums : c);
+    if (begin) add_sums(sums, rows, c);
+  }
+}
+
+#if FUSEC_AMX
+// How far ahead of their use codes are fetched while tiles are multiplied, in rows of a panel.
+#ifndef FUSEC_CODES_AHEAD
+#define FUSEC_CODES_AHEAD 256
+#endif
+
+// c = rows of bf16 * [begin, begin + count) of a panel, which is widened meanwhile. `product(make,
+// workspace)` is one of made_product.
+template <class Weight, class Product>
+inline void widen_for(const Weight& weight, int64_t panel, int64_t begin, const Product& product) {
+  Scratch<bf16> workspace(MADE_WORKSPACE);
+  const auto widen = [=, &weight](int64_t row, bf16* target) {
+    decode_panel(weight, panel, begin + row, TILE_DEPTH, FUSEC_CODES_AHEAD, target);
+  };
+  product(PanelMaker(widen), static_cast<bf16*>(workspace));
+}
+#endif
+
 // c[rows][PANEL] = a[rows][K] * panel `panel` of the weight, in f32. `a` is a block of rows of
 // fill_quantised_row with row pitch `pitch`. T is float, or bf16 for rows of bf16.
 template <class T, class Weight>
 inline void quantised_product(const Activations<T>* a, int64_t pitch, int64_t rows,
                               const Weight& weight, int64_t panel, float* c) {
-  if constexpr (sizeof(Activations<T>) == sizeof(float)) {
+  constexpr bool IN_F32 = sizeof(Activations<T>) == sizeof(float);
+  if constexpr (IN_F32) {
     if (rows <= FEW_FLOAT_ROWS) return few_rows_product(a, pitch, rows, weight, panel, c);
   }
   const int64_t depth = quantised_depth(weight.k);
-  const int64_t longest = min_of(piece_of(weight, rows), depth);
   if (depth == 0) memset(c, 0, static_cast<size_t>(rows) * PANEL * sizeof(float));
-  Scratch<T> wide(longest * PANEL);
-  auto multiply = [&](int64_t begin, float* sums, bool accumulate) {
-    const int64_t count = min_of(longest, depth - begin);
-    decode_panel(weight, panel, begin, count, wide);
-    panel_product(a + begin, pitch, rows, static_cast<const T*>(wide), count, sums, {}, accumulate);
-  };
-  if (scales_at_end(weight)) {
-    for (int64_t begin = 0; begin < depth; begin += longest) multiply(begin, c, begin > 0);
-    return scale_sums(weight, panel, 0, rows, c);
+#if FUSEC_AMX
+  if constexpr (!IN_F32) {
+    if (rows >= FUSEC_TILE_LEAST_ROWS) {
+      const int64_t piece = scales_at_end(weight) ? depth : sum_depth(weight);
+      return sum_pieces(weight, panel, rows, piece, c,
+                        [&](int64_t begin, int64_t count, float* sums, bool) {
+        widen_for(weight, panel, begin, [&](const PanelMaker& make, bf16* workspace) {
+          made_product(a + begin, pitch, rows, make, count, workspace, sums);
+        });
+      });
+    }
   }
-  Scratch<float> sums(rows * PANEL);
-  for (int64_t begin = 0; begin < depth; begin += longest) {
-    multiply(begin, begin ? sums : c, false);
-    scale_sums(weight, panel, begin, rows, begin ? sums : c);
-    if (begin) add_sums(sums, rows, c);
-  }
+#endif
+  const int64_t piece = min_of(piece_of(weight, rows), depth);
+  Scratch<T> wide(piece * PANEL);
+  sum_pieces(weight, panel, rows, piece, c,
+             [&](int64_t begin, int64_t count, float* sums, bool accumulate) {
+    decode_panel(weight, panel, begin, count, count, wide);
+    const T* widened = wide;
+    panel_product(a + begin, pitch, rows, widened, count, sums, {}, accumulate);
+  });
 }
 
 // ---- few rows as 16-bit integers ----
@@ -762,7 +815,7 @@ inline bool integer_gemm(const Activations<T>* block, int64_t pitch, int64_t m, 
 
 #if FUSEC_AMX
 
-// Bytes of rows in tiles that stay in the L2 cache beside a widened panel.
+// Bytes of rows in tiles that stay in the L2 cache.
 #ifndef FUSEC_WIDENED_BLOCK_BYTES
 #define FUSEC_WIDENED_BLOCK_BYTES (1536 * 1024)
 #endif
@@ -792,7 +845,8 @@ class RowTiles {
   Scratch<bf16> tiles_;
 };
 
-// The whole product of many rows of bf16, in tiles: a panel is widened once for each block of rows.
+// The whole product of many rows of bf16 in tiles, where one scale holds for all of K: a panel is
+// widened once for each block of rows.
 template <class Weight, class FillRow, class Out>
 inline void tiled_gemm(int64_t m, int64_t n, const Weight& weight, const FillRow& fill_row,
                        const Epilogue<bf16, Out>& epilogue) {
@@ -807,18 +861,18 @@ inline void tiled_gemm(int64_t m, int64_t n, const Weight& weight, const FillRow
   auto multiply = [&](const RowTiles& tiles, int64_t at, int64_t row, int64_t rows,
                       int64_t first_panel, int64_t last_panel) {
     TileScope scope;
-    Scratch<bf16> wide(depth * PANEL);
     Scratch<float> c(round_up(rows, Tiles::ROWS) * PANEL);
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t column = panel * PANEL, columns = min_of<int64_t>(PANEL, n - column);
-      decode_panel(weight, panel, 0, depth, wide);
       auto finish = [&](int64_t first, int64_t some) {
         some = min_of(some, rows - first);
         scale_sums(weight, panel, 0, some, c + first * PANEL);
         epilogue.write(c + first * PANEL, row + first, some, column, columns);
       };
-      tiled_product(tiles.from(at), round_up(rows, Tiles::ROWS), wide, depth, c, RowsDone(finish),
-                    false);
+      widen_for(weight, panel, 0, [&](const PanelMaker& make, bf16* workspace) {
+        made_product(tiles.from(at), round_up(rows, Tiles::ROWS), make, depth, workspace, c,
+                     RowsDone(finish));
+      });
     }
   };
   if (by_rows) {
