@@ -52,7 +52,8 @@ class Target:
 
 _V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
-_ZEN4 = (*_V4, "avx512_bf16", "avx512_vnni", "avx512vbmi")
+_CASCADE_LAKE = (*_V4, "avx512_vnni")
+_ZEN4 = (*_CASCADE_LAKE, "avx512_bf16", "avx512vbmi")
 _SAPPHIRE_RAPIDS = (*_ZEN4, "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
 
 CPU_ARCHES: dict[str, Target] = {
@@ -60,6 +61,7 @@ CPU_ARCHES: dict[str, Target] = {
     for target in (
         Target("x86-64-v3", "cpu", "x86-64-v3", _V3, wave_size=8),
         Target("x86-64-v4", "cpu", "x86-64-v4", _V4, wave_size=16),
+        Target("cascadelake", "cpu", "cascadelake", _CASCADE_LAKE, wave_size=16),
         Target("znver4", "cpu", "znver4", _ZEN4, wave_size=16),
         Target("sapphirerapids", "cpu", "sapphirerapids", _SAPPHIRE_RAPIDS, wave_size=16),
     )

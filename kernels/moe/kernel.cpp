@@ -67,7 +67,7 @@ template <class T, class Codes>
 struct QuantisedWeight {
   using Row = Activations<Wide<T>>;
   using Tiled = PlaneBlock<T, 0>;
-  static constexpr int64_t FEW_ROWS = FEW_AS_INTEGERS<T, Codes> ? INTEGER_ROWS : 0, PLANE_BYTES = 0;
+  static constexpr int64_t FEW_ROWS = ROWS_AS_INTEGERS<T, Codes>, PLANE_BYTES = 0;
   Codes codes;
 
   int64_t depth() const { return codes.k; }
@@ -89,8 +89,8 @@ struct QuantisedWeight {
   }
 };
 
-// A stretch of sorted rows with one expert. Those of few rows are numbered in `few`; those of many
-// begin at row `tile` of all that are many.
+// A stretch of sorted rows with one expert. Those of few rows begin at row `few` of all that are few,
+// those of many at row `tile` of all that are many.
 struct Block {
   int64_t expert, row, rows, few, tile;
 };
@@ -110,7 +110,7 @@ struct SortedRows {
   Scratch<int64_t> token;        // of each row
   Scratch<float> weight;         // of each row
   Scratch<Block> blocks;
-  int64_t block_count = 0, few_count = 0, tiled_rows = 0;
+  int64_t block_count = 0, few_rows = 0, tiled_rows = 0;
 };
 
 // The rows of blocks of few, as integers.
@@ -121,8 +121,8 @@ class FewRows {
   template <class RowAt>
   FewRows(const Weight& weight, const SortedRows& sorted, const RowAt& row_at)
       : weight_(weight), groups_(weight.groups()),
-        rows_(sorted.few_count * Weight::FEW_ROWS * groups_), usable_(sorted.few_count) {
-    if (sorted.few_count == 0) return;
+        rows_(sorted.few_rows * groups_), usable_(sorted.few_rows) {
+    if (sorted.few_rows == 0) return;
     parallel_for(sorted.block_count, 1, [&](int64_t begin, int64_t end, int) {
       Scratch<typename Weight::Row> scratch(weight.pitch());
       for (int64_t b = begin; b < end; ++b) {
@@ -146,13 +146,13 @@ class FewRows {
  private:
   static bool is_few(const Block& block) { return block.rows <= Weight::FEW_ROWS; }
   IntegerGroup* row(const Block& block, int64_t i) const {
-    return rows_ + (block.few * Weight::FEW_ROWS + i) * groups_;
+    return rows_ + (block.few + i) * groups_;
   }
 
   const Weight& weight_;
   int64_t groups_;
   Scratch<IntegerGroup> rows_;
-  Scratch<bool> usable_;
+  Scratch<bool> usable_;  // by the first row of a block
 };
 
 // The rows of blocks of many, as tiles of planes. `row_at` is as for FewRows.
@@ -267,7 +267,8 @@ class Moe {
       RowBlocks parts{rows, Tiled::sum_rows(1), ceil_div(rows, sorted.most_rows)};
       for (int64_t part = 0; part < parts.count; ++part) {
         int64_t from = parts.begin(part), size = parts.size(part);
-        int64_t few = size <= Weight::FEW_ROWS ? sorted.few_count++ : 0, tile = sorted.tiled_rows;
+        int64_t few = sorted.few_rows, tile = sorted.tiled_rows;
+        if (size <= Weight::FEW_ROWS) sorted.few_rows += size;
         if (size >= Tiled::LEAST_ROWS) sorted.tiled_rows += Tiled::sum_rows(size);
         sorted.blocks[sorted.block_count++] = {expert, begin[expert] + from, size, few, tile};
       }

@@ -52,6 +52,15 @@ def test_avx512_code_has_nothing_newer(tmp_path: Path, request: pytest.FixtureRe
     assert not newer.search(code), newer.search(code)
 
 
+def test_products_of_bytes_are_used_where_they_are(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    code = listing("cascadelake", tmp_path, request, "mxfp4_linear")
+    assert mnemonic("vpdpbusds?").search(code), "no vpdpbusd"
+    newer = mnemonic(f"{TILES}|{BF16}|vpermt?2?b|vpermi2b")
+    assert not newer.search(code), newer.search(code)
+
+
 def test_stand_ins_replace_what_is_missing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     code = listing("emulated", tmp_path, request, "linear")
     missing = mnemonic(f"{TILES}|{BF16}")

@@ -586,18 +586,24 @@ inline void quantised_product(const Activations<T>* a, int64_t pitch, int64_t ro
 
 // ---- few rows as 16-bit integers ----
 
-// Rows that are taken as integers at most: more are faster as floats.
+// Rows that are multiplied by a panel together: their block stays in the L2 cache.
+constexpr int64_t QUANTISED_ROWS = 256;
+
+// Rows that are taken as integers at most: more are faster as floats, but for processors that add up
+// products of bytes in one instruction and have none for bf16.
 #ifndef FUSEC_INTEGER_ROWS
 #if FUSEC_AMX
 #define FUSEC_INTEGER_ROWS 1
-#elif FUSEC_AVX512
+#elif FUSEC_BF16_PAIRS
 #define FUSEC_INTEGER_ROWS 4
+#elif defined(__AVX512VNNI__)
+#define FUSEC_INTEGER_ROWS QUANTISED_ROWS
 #else
-#define FUSEC_INTEGER_ROWS 2
+#define FUSEC_INTEGER_ROWS 8
 #endif
 #endif
-constexpr int INTEGER_ROWS = FUSEC_INTEGER_ROWS;
-static_assert(INTEGER_ROWS <= 4, "integer_product has no more");
+constexpr int64_t INTEGER_ROWS = FUSEC_INTEGER_ROWS;
+static_assert(INTEGER_ROWS <= QUANTISED_ROWS, "a block of rows has no more");
 
 // 32 elements of a row as 16-bit integers times a scale, off by at most 2^-16 of the largest: less
 // than bf16 rounds. An integer is 256 * high + low, so that its products with codes, which are bytes
@@ -773,41 +779,55 @@ inline void integer_product(const IntegerGroup* rows, int64_t pitch, const Mxfp4
   }
 }
 
+// At most INTEGER_ROWS rows, as many at a time as there are registers for.
 inline void integer_product(const IntegerGroup* rows, int64_t pitch, int64_t count,
                             const Mxfp4Weight& weight, int64_t panel, float* c) {
-  switch (count) {
-    case 1:
-      return integer_product<1>(rows, pitch, weight, panel, c);
-    case 2:
-      return integer_product<2>(rows, pitch, weight, panel, c);
-    case 3:
-      return integer_product<3>(rows, pitch, weight, panel, c);
-    case 4:
-      return integer_product<4>(rows, pitch, weight, panel, c);
+  constexpr int MOST = LANES == 16 ? 4 : 2;
+  for (; count > 0; count -= MOST, rows += MOST * pitch, c += MOST * PANEL) {
+    switch (count) {
+      case 1:
+        integer_product<1>(rows, pitch, weight, panel, c);
+        break;
+      case 2:
+        integer_product<2>(rows, pitch, weight, panel, c);
+        break;
+      case 3:
+        integer_product<(MOST < 3 ? MOST : 3)>(rows, pitch, weight, panel, c);
+        break;
+      default:
+        integer_product<MOST>(rows, pitch, weight, panel, c);
+    }
   }
 }
 
-// Where that is as accurate as the type of the rows, and faster.
+// The rows that are taken as integers, where that is as accurate as their type.
 template <class T, class Weight>
-constexpr bool FEW_AS_INTEGERS = false;
+constexpr int64_t ROWS_AS_INTEGERS = 0;
 template <>
-constexpr bool FEW_AS_INTEGERS<bf16, Mxfp4Weight> = true;
+constexpr int64_t ROWS_AS_INTEGERS<bf16, Mxfp4Weight> = INTEGER_ROWS;
 
-// The whole product of at most INTEGER_ROWS rows; false if they cannot be taken as integers.
+// The product of a block of at most INTEGER_ROWS rows, which are those from `row` on of the whole; false
+// if they cannot be taken as integers.
 template <class T, class Out>
-inline bool integer_gemm(const Activations<T>* block, int64_t pitch, int64_t m, int64_t n,
-                         const Mxfp4Weight& weight, const Epilogue<T, Out>& epilogue) {
+inline bool integer_gemm(const Activations<T>* block, int64_t pitch, int64_t row, int64_t rows,
+                         int64_t n, const Mxfp4Weight& weight, const Epilogue<T, Out>& epilogue) {
   const int64_t depth = quantised_depth(weight.k), groups = depth / MX_GROUP;
-  Scratch<IntegerGroup> rows(m * groups);
-  for (int64_t i = 0; i < m; ++i) {
-    if (!fill_integer_row(block + i * pitch, depth, rows + i * groups)) return false;
+  Scratch<IntegerGroup> integers(rows * groups);
+  Scratch<bool> usable(rows);
+  parallel_for(rows, grain_for(weight.k * 4), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      usable[i] = fill_integer_row(block + i * pitch, depth, integers + i * groups);
+    }
+  });
+  for (int64_t i = 0; i < rows; ++i) {
+    if (!usable[i]) return false;
   }
-  parallel_for(ceil_div(n, PANEL), grain_for(m * weight.k * 2),
+  parallel_for(ceil_div(n, PANEL), grain_for(rows * weight.k * 2),
                [&](int64_t begin, int64_t end, int) {
-    alignas(64) float c[INTEGER_ROWS * PANEL];
+    Scratch<float> c(rows * PANEL);
     for (int64_t panel = begin; panel < end; ++panel) {
-      integer_product(rows, groups, m, weight, panel, c);
-      epilogue.write(c, 0, m, panel * PANEL, min_of<int64_t>(PANEL, n - panel * PANEL));
+      integer_product(integers, groups, rows, weight, panel, c);
+      epilogue.write(c, row, rows, panel * PANEL, min_of<int64_t>(PANEL, n - panel * PANEL));
     }
   });
   return true;
@@ -903,15 +923,13 @@ inline void tiled_gemm(int64_t m, int64_t n, const Weight& weight, const FillRow
 
 #endif  // FUSEC_AMX
 
-// Rows that are multiplied by a panel once it is widened: their block stays in the L2 cache.
-constexpr int64_t QUANTISED_ROWS = 256;
-
 // out[m][n] = epilogue(sum_k x[m][k] * weight[n][k]). `fill_row(m, target)` writes row m of x with
 // fill_quantised_row.
 template <class T, class Weight, class FillRow, class Out>
 inline void quantised_gemm(int64_t m, int64_t n, const Weight& weight, const FillRow& fill_row,
                            const Epilogue<T, Out>& epilogue) {
   using Element = Wide<T>;
+  constexpr int64_t INTEGERS = ROWS_AS_INTEGERS<T, Weight>;
   if (m == 0 || n == 0) return;
 #if FUSEC_AMX
   if constexpr (sizeof(Activations<Element>) == sizeof(bf16)) {
@@ -930,19 +948,23 @@ inline void quantised_gemm(int64_t m, int64_t n, const Weight& weight, const Fil
     quantised_product<Element>(block, pitch, rows, weight, panel, c);
     epilogue.write(c, row, rows, panel * PANEL, min_of<int64_t>(PANEL, n - panel * PANEL));
   };
-  if (row_blocks == 1) {
-    Scratch<Activations<Element>> block(m * pitch);
-    parallel_for(m, grain_for(weight.k), [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) fill_row(i, block + i * pitch);
+  auto multiply_block = [&](int64_t row, int64_t rows) {
+    Scratch<Activations<Element>> block(rows * pitch);
+    parallel_for(rows, grain_for(weight.k), [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) fill_row(row + i, block + i * pitch);
     });
-    if constexpr (FEW_AS_INTEGERS<T, Weight>) {
-      if (m <= INTEGER_ROWS && integer_gemm<Element>(block, pitch, m, n, weight, epilogue)) return;
+    if constexpr (INTEGERS > 0) {
+      const bool few = rows <= INTEGERS;
+      if (few && integer_gemm<Element>(block, pitch, row, rows, n, weight, epilogue)) return;
     }
-    parallel_for(panels, grain_for(m * weight.k * 2), [&](int64_t begin, int64_t end, int) {
+    parallel_for(panels, grain_for(rows * weight.k * 2), [&](int64_t begin, int64_t end, int) {
       TileScope tiles;
-      Scratch<float> c(m * PANEL);
-      for (int64_t panel = begin; panel < end; ++panel) multiply(block, 0, m, panel, c);
+      Scratch<float> c(rows * PANEL);
+      for (int64_t panel = begin; panel < end; ++panel) multiply(block, row, rows, panel, c);
     });
+  };
+  if (row_blocks == 1 || INTEGERS >= QUANTISED_ROWS) {
+    for (int64_t row = 0; row < m; row += block_rows) multiply_block(row, min_of(block_rows, m - row));
     return;
   }
   parallel_for(row_blocks * groups, 1, [&](int64_t begin, int64_t end, int) {
