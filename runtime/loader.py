@@ -79,10 +79,15 @@ def load(
         InputError: the file cannot be read, or onnxruntime is needed and not installed.
         ArtifactError: it is damaged, of another version, or not made for this device.
         DeviceError: there is no such device, no driver for it, or not enough memory on it.
-        UsageError: the device is not the name of one.
+        UsageError: the device is not the name of one, or has no such pages.
     """
     kind, index = parse_device(device)
     check_threads(threads)
+    if huge_pages and (kind != "cpu" or driver is not None):
+        raise UsageError(
+            "`--huge-pages` is about weights in the memory of a CPU",
+            hint="leave it out: a GPU has its own copy of the weights",
+        )
     artifact = open_artifact(path)
     if kind == "cpu" and driver is None:
         return _load_on_cpu(artifact, threads, weights, verify, progress, huge_pages)

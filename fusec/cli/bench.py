@@ -102,6 +102,14 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="The weights, if they are not in the artifact."),
     ] = None,
+    huge_pages: Annotated[
+        bool,
+        typer.Option(
+            "--huge-pages",
+            help="On a CPU, copy weights into pages of 2 MiB; they are mapped from the file "
+            "otherwise.",
+        ),
+    ] = False,
     all: Annotated[
         bool, typer.Option("--all", help="Show every step, not one row for equal ones.")
     ] = False,
@@ -145,7 +153,7 @@ def bench(
         "trust_remote_code": trust_remote_code,
     }
     with _reporting(quiet=json) as report:
-        with load(artifact, device, threads, weights=weights) as model:
+        with load(artifact, device, threads, weights=weights, huge_pages=huge_pages) as model:
             inputs, sizes = _inputs(model, input, sizes)
             request = Request(
                 model=model,

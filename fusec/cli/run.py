@@ -67,6 +67,14 @@ def run(
         Path | None,
         typer.Option(metavar="FILE", help="The weights, if they are not in the artifact."),
     ] = None,
+    huge_pages: Annotated[
+        bool,
+        typer.Option(
+            "--huge-pages",
+            help="On a CPU, copy weights into pages of 2 MiB; they are mapped from the file "
+            "otherwise.",
+        ),
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document about the run.")
     ] = False,
@@ -89,6 +97,7 @@ def run(
             weights=weights,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             driver=driver,
+            huge_pages=huge_pages,
         )
     with model:
         summary, seconds = _run(model, input, output, batch_size, quiet=json)

@@ -100,7 +100,7 @@ def stored(tensor: Tensor) -> Array:
 def _fusec(task: Task) -> Runner:
     import fusec
 
-    model = fusec.load(task.folder / ARTIFACT, threads=task.threads)
+    model = fusec.load(task.folder / ARTIFACT, threads=task.threads, huge_pages=True)
     arrays = {name: stored(tensor) for name, tensor in task.inputs.items()}
     kinds = [FUSEC_TYPES.get(spec.dtype) for spec in model.outputs]
 

@@ -162,13 +162,17 @@ def test_graphs_of_targets_that_differ(fusec: Fusec, tmp_path: Path) -> None:
 
 def test_run_agrees_with_pytorch(fusec: Fusec, artifact: Path, rows: Path, tmp_path: Path) -> None:
     output = tmp_path / "y.npz"
-    done = fusec("run", artifact, "--input", rows, "--output", output, "--batch-size", 2, "--json")
+    command = ("run", artifact, "--input", rows, "--output", output, "--batch-size", 2)
+    done = fusec(*command, "--json")
     assert done.code == 0
     assert (done.json["records"], done.json["failed"]) == (5, 0)
     given = {name: torch.from_numpy(values) for name, values in np.load(rows).items()}
     with torch.no_grad():
         wanted = Block().eval()(**given)["y"].numpy()
-    np.testing.assert_allclose(np.load(output)["y"], wanted, rtol=0, atol=1e-5)
+    found = np.load(output)["y"]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    fusec(*command, "--huge-pages")
+    np.testing.assert_array_equal(np.load(output)["y"], found)
 
 
 def test_a_bad_record_is_named_and_the_rest_is_done(
@@ -281,6 +285,11 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("run", "ARTIFACT", "--input", "nowhere.npz"), 1, "nowhere.npz"),
     (("run", "ARTIFACT", "--input", "ROWS", "--device", "tpu"), 2, "unknown device `tpu`"),
     (("run", "ARTIFACT", "--input", "ROWS", "--device", "hip:0"), 5, "holds no code"),
+    (
+        ("run", "ARTIFACT", "--input", "ROWS", "--device", "hip:0", "--huge-pages"),
+        2,
+        "in the memory of a CPU",
+    ),
     (("run", "ARTIFACT", "--input", "ROWS", "--json"), 2, "--output"),
     (("run", "ARTIFACT"), 2, "--input"),
     (("compile", "--target", "cpu"), 2, "error: missing argument `SOURCE`\n\nhint: "),
