@@ -94,14 +94,20 @@ struct Rows {
   }
 };
 
+// sum += a * b. Left to themselves, compilers write some sums to other registers, of which there are
+// none to spare.
+FUSEC_INLINE void add_product(Vec& sum, Vec a, Vec b) {
+  asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
+
 template <int ROWS>
 FUSEC_INLINE void add_products(const Rows<float, ROWS>& a, int column, Vec b0, Vec b1,
                                Vec (&sum)[ROWS][VECTORS]) {
   FUSEC_UNROLL
   for (int r = 0; r < ROWS; ++r) {
     Vec x = set(a.template get<float>(r, column));
-    sum[r][0] = fma(x, b0, sum[r][0]);
-    sum[r][1] = fma(x, b1, sum[r][1]);
+    add_product(sum[r][0], x, b0);
+    add_product(sum[r][1], x, b1);
   }
 }
 
@@ -293,7 +299,8 @@ void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const 
   using Step = Step<T>;
   constexpr int64_t STEPS_BYTES = UNROLL * Step::SIZE * static_cast<int64_t>(sizeof(T));
   bool is_few = rows <= FEW_ROWS;
-  int64_t tiles = ceil_div(rows, TILE);
+  // Rows are dealt out evenly: 13 rows are 7 and 6, not 12 and a slow 1.
+  int64_t tiles = ceil_div(rows, TILE), least = rows / tiles, larger = rows % tiles;
   int64_t depth = is_few ? FUSEC_FEW_ROWS_DEPTH : FUSEC_VECTOR_DEPTH;
   int64_t streamed = rows <= 2 ? multiply_in_streams(a, pitch, rows, panel, k, c, accumulate) : 0;
   if (streamed == k) return done(0, rows);
@@ -306,9 +313,8 @@ void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const 
     Ahead ahead{is_few ? reinterpret_cast<const char*>(stretch) + FUSEC_STREAM_AHEAD
                        : reinterpret_cast<const char*>(next),
                 ceil_div(STEPS_BYTES, tiles), is_few};
-    // Rows are dealt out evenly: 13 rows are 7 and 6, not 12 and a slow 1.
     for (int64_t tile = 0, row = 0; tile < tiles; ++tile) {
-      int64_t end = rows * (tile + 1) / tiles;
+      int64_t end = row + least + (tile < larger ? 1 : 0);
       multiply_rows<T>(a + row * pitch + begin, pitch, end - row, stretch, count, c + row * PANEL,
                        begin > 0 || accumulate, ahead);
       if (begin + count == k) done(row, end - row);
