@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,6 +93,12 @@ def measured(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def core_of(number: int) -> str:
+    """What the processors of one core have in common, which share its caches and units."""
+    path = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+    return path.read_text() if path.exists() else str(number)
+
+
 def _machine() -> str:
     """Where and with what it was measured."""
     information = Path("/proc/cpuinfo")
@@ -101,9 +108,12 @@ def _machine() -> str:
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
     has = [flag for flag in wanted if flag in names.get("flags", "").split()]
     versions = [f"{name} {_version(name)}" for name in DISTRIBUTIONS if _version(name)]
+    usable = os.sched_getaffinity(0)
+    cores = len({core_of(number) for number in usable})
     return (
         f"{datetime.date.today()}, {names.get('model name', platform.processor())} "
-        f"({', '.join(has)}), Python {platform.python_version()}, {', '.join(versions)}. "
+        f"({', '.join(has)}; {len(usable)} processors on {cores} cores), "
+        f"Python {platform.python_version()}, {', '.join(versions)}. "
         "Milliseconds: median of rounds (least of all calls)."
     )
 

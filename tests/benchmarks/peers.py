@@ -31,7 +31,7 @@ from pathlib import Path
 
 from peer_process import Step, Worker
 from peer_runners import ARTIFACT, ONNX, PEERS
-from peer_table import Result, markdown, measured
+from peer_table import Result, core_of, markdown, measured
 from peer_workloads import Workload, workloads
 
 NEEDS_ONNX = ("onnxruntime", "iree")
@@ -68,9 +68,7 @@ def processors(most: int, named: str | None) -> list[int]:
     cores: dict[str, int] = {}
     usable = sorted(os.sched_getaffinity(0))
     for number in usable:
-        path = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-        core = path.read_text() if path.exists() else str(number)
-        cores.setdefault(core, number)
+        cores.setdefault(core_of(number), number)
     first = list(cores.values())
     return [*first, *(number for number in usable if number not in first)][:most]
 
