@@ -14,6 +14,7 @@ from fusec.bench import Request, bench_text, measure, predict
 from fusec.bench.measured import PROFILED
 from fusec.bench.peers import Source
 from fusec.cli.console import data, data_json, progress_bar, table
+from fusec.cli.run import HugePages
 from fusec.costs import typical_sizes
 from fusec.diagnostics import ArtifactError, DeviceError, UsageError
 from fusec.runtime import Model, load
@@ -102,14 +103,7 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="The weights, if they are not in the artifact."),
     ] = None,
-    huge_pages: Annotated[
-        bool,
-        typer.Option(
-            "--huge-pages",
-            help="On a CPU, copy weights into pages of 2 MiB; they are mapped from the file "
-            "otherwise.",
-        ),
-    ] = False,
+    huge_pages: HugePages = False,
     all: Annotated[
         bool, typer.Option("--all", help="Show every step, not one row for equal ones.")
     ] = False,

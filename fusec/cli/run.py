@@ -15,6 +15,14 @@ from fusec.runtime import Model, load
 from fusec.runtime.batches import BadRecord
 from fusec.runtime.io import RunSummary, open_writer, read_batches, run_batches, tokenizer_of
 
+HugePages = Annotated[
+    bool,
+    typer.Option(
+        "--huge-pages",
+        help="On a CPU, copy weights into pages of 2 MiB; they are mapped from the file otherwise.",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -67,14 +75,7 @@ def run(
         Path | None,
         typer.Option(metavar="FILE", help="The weights, if they are not in the artifact."),
     ] = None,
-    huge_pages: Annotated[
-        bool,
-        typer.Option(
-            "--huge-pages",
-            help="On a CPU, copy weights into pages of 2 MiB; they are mapped from the file "
-            "otherwise.",
-        ),
-    ] = False,
+    huge_pages: HugePages = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document about the run.")
     ] = False,
