@@ -10,10 +10,11 @@
 // A padded column has codes 0, and the scale 1 in e8m0, else 0.
 //
 // `quantised_product` takes the place of `panel_product`: it widens a piece of a panel into memory
-// that stays in the cache and multiplies all rows by it, or few rows in registers as it is widened.
+// that stays in the cache and multiplies all rows by it, or few rows in registers as it is widened; for
+// tiles the next piece is widened while one is multiplied.
 // Codes of e2m1 times their scale are exact in bf16; those of e4m3fn are multiplied by their scales
 // after the product, so no rounding is added. `quantised_gemm` is packed_gemm with such weights; it
-// takes few rows of bf16 by e2m1 as 16-bit integers.
+// takes up to INTEGER_ROWS rows of bf16 by e2m1 as 16-bit integers.
 #pragma once
 
 #include <fusec/amx.h>
@@ -538,8 +539,8 @@ inline void sum_pieces(const Weight& weight, int64_t panel, int64_t rows, int64_
 #define FUSEC_CODES_AHEAD 256
 #endif
 
-// c = rows of bf16 * [begin, begin + count) of a panel, which is widened meanwhile. `product(make,
-// workspace)` is one of made_product.
+// Calls `product(make, workspace)`, which is one of made_product, with what widens a panel from row
+// `begin` on.
 template <class Weight, class Product>
 inline void widen_for(const Weight& weight, int64_t panel, int64_t begin, const Product& product) {
   Scratch<bf16> workspace(MADE_WORKSPACE);
