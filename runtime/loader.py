@@ -83,13 +83,14 @@ def load(
     """
     kind, index = parse_device(device)
     check_threads(threads)
-    if huge_pages and (kind != "cpu" or driver is not None):
+    on_cpu = kind == "cpu" and driver is None
+    if huge_pages and not on_cpu:
         raise UsageError(
             "`--huge-pages` is about weights in the memory of a CPU",
             hint="leave it out: a GPU has its own copy of the weights",
         )
     artifact = open_artifact(path)
-    if kind == "cpu" and driver is None:
+    if on_cpu:
         return _load_on_cpu(artifact, threads, weights, verify, progress, huge_pages)
     owns_driver = driver is None
     if driver is None:

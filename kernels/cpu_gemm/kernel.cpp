@@ -353,6 +353,12 @@ void configure(int64_t first, int64_t second) {
   Tiles::configure({f, f, s, s, f, s, whole, whole});
 }
 
+// For one or two groups of at most 16 rows.
+void configure_rows(int64_t rows) {
+  constexpr int64_t WHOLE = Tiles::ROWS;
+  configure(min_of(rows, WHOLE), rows > WHOLE ? rows - WHOLE : WHOLE);
+}
+
 void release() {
   if (configuration.held || configuration.first == 0) return;
   configuration.first = configuration.second = 0;
@@ -506,8 +512,7 @@ void tile_product(const bf16* a, int64_t pitch, int64_t rows, const bf16* panel,
     multiply_panel<OnePlane>(source, 0, whole, panel, k, c, done, accumulate);
   }
   if (rest > 0) {
-    int64_t first = min_of<int64_t>(rest, Tiles::ROWS);
-    configure(first, max_of<int64_t>(1, rest - first));
+    configure_rows(rest);
     multiply_panel<OnePlane>(source, whole, rows, panel, k, c, done, accumulate);
   }
   release();
@@ -515,35 +520,35 @@ void tile_product(const bf16* a, int64_t pitch, int64_t rows, const bf16* panel,
 
 // ---- panels that are made on the way ----
 
-// Tiles for a group or two of at most 16 rows.
-void configure_rows(int64_t rows) {
-  constexpr int64_t WHOLE = Tiles::ROWS;
-  configure(min_of(rows, WHOLE), rows > WHOLE ? rows - WHOLE : WHOLE);
-}
+// Depth of the stretch of a panel that is made while another one is multiplied.
+#ifndef FUSEC_MADE_STRETCH
+#define FUSEC_MADE_STRETCH 256
+#endif
 
 // At most two groups of rows, whose sums stay in the tiles. The vector units make a piece that is used
 // after the next while the tile unit multiplies.
 void made_product_of_few(const TileRows& a, int64_t rows, const PanelMaker& make, int64_t k,
-                         bf16* workspace, float* c) {
+                         float* c) {
   constexpr int64_t RING = 4, LEAD = 2;
-  static_assert(RING * B_STEP <= MADE_WORKSPACE, "no room for a ring");
+  Scratch<bf16> ring(RING * B_STEP);
   int64_t steps = k / TILE_DEPTH, made = 0;
   auto make_next = [&] {
     if (made == steps) return;
-    make(made * TILE_DEPTH, workspace + made % RING * B_STEP);
+    make(made * TILE_DEPTH, ring + made % RING * B_STEP);
     ++made;
   };
   for (int64_t i = 0; i < LEAD; ++i) make_next();
   configure_rows(rows);
-  multiply_groups<OnePlane>(ceil_div(rows, Tiles::ROWS), a, {workspace, RING - 1}, steps, c, false,
+  multiply_groups<OnePlane>(ceil_div(rows, Tiles::ROWS), a, {ring, RING - 1}, steps, c, false,
                             [&](int64_t) { make_next(); });
 }
 
 // A stretch of the panel stays in the L1 cache while all rows pass by; the next one is made meanwhile.
 void made_product_of_many(const TileRows& a, int64_t rows, const PanelMaker& make, int64_t k,
-                          bf16* workspace, float* c, const RowsDone& done) {
+                          float* c, const RowsDone& done) {
   constexpr int64_t ROWS = 2 * Tiles::ROWS, STRETCH = FUSEC_MADE_STRETCH;
-  bf16 *current = workspace, *other = current + STRETCH * PANEL;
+  Scratch<bf16> stretches(2 * STRETCH * PANEL);
+  bf16 *current = stretches, *other = current + STRETCH * PANEL;
   auto pieces_from = [=](int64_t begin) { return min_of(STRETCH, k - begin) / TILE_DEPTH; };
   for (int64_t i = 0; i < pieces_from(0); ++i) make(i * TILE_DEPTH, current + i * B_STEP);
   for (int64_t begin = 0; begin < k; begin += STRETCH) {
@@ -567,13 +572,13 @@ void made_product_of_many(const TileRows& a, int64_t rows, const PanelMaker& mak
   }
 }
 
-void made_product(const TileRows& a, int64_t rows, const PanelMaker& make, int64_t k,
-                  bf16* workspace, float* c, const RowsDone& done) {
+void made_product(const TileRows& a, int64_t rows, const PanelMaker& make, int64_t k, float* c,
+                  const RowsDone& done) {
   if (rows <= 2 * Tiles::ROWS) {
-    made_product_of_few(a, rows, make, k, workspace, c);
+    made_product_of_few(a, rows, make, k, c);
     done(0, rows);
   } else {
-    made_product_of_many(a, rows, make, k, workspace, c, done);
+    made_product_of_many(a, rows, make, k, c, done);
   }
   release();
 }
@@ -672,12 +677,12 @@ void tiled_product(const TiledRows& a, int64_t rows, const bf16* panel, int64_t 
 }
 
 void made_product(const bf16* a, int64_t pitch, int64_t rows, const PanelMaker& make, int64_t k,
-                  bf16* workspace, float* c) {
-  made_product(TileRows(a, pitch), rows, make, k, workspace, c, RowsDone());
+                  float* c) {
+  made_product(TileRows(a, pitch), rows, make, k, c, RowsDone());
 }
-void made_product(const TiledRows& a, int64_t rows, const PanelMaker& make, int64_t k,
-                  bf16* workspace, float* c, const RowsDone& done) {
-  made_product(TileRows(a, 1), rows, make, k, workspace, c, done);
+void made_product(const TiledRows& a, int64_t rows, const PanelMaker& make, int64_t k, float* c,
+                  const RowsDone& done) {
+  made_product(TileRows(a, 1), rows, make, k, c, done);
 }
 
 template <int PLANES, class T>

@@ -108,6 +108,27 @@ FUSEC_INLINE T max_of(T a, T b) {
 FUSEC_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FUSEC_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// What is called back, or nothing: a callable that outlives the call it is given to.
+template <class... Arguments>
+class Callback {
+ public:
+  Callback() = default;
+  template <class Body>
+  explicit Callback(const Body& body)
+      : context_(&body), call_([](const void* context, Arguments... arguments) {
+          (*static_cast<const Body*>(context))(arguments...);
+        }) {}
+  template <class Body>
+  explicit Callback(const Body&& body) = delete;  // would be gone when it is called
+  void operator()(Arguments... arguments) const {
+    if (call_) call_(context_, arguments...);
+  }
+
+ private:
+  const void* context_ = nullptr;
+  void (*call_)(const void* context, Arguments... arguments) = nullptr;
+};
+
 // parallel_for(n, grain, [&](int64_t begin, int64_t end, int thread) { ... });
 template <class Body>
 FUSEC_INLINE void parallel_for(int64_t n, int64_t grain, const Body& body) {

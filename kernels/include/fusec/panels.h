@@ -58,24 +58,7 @@ FUSEC_INLINE int64_t block_pitch(int64_t k) {
 
 // Called with rows of a product as they are finished, while others are still multiplied: what is done
 // with them overlaps the rest. Every row comes once, and rows that are neighbours come together.
-class RowsDone {
- public:
-  RowsDone() = default;
-  template <class Body>
-  explicit RowsDone(const Body& body)
-      : context_(&body), call_([](const void* context, int64_t row, int64_t rows) {
-          (*static_cast<const Body*>(context))(row, rows);
-        }) {}
-  template <class Body>
-  explicit RowsDone(const Body&& body) = delete;  // would be gone when it is called
-  void operator()(int64_t row, int64_t rows) const {
-    if (call_) call_(context_, row, rows);
-  }
-
- private:
-  const void* context_ = nullptr;
-  void (*call_)(const void* context, int64_t row, int64_t rows) = nullptr;
-};
+using RowsDone = Callback<int64_t, int64_t>;  // row, rows
 
 // c[rows][PANEL] = a[rows][k] * panel, in f32, summed in blocks along k. `a` is a block of
 // activations with row pitch `pitch`, zero from the true depth up to padded_depth. With `accumulate`

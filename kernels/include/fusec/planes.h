@@ -74,34 +74,14 @@ void tiled_product(const TiledRows& a, int64_t rows, const bf16* panel, int64_t 
                    const RowsDone& done, bool accumulate);
 
 // Makes TILE_DEPTH rows of a panel of bf16, from row `begin` on, as a product comes to need them.
-class PanelMaker {
- public:
-  template <class Body>
-  explicit PanelMaker(const Body& body)
-      : context_(&body), call_([](const void* context, int64_t begin, bf16* target) {
-          (*static_cast<const Body*>(context))(begin, target);
-        }) {}
-  template <class Body>
-  explicit PanelMaker(const Body&& body) = delete;  // would be gone when it is called
-  void operator()(int64_t begin, bf16* target) const { call_(context_, begin, target); }
-
- private:
-  const void* context_;
-  void (*call_)(const void* context, int64_t begin, bf16* target);
-};
-
-#ifndef FUSEC_MADE_STRETCH
-#define FUSEC_MADE_STRETCH 256
-#endif
-// bf16 numbers that made_product keeps: two stretches of a panel, one in use while the other is made.
-constexpr int64_t MADE_WORKSPACE = 2 * FUSEC_MADE_STRETCH * PANEL;
+using PanelMaker = Callback<int64_t, bf16*>;  // begin, target
 
 // c[rows][PANEL] = a * the panel that `make` makes. k is a multiple of TILE_DEPTH; of tiles the rows
 // are a multiple of 16.
 void made_product(const bf16* a, int64_t pitch, int64_t rows, const PanelMaker& make, int64_t k,
-                  bf16* workspace, float* c);
-void made_product(const TiledRows& a, int64_t rows, const PanelMaker& make, int64_t k,
-                  bf16* workspace, float* c, const RowsDone& done);
+                  float* c);
+void made_product(const TiledRows& a, int64_t rows, const PanelMaker& make, int64_t k, float* c,
+                  const RowsDone& done);
 
 // What plane_product keeps: plane_workspace<PLANES>() numbers of bf16, and as many sums as c has.
 struct PlaneWorkspace {

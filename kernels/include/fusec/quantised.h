@@ -539,15 +539,12 @@ inline void sum_pieces(const Weight& weight, int64_t panel, int64_t rows, int64_
 #define FUSEC_CODES_AHEAD 256
 #endif
 
-// Calls `product(make, workspace)`, which is one of made_product, with what widens a panel from row
-// `begin` on.
-template <class Weight, class Product>
-inline void widen_for(const Weight& weight, int64_t panel, int64_t begin, const Product& product) {
-  Scratch<bf16> workspace(MADE_WORKSPACE);
-  const auto widen = [=, &weight](int64_t row, bf16* target) {
+// What widens a panel from row `begin` on, for a PanelMaker.
+template <class Weight>
+FUSEC_INLINE auto widening(const Weight& weight, int64_t panel, int64_t begin) {
+  return [=, &weight](int64_t row, bf16* target) {
     decode_panel(weight, panel, begin + row, TILE_DEPTH, FUSEC_CODES_AHEAD, target);
   };
-  product(PanelMaker(widen), static_cast<bf16*>(workspace));
 }
 #endif
 
@@ -568,9 +565,8 @@ inline void quantised_product(const Activations<T>* a, int64_t pitch, int64_t ro
       const int64_t piece = scales_at_end(weight) ? depth : sum_depth(weight);
       return sum_pieces(weight, panel, rows, piece, c,
                         [&](int64_t begin, int64_t count, float* sums, bool) {
-        widen_for(weight, panel, begin, [&](const PanelMaker& make, bf16* workspace) {
-          made_product(a + begin, pitch, rows, make, count, workspace, sums);
-        });
+        const auto widen = widening(weight, panel, begin);
+        made_product(a + begin, pitch, rows, PanelMaker(widen), count, sums);
       });
     }
   }
@@ -783,9 +779,9 @@ inline void integer_product(const IntegerGroup* rows, int64_t pitch, const Mxfp4
 // At most INTEGER_ROWS rows, as many at a time as there are registers for.
 inline void integer_product(const IntegerGroup* rows, int64_t pitch, int64_t count,
                             const Mxfp4Weight& weight, int64_t panel, float* c) {
-  constexpr int MOST = LANES == 16 ? 4 : 2;
+  constexpr int64_t MOST = LANES == 16 ? 4 : 2;
   for (; count > 0; count -= MOST, rows += MOST * pitch, c += MOST * PANEL) {
-    switch (count) {
+    switch (min_of(count, MOST)) {
       case 1:
         integer_product<1>(rows, pitch, weight, panel, c);
         break;
@@ -793,10 +789,11 @@ inline void integer_product(const IntegerGroup* rows, int64_t pitch, int64_t cou
         integer_product<2>(rows, pitch, weight, panel, c);
         break;
       case 3:
-        integer_product<(MOST < 3 ? MOST : 3)>(rows, pitch, weight, panel, c);
+        integer_product<3>(rows, pitch, weight, panel, c);
         break;
-      default:
-        integer_product<MOST>(rows, pitch, weight, panel, c);
+      case 4:
+        integer_product<4>(rows, pitch, weight, panel, c);
+        break;
     }
   }
 }
@@ -890,10 +887,9 @@ inline void tiled_gemm(int64_t m, int64_t n, const Weight& weight, const FillRow
         scale_sums(weight, panel, 0, some, c + first * PANEL);
         epilogue.write(c + first * PANEL, row + first, some, column, columns);
       };
-      widen_for(weight, panel, 0, [&](const PanelMaker& make, bf16* workspace) {
-        made_product(tiles.from(at), round_up(rows, Tiles::ROWS), make, depth, workspace, c,
-                     RowsDone(finish));
-      });
+      const auto widen = widening(weight, panel, 0);
+      made_product(tiles.from(at), round_up(rows, Tiles::ROWS), PanelMaker(widen), depth, c,
+                   RowsDone(finish));
     }
   };
   if (by_rows) {
