@@ -399,11 +399,13 @@ FUSEC_INLINE float reduce_max(Vec a) { return reduce_max_8(a); }
 
 // ---- elementary functions ----
 
-// e^r = 2^n e^(x - n ln 2): the polynomial for |r| <= ln(2)/2 is within 4e-9 of e^r, found by a
-// weighted least squares fit that was repeated until its errors were level (Lawson, 1961).
+// e^x = 2^n e^r, where r = x - n ln 2. The polynomial for |r| <= ln(2)/2 is within 4e-9 of e^r, found by
+// a weighted least squares fit that was repeated until its errors were level (Lawson, 1961); its
+// halves are evaluated side by side (Estrin, 1960), as each step waits for the one before.
 struct Exponential {
-  Vec power, n;  // e^r and n
-  Vec shifted;   // its last bits are n, for |n| < 2^22
+  Vec rest;     // e^r - 1
+  Vec n;
+  Vec shifted;  // its last bits are n, for |n| < 2^22
 
   FUSEC_INLINE explicit Exponential(Vec x) {
     const Vec shift = set(12582912.0f);  // 1.5 * 2^23: its last bit is 1
@@ -411,13 +413,16 @@ struct Exponential {
     n = shifted - shift;
     Vec r = fnma(n, set(0.693145751953125f), x);
     r = fnma(n, set(1.428606765330187045e-06f), r);
-    Vec p = set(1.3814583653584123e-3f);
-    p = fma(p, r, set(8.368724025785923e-3f));
-    p = fma(p, r, set(4.166838899254799e-2f));
-    p = fma(p, r, set(1.666652113199234e-1f));
-    p = fma(p, r, set(4.999999403953552e-1f));
-    p = fma(p, r, set(1.0f));
-    power = fma(p, r, set(1.0f));
+    Vec square = r * r;
+    Vec low = fma(set(1.666652113199234e-1f), r, set(4.999999403953552e-1f));
+    Vec high = fma(set(8.368724025785923e-3f), r, set(4.166838899254799e-2f));
+    high = fma(set(1.3814583653584123e-3f), square, high);
+    rest = fma(fma(high, square, low), square, r);
+  }
+
+  // 2^n for n from -126 to 127, and 0 for -127.
+  FUSEC_INLINE Vec scale() const {
+    return float_of(add_bits(shift_left<23>(bits_of(shifted)), set_bits(0x3f800000)));
   }
 };
 
@@ -425,28 +430,14 @@ FUSEC_INLINE Vec exp(Vec x) {
   // Clamping keeps n in the exponent range of scale_by_power; the constants come first so that NaN
   // passes through.
   Exponential e(min(set(89.0f), max(set(-104.0f), x)));
-  return scale_by_power(e.power, e.n);
-}
-
-// e^x for x in [-87, 88], or NaN: results are normal numbers.
-FUSEC_INLINE Vec exp_near(Vec x) {
-  Exponential e(x);
-#if FUSEC_AVX512
-  return scale_by_power(e.power, e.n);
-#else
-  return e.power * float_of(add_bits(shift_left<23>(bits_of(e.shifted)), set_bits(0x3f800000)));
-#endif
+  return scale_by_power(set(1.0f) + e.rest, e.n);
 }
 
 // e^x for x <= 0, or NaN: 0 where it is below the least normal number.
 FUSEC_INLINE Vec exp_below(Vec x) {
-#if FUSEC_AVX512
-  Exponential e(max(set(-104.0f), x));
-  return scale_by_power(e.power, e.n);
-#else
-  Vec e = exp_near(max(set(-87.0f), x));
-  return select(less(x, set(-87.0f)), zero(), e);
-#endif
+  Exponential e(max(set(-88.0f), x));
+  Vec scale = e.scale();
+  return fma(e.rest, scale, scale);
 }
 
 // 1 / x for normal x whose reciprocal is normal, to a unit in the last place.
@@ -461,8 +452,9 @@ FUSEC_INLINE Vec reciprocal(Vec x) {
 
 // Beyond 87 e^-x is lost beside 1, or leaves a result that is nearly the least normal number.
 FUSEC_INLINE Vec sigmoid(Vec x) {
-  Vec power = exp_near(min(set(87.0f), max(set(-87.0f), zero() - x)));
-  return reciprocal(set(1.0f) + power);
+  Exponential e(min(set(87.0f), max(set(-87.0f), zero() - x)));
+  Vec scale = e.scale();
+  return reciprocal(fma(e.rest, scale, scale + set(1.0f)));
 }
 FUSEC_INLINE Vec silu(Vec x) { return x * sigmoid(x); }
 
