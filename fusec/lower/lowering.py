@@ -576,16 +576,14 @@ class _Lowering:
         self.steps.append(OnnxStep(residual, inputs, outputs, cost))
 
     def _output(self, value: str) -> Storage:
-        """Where an output lies: dense, and at the beginning of a buffer of the same size."""
+        """Where an output lies: dense, in a buffer of its own of the same size."""
         storage = self.storage_of(value)
         size = self.graph.type(value).nbytes
         buffer = self.buffers[storage.buffer]
-        if storage.is_contiguous and storage.offset == 0 and buffer.bytes == size:
-            if buffer.kind == "arena":
-                buffer.kind = "output"
-                return storage
-            if buffer.kind == "output":
-                return storage
+        whole = storage.is_contiguous and storage.offset == 0 and buffer.bytes == size
+        if whole and buffer.kind == "arena":
+            buffer.kind = "output"
+            return storage
         target = dense(self._buffer("output", size), storage.dtype, storage.shape)
         node = self.graph.producer(value) or Node("copy", (value,), (value,))
         self._launch(copy_region(self.graph, storage, target), node, "copy")

@@ -217,6 +217,18 @@ def test_transposed_results_are_written_as_they_are_read(cache: Path) -> None:
     assert_agrees(compiled, inputs_of(graph, 0, batch=2, seq=3))
 
 
+def test_each_output_has_memory_of_its_own(cache: Path) -> None:
+    """A value may be returned twice, also in another shape, and so may an input."""
+    graph = graph_of(("x", TensorType("f32", (4, 6))))
+    raised = graph.add("exp", ["x"]).output
+    flat = graph.add("reshape", [raised], {"shape": (24,)}).output
+    finish(graph, raised, raised, flat, "x", "x")
+    compiled = Compiled(graph, cache)
+    buffers = [item["buffer"] for item in compiled.document["outputs"]]
+    assert len({*buffers, compiled.document["inputs"][0]["buffer"]}) == 6
+    assert_agrees(compiled, inputs_of(graph, 1))
+
+
 def test_constants_in_memory(cache: Path) -> None:
     graph = graph_of(("x", TensorType("f32", (BATCH, SEQ))))
     table = graph.add(
