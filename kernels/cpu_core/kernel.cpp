@@ -161,7 +161,7 @@ void start_workers() {
 }
 
 // A child after fork has the memory of the pool, but none of its threads, and locks that a thread may
-// have held.  The first one to notice begins anew.
+// have held.  The first one to notice begins anew: whatever is called from outside looks first.
 void leave_parent() {
   const pid_t self = getpid();
   pid_t owner = __atomic_load_n(&pool.owner, __ATOMIC_ACQUIRE);
@@ -359,6 +359,7 @@ FUSEC_KERNEL void fusec_parallel_for(int64_t n, int64_t grain,
 
 // What callers see of bf16 is f32: `count` elements from `source` to `target`, exactly.
 FUSEC_KERNEL void fusec_widen_bf16(const uint16_t* source, uint32_t* target, int64_t count) {
+  leave_parent();
   fusec::parallel_for(count, CONVERTED, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) target[i] = static_cast<uint32_t>(source[i]) << 16;
   });
@@ -366,6 +367,7 @@ FUSEC_KERNEL void fusec_widen_bf16(const uint16_t* source, uint32_t* target, int
 
 // And back, to nearest even; a NaN becomes a quiet one.
 FUSEC_KERNEL void fusec_narrow_bf16(const uint32_t* source, uint16_t* target, int64_t count) {
+  leave_parent();
   fusec::parallel_for(count, CONVERTED, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       uint32_t bits = source[i];
@@ -384,6 +386,7 @@ FUSEC_KERNEL uint32_t fusec_crc32(const void* data, int64_t count) {
 
 // Reads `bytes`, a multiple of 64 KiB, once with all threads; gives the seconds that it takes.
 FUSEC_KERNEL double fusec_probe_read(const float* data, int64_t bytes) {
+  leave_parent();
   const int64_t block = 65536;
   double begin = now();
   fusec::parallel_for(bytes / block, 1, [&](int64_t first, int64_t end, int) {
@@ -395,6 +398,7 @@ FUSEC_KERNEL double fusec_probe_read(const float* data, int64_t bytes) {
 // Multiplies and adds with all threads, in f32 or, if `narrow`, with instructions on bf16; gives the
 // operations a second, 0 where the module has no such instructions.
 FUSEC_KERNEL double fusec_probe_flops(int64_t narrow, int64_t rounds) {
+  leave_parent();
   int64_t parts = fusec::PROBE_PARTS * fusec_threads(), done = 0;
   double begin = now();
   fusec::parallel_for(parts, 1, [&](int64_t first, int64_t end, int) {

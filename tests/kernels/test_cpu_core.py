@@ -154,6 +154,44 @@ def test_a_forked_child_has_workers_of_its_own(module: Module) -> None:
     subprocess.run([sys.executable, "-c", FORKS, path], check=True, timeout=60)
 
 
+FORKED_CONVERSIONS = """
+import ctypes, os, signal, sys, threading, time
+library = ctypes.CDLL(sys.argv[1])
+library.fusec_set_threads(4)
+count = 1 << 18
+wide, narrow = (ctypes.c_float * count)(), (ctypes.c_uint16 * count)()
+
+def convert():
+    library.fusec_narrow_bf16(wide, narrow, ctypes.c_int64(count))
+    library.fusec_widen_bf16(narrow, wide, ctypes.c_int64(count))
+
+def convert_and_rest():
+    while not done:
+        convert()
+        time.sleep(0.0002)
+
+done = False
+other = threading.Thread(target=convert_and_rest)
+other.start()
+stuck = 0
+for _ in range(400):  # while workers fall asleep and are woken
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        convert()
+        os._exit(0)
+    stuck += os.waitpid(child, 0)[1] != 0
+done = True
+other.join()
+assert stuck == 0, f"{stuck} children are stuck"
+"""
+
+
+def test_a_forked_child_converts_before_it_runs_anything(module: Module) -> None:
+    path = module.library._name
+    subprocess.run([sys.executable, "-c", FORKED_CONVERSIONS, path], check=True, timeout=120)
+
+
 @pytest.mark.parametrize("size", [0, 1, 15, 63, 64, 65, 127, 128, 1000, 65536, 100_003])
 def test_crc32(module: Module, size: int) -> None:
     if "pclmulqdq" not in host_features():
