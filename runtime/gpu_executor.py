@@ -403,11 +403,14 @@ class GpuExecutor:
 
     def _failed(self, plan: GpuPlan, error: CodeError) -> CodeError:
         launches = [launch for segment in plan.segments for launch in segment.launches]
-        names = [launches[0].at, launches[-1].at] if launches else []
+        detail: tuple[str, ...] = ()
+        if launches:
+            ends = f"from {launches[0].at} to {launches[-1].at}"
+            detail = (f"among {len(launches)} kernels, {ends}",)
         return CodeError(
             str(error),
             at=error.at,
-            detail=tuple(f"among {len(launches)} kernels, from {a} to {b}" for a, b in [names]),
+            detail=detail,
             hint="set `HIP_LAUNCH_BLOCKING=1` or `CUDA_LAUNCH_BLOCKING=1` to see which one it is",
         )
 

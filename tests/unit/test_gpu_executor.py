@@ -469,6 +469,27 @@ def test_a_device_that_fails_later(model: Model, driver: FakeDriver) -> None:
     assert "HIP_LAUNCH_BLOCKING" in str(caught.value.hint)
 
 
+def test_a_device_that_fails_where_nothing_is_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, outputs = ["x: f32[batch]"], ["y: f32[batch]"]
+    buffers = [{"kind": "input", "bytes": "4*batch"}]
+    symbols = {"batch": (1, 8)}
+    document = program(inputs, outputs, buffers, [], symbols=symbols, binding=[0, 0])
+    path = write(tmp_path / "copy.fusec", document, inputs=inputs, outputs=outputs)
+    driver = FakeDriver(KERNELS)
+    model = load(path, driver=driver)
+    np.testing.assert_array_equal(model(x=[1, 2])["y"], [1, 2])
+
+    def fail(stream: int) -> None:
+        raise CodeError("the device failed")
+
+    monkeypatch.setattr(driver, "synchronize", fail)
+    with pytest.raises(CodeError, match="the device failed") as caught:
+        model(x=[1, 2])
+    assert caught.value.detail == ()
+
+
 def test_weights_that_do_not_fit(path: Path) -> None:
     driver = FakeDriver(KERNELS, memory_bytes=100)
     with pytest.raises(OutOfMemoryError, match="256 bytes are needed for the weights, 100 are"):
