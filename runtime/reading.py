@@ -115,7 +115,8 @@ def count_rows(file: ArrayFile, batching: Batching) -> int:
     """How many records a file of arrays has."""
     if not batching.rows:
         return 1
-    return next((shape[0] for shape in file.shapes().values() if shape), 1)
+    shapes = file.shapes()
+    return next((shapes[name][0] for name in shapes if name in batching.inputs and shapes[name]), 1)
 
 
 # --- .npz -----------------------------------------------------------------------------------

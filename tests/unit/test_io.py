@@ -217,8 +217,10 @@ def test_models_without_batches(tmp_path: Path) -> None:
 
 def test_inputs_without_a_batch_go_to_every_batch(tmp_path: Path) -> None:
     inputs = (*IDS, spec("scale: f32[3]"))
-    path = arrays(tmp_path / "in.npz", ids=IDS_ARRAY, scale=np.ones(3, np.float32))
-    batches = [item for item in read(path, inputs) if isinstance(item, Batch)]
+    path = arrays(tmp_path / "in.npz", scale=np.ones(3, np.float32), ids=IDS_ARRAY)
+    source = read(path, inputs)
+    assert source.records == 21
+    batches = [item for item in source if isinstance(item, Batch)]
     assert [batch.inputs["scale"].shape for batch in batches] == [(3,)] * 3
     assert [batch.records for batch in batches] == [8, 8, 5]
 
