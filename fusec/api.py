@@ -24,7 +24,7 @@ from fusec.kernels.external.provider import parse_provider, records
 from fusec.kernels.registry import Choice
 from fusec.kernels.tuning import choosing, read_tables
 from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
-from fusec.link.build import build_target, merge_weights
+from fusec.link.build import build_target, merge_targets
 from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.lower.layers import unfused_by_layer
 from fusec.lower.memory_plan import UNBOUNDED
@@ -234,6 +234,7 @@ def compile(
             for each in targets
         ]
         said += [each.summary for each in built]
+    by_target, stored = merge_targets(built)
     path = Path(artifact_name(read.name) if output is None else output)
     graphs = {each.name: print_graph(rewritten[each.name][0]) for each in targets}
     contents = ArtifactContents(
@@ -256,8 +257,8 @@ def compile(
             for each, made in zip(targets, built, strict=True)
             for decision in rewritten[each.name][1]
         ],
-        targets=tuple(each.contents for each in built),
-        weights=merge_weights(built),
+        targets=by_target,
+        weights=stored,
         tools={
             "fusec": __version__,
             **_versions(),

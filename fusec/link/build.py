@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -243,28 +244,50 @@ def _no_resources() -> dict[str, int]:
     return dict.fromkeys(RESOURCES, 0)
 
 
-def merge_weights(built: Iterable[Built]) -> tuple[WeightData, ...]:
-    """The weights of all targets, each once; equal contents under one name are one weight."""
+def merge_targets(
+    built: Iterable[Built],
+) -> tuple[tuple[TargetContents, ...], tuple[WeightData, ...]]:
+    """The parts of an artifact that targets have of their own, and the weights of all, each once.
+
+    Targets may have other contents under one name, such as codes of another 8-bit float.  Those of
+    the first keep the name; those of another begin with its own, in its program as well.
+    """
     found: dict[str, Weight] = {}
+    names: dict[str, str] = {}
+    contents: list[TargetContents] = []
     for each in built:
         for weight in each.weights:
-            known = found.get(weight.name)
-            if known is None:
-                found[weight.name] = weight
-            elif known.identity != weight.identity:
-                named = replace(weight, name=f"{each.contents.target}.{weight.name}")
-                found[named.name] = named
-    return tuple(
+            if weight.identity in names:
+                continue
+            name = weight.name
+            while name in found:
+                name = f"{each.contents.target}.{name}"
+            found[name] = weight
+            names[weight.identity] = name
+        own = {weight.name: names[weight.identity] for weight in each.weights}
+        program = _with_weights(each.contents.program, own)
+        contents.append(replace(each.contents, program=program))
+    weights = tuple(
         WeightData(
-            name=weight.name,
+            name=name,
             dtype=weight.type.dtype,
             shape=weight.memory_shape,
             chunks=partial(_chunks, weight),
             packing=weight.packing,
             sources=weight.made_from,
         )
-        for weight in found.values()
+        for name, weight in found.items()
     )
+    return tuple(contents), weights
+
+
+def _with_weights(program: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, object]:
+    """A program that calls its weights by other names."""
+    buffers = [
+        {**buffer, "name": names[buffer["name"]]} if buffer["kind"] == "weight" else buffer
+        for buffer in program["buffers"]
+    ]
+    return {**program, "buffers": buffers}
 
 
 def _chunks(weight: Weight) -> Iterator[memoryview]:

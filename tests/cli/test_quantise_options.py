@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_cli import Fusec
@@ -119,3 +120,22 @@ def test_requests_that_fit_nothing_are_named(fusec: Fusec, mlp: Path) -> None:
     assert "`--quantize fp8-token:*.mlp.*` fits no weight of this model" in said
     assert "`--quantize mxfp4:experts` fits nothing: there are no routed experts" in said
     assert said.count("fits no") == 2
+
+
+def test_each_target_reads_codes_of_its_own_format(fusec: Fusec, tmp_path: Path) -> None:
+    """One name, two contents: gfx950 has e4m3fn, gfx942 has e4m3fnuz, where codes mean half."""
+    model = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 64)).bfloat16().eval()
+    x = torch.randn(5, 128, dtype=torch.bfloat16)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "linear.pt2")
+    output = tmp_path / "linear.fusec"
+    targets = ("--target", "gfx950", "--target", "gfx942")
+    options = (*targets, "--quantize", "fp8-block", "-o", output)
+    assert fusec("compile", tmp_path / "linear.pt2", *options).code == 0
+    np.savez(tmp_path / "x.npz", input=x.float().numpy())
+    wanted = model(x).float().detach().numpy()
+    for target in ("gfx950", "gfx942"):
+        files = ("--input", tmp_path / "x.npz", "--output", tmp_path / "y.npz")
+        assert fusec("run", output, *files, "--device", f"emulator:{target}").code == 0
+        (found,) = np.load(tmp_path / "y.npz").values()
+        error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+        assert 0.005 < error < 0.08, "quantised, and not half of it"
