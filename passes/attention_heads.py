@@ -24,6 +24,7 @@ from fusec import symbolic
 from fusec.ir import Graph, Node
 from fusec.ir.types import float_attr, int_attr
 from fusec.passes.attention_operands import AttentionOperands, factor
+from fusec.passes.facts import only_reader
 from fusec.rewrite import Decision, DecisionLog, Pass
 from fusec.rewrite.coordinates import Coordinates, coordinate
 from fusec.rewrite.driver import Builder
@@ -135,10 +136,16 @@ def _base(build: Builder, found: tuple[str, Dim, Dim]) -> str:
     return build.value("reshape", [value], {"shape": wanted})
 
 
+def _read_once(graph: Graph, value: str) -> bool:
+    """Whether `value` is one operand of one node; an `attention` may read it as its keys too."""
+    reader = only_reader(graph, value)
+    return reader is not None and reader.inputs.count(value) == 1
+
+
 def _unscaled(graph: Graph, q: str) -> float:
     """Take the constant factor off `q`, if only views stand between, and give it."""
     value, scale = q, 1.0
-    while len(graph.users(value)) == 1 and value not in graph.outputs:
+    while _read_once(graph, value):
         found = factor(graph, value)
         node = graph.producer(value)
         if found is not None:
