@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fusec.diagnostics import InputError, UnsupportedError
-from fusec.dtypes import f32_to_bf16
+from fusec.dtypes import DTYPES, f32_to_bf16
 from fusec.ir import Graph, TensorType
 from fusec.ir.interpret import bind_symbols, interpret
 from fusec.ir.weights import from_array
@@ -48,6 +48,27 @@ def test_bf16_bits_are_widened() -> None:
     graph.outputs, graph.output_names = [graph.add("neg", (x,)).output], ["y"]
     bits = f32_to_bf16(np.array([1.5, -2.0, 0.25], np.float32))
     np.testing.assert_array_equal(interpret(graph, {"x": bits})["y"], [-1.5, 2.0, -0.25])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "x", "expected"),
+    [
+        ("f32", [1.0, np.nan, -0.0, 2.0, 0.0, np.nan], [1, 5, 3, 0, 2, 4]),
+        ("i64", [0, -(2**63), 5, 2**63 - 1, 5], [3, 2, 4, 0, 1]),
+        ("u8", [0, 3, 255, 3], [2, 1, 3, 0]),
+        ("bool", [False, True, False, True], [1, 3, 0, 2]),
+    ],
+)
+def test_the_largest_come_first(dtype: str, x: list[float], expected: list[int]) -> None:
+    graph, array = Graph(), np.array(x, DTYPES[dtype].numpy)
+    graph.add_input("x", TensorType(dtype, array.shape))
+    ordered = graph.add("sort", ("x",), {"axis": 0, "descending": True})
+    best = graph.add("topk", ("x",), {"axis": 0, "k": 3, "largest": True})
+    graph.outputs = [ordered.outputs[1], best.outputs[1]]
+    graph.output_names = ["ordered", "best"]
+    got = interpret(graph, {"x": array})
+    np.testing.assert_array_equal(got["ordered"], expected)
+    np.testing.assert_array_equal(got["best"], expected[:3])
 
 
 def test_attributes_may_name_symbols() -> None:

@@ -125,20 +125,25 @@ def _log_softmax(x: Array, axis: int) -> Array:
     return np.asarray(x - logsumexp(x, axis, True))
 
 
+def _order(x: Array, axis: int, descending: bool) -> Array:
+    """Positions of `x` in order; NaN is above every number, and equal elements keep their order."""
+    if not descending:
+        return np.argsort(x, axis=axis, kind="stable")
+    backwards = np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
+    return np.asarray(x.shape[axis] - 1 - backwards)
+
+
 def _topk(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
     (x,) = arrays
     axis, k = int_attr(attrs, "axis"), int_attr(attrs, "k")
-    key = -x if bool_attr(attrs, "largest") else x
-    order = np.argsort(key, axis=axis, kind="stable")
-    indices = np.take(order, np.arange(k), axis=axis)
+    indices = np.take(_order(x, axis, bool_attr(attrs, "largest")), np.arange(k), axis=axis)
     return np.take_along_axis(x, indices, axis), indices
 
 
 def _sort(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
     (x,) = arrays
     axis = int_attr(attrs, "axis")
-    key = x.astype(np.float64) if x.dtype == np.bool_ else x
-    order = np.argsort(-key if bool_attr(attrs, "descending") else key, axis=axis, kind="stable")
+    order = _order(x, axis, bool_attr(attrs, "descending"))
     return np.take_along_axis(x, order, axis), order
 
 
