@@ -50,10 +50,10 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` into an `InputError` that names `path`."""
+def write_errors(path: Path, hint: str | None = None) -> Iterator[None]:
+    """Turn an `OSError` into an `InputError` that names `path`, with `hint`."""
     try:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot write `{path}`: {reason}") from None
+        raise InputError(f"cannot write `{path}`: {reason}", hint=hint) from None

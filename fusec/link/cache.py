@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from pathlib import Path
 
+from fusec.diagnostics import InputError
+from fusec.runtime.files import write_errors
+
+HINT = "set `XDG_CACHE_HOME` to a folder that can be written to, for kernels that are compiled"
+
 
 def default_cache_directory() -> Path:
-    """`fusec` in the cache folder of the user: the XDG Base Directory Specification."""
+    """`fusec` in the cache folder of the user: the XDG Base Directory Specification.
+
+    Raises:
+        InputError: none is set, and the user has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return root / "fusec"
+    if os.path.isabs(base):
+        return Path(base) / "fusec"
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise InputError(f"user {os.getuid()} has no home with a cache folder", hint=HINT)
+    return Path(home) / ".cache" / "fusec"
 
 
 class ObjectCache:
@@ -39,14 +51,18 @@ class ObjectCache:
         return self.keep_bytes(digest, made.read_bytes())
 
     def keep_bytes(self, digest: str, made: bytes) -> Path:
-        """Write `made` into the cache."""
+        """Write `made` into the cache.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
         path = self.path(digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        try:
-            temporary.write_bytes(made)
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+        with write_errors(path, HINT):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+            try:
+                temporary.write_bytes(made)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
         return path

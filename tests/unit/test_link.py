@@ -54,6 +54,23 @@ def test_the_same_graph_gives_the_same_bytes(cache: ObjectCache, tmp_path: Path)
     assert str(Path.home()).encode() not in first.code
 
 
+def test_a_cache_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write `.*file/") as raised:
+        ObjectCache(tmp_path / "file").keep_bytes("ab12", b"made")
+    assert raised.value.hint is not None
+    assert "XDG_CACHE_HOME" in raised.value.hint
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(InputError, match="no home") as raised:
+        default_cache_directory()
+    assert raised.value.hint is not None
+    assert "XDG_CACHE_HOME" in raised.value.hint
+
+
 def test_objects_are_compiled_once(cache: ObjectCache) -> None:
     link(lowered_graph(), find_toolchain(), cache)
     assert link(lowered_graph(), find_toolchain(), cache).compiled == 0
