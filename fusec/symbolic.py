@@ -86,7 +86,7 @@ class Expr:
             if not text:
                 sign = "-" if factor < 0 else ""
             parts = [str(abs(factor))] if abs(factor) != 1 or not monomial else []
-            parts += [_factor_text(atom, power, bool(parts)) for atom, power in monomial]
+            parts += [_factor_text(atom, power) for atom, power in monomial]
             text += sign + "*".join(parts)
         return text
 
@@ -454,7 +454,7 @@ def _grouped(dim: Dim) -> str:
     return text if re.fullmatch(r"\w+", text) else f"({text})"
 
 
-def _factor_text(atom: Atom, power: int, inner: bool) -> str:
+def _factor_text(atom: Atom, power: int) -> str:
     text = str(atom)
     if atom.function in ("//", "%"):
         text = f"({text})"
