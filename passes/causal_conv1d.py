@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from fusec.ir import Graph, Node, TensorType
 from fusec.ir.types import Attrs, dims_attr, int_attr, ints_attr
+from fusec.passes.quantised_weights import parameter
 from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim
@@ -90,13 +91,10 @@ class CausalConv1d(FusionPass):
         weight = graph.parameters[value]
         channels, _, taps = weight.shape
         kind = TensorType(weight.type.dtype, (channels, taps))
-        flat = f"{value}_flat"
-        if not graph.has_value(flat):
-            shape = (channels, taps)
-            derived = weight.derive(
-                f"{weight.name}.flat", kind, "flatten", lambda array: array.reshape(shape)
-            )
-            graph.add_parameter(flat, derived)
+        derived = weight.derive(
+            f"{weight.name}.flat", kind, "flatten", lambda array: array.reshape(channels, taps)
+        )
+        flat = parameter(graph, f"{value}_flat", derived)
         bias = match.nodes["conv"].inputs[2:]
         attrs: Attrs = {"activation": match.facts["activation"], "has_bias": bool(bias)}
         inputs = [match.values["x"], flat, *bias]
