@@ -23,6 +23,11 @@ _NEUTRAL_RIGHT: dict[str, float | bool] = {
     "shr": 0,
 }
 _UNDONE_BY_ITSELF = ("neg", "not")
+_WITH_STEPS = (
+    *("add", "sub", "mul", "div", "neg", "clamp", "minimum", "maximum"),
+    *("cast", "reshape", "transpose", "slice", "expand"),
+)
+"""Operations after which a number just below a whole one may be made another integer."""
 _SAME_TWICE = ("abs", "floor", "ceil", "round", "trunc", "relu", "sign")
 
 
@@ -67,7 +72,7 @@ def power(build: Rewriter, node: Node) -> str | None:
 def division(build: Rewriter, node: Node) -> str | None:
     """x / sqrt(y) is x * rsqrt(y), 1 / x is reciprocal(x), x / constant is x * (1 / constant).
 
-    A quotient by a constant that is made an integer next stays: the product may fall short of it.
+    A quotient by a constant that is made an integer stays: the product may fall short of it.
     """
     x, y = node.inputs
     if (root := build.producer(y, "sqrt")) is not None:
@@ -78,10 +83,26 @@ def division(build: Rewriter, node: Node) -> str | None:
     if not isinstance(divisor, int | float) or divisor == 0 or not math.isfinite(1 / divisor):
         return None
     exact = math.frexp(divisor)[0] in (0.5, -0.5)
-    if not exact and any(_makes_integer(build, user) for user in build.graph.users(node.output)):
+    if not exact and _becomes_integer(build, node.output):
         return None
     inverse = build.constant(1 / divisor, build.type(y).dtype, build.type(y).shape)
     return build.value("mul", [x, inverse])
+
+
+def _becomes_integer(build: Rewriter, value: str) -> bool:
+    """Whether `value` is made an integer, maybe after a view or arithmetic with a constant."""
+    return any(
+        _makes_integer(build, user)
+        or (_keeps_steps(build, user, value) and _becomes_integer(build, user.output))
+        for user in build.graph.users(value)
+    )
+
+
+def _keeps_steps(build: Rewriter, node: Node, value: str) -> bool:
+    others = [each for each in node.inputs if each != value]
+    if node.op not in _WITH_STEPS or any(build.graph.constant(each) is None for each in others):
+        return False
+    return build.type(node.output).element.is_float
 
 
 def _makes_integer(build: Rewriter, node: Node) -> bool:
