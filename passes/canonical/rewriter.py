@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from fusec.ir import Attr, Attrs, Graph, Node, TensorType
+from fusec.ir import Attr, Attrs, Graph, Node, Origin, TensorType
 from fusec.symbolic import Dim
 
 
@@ -18,9 +18,16 @@ class Rewriter:
     root: Node
     added: list[str] = field(default_factory=list)
 
-    def value(self, op: str, inputs: Iterable[str], attrs: Attrs | None = None) -> str:
+    def value(
+        self,
+        op: str,
+        inputs: Iterable[str],
+        attrs: Attrs | None = None,
+        origin: Origin | None = None,
+    ) -> str:
         """Add a node with one output and give that."""
-        made = self.graph.add(op, inputs, attrs, origin=self.root.origin, at=self.root.name)
+        came_from = self.root.origin if origin is None else origin
+        made = self.graph.add(op, inputs, attrs, origin=came_from, at=self.root.name)
         self.added.append(made.name)
         return made.output
 

@@ -15,6 +15,7 @@ MAX_PIECES = 64
 def reshape(build: Rewriter, node: Node) -> str | None:
     """A reshape to the same shape goes, and of two in a row the first one.
 
+    Of those around a product the second one goes, where it brings back the axes of before.
     Element i of every group of g neighbours, by way of [..., n, g], is a slice with the step g.
     """
     (x,) = node.inputs
@@ -24,7 +25,24 @@ def reshape(build: Rewriter, node: Node) -> str | None:
         return build.reshaped(inner.inputs[0], build.type(node.output).shape)
     if (picked := build.producer(x, "slice")) is not None:
         return _one_of_each_group(build, node, picked)
+    if (product := build.producer(x, "linear")) is not None:
+        return _product_of_rows(build, node, product)
     return None
+
+
+def _product_of_rows(build: Rewriter, node: Node, product: Node) -> str | None:
+    """A product of rows that were flattened for it, and are spread again, is one of all axes."""
+    rows, *weights = product.inputs
+    flattened = build.producer(rows, "reshape")
+    if flattened is None or build.graph.use_count(product.output) != 1:
+        return None
+    (x,) = flattened.inputs
+    *lead, width = build.type(node.output).shape
+    outputs, columns = build.type(product.output).shape[-1], build.type(rows).shape[-1]
+    if width != outputs or build.type(x).shape[: len(lead)] != tuple(lead):
+        return None
+    spread = build.reshaped(x, (*lead, columns))
+    return build.value("linear", [spread, *weights], product.attrs, product.origin)
 
 
 def _one_of_each_group(build: Rewriter, node: Node, picked: Node) -> str | None:
