@@ -219,7 +219,14 @@ class _Unknown:
     maker: str
 
 
-_Held = _Tensor | SymFloat | Expr | int | float | bool | _Unknown | None
+@dataclass(frozen=True, slots=True)
+class _NotMade:
+    """A result that the translation of an operation leaves out, such as the places of maxima."""
+
+    maker: str
+
+
+_Held = _Tensor | SymFloat | Expr | int | float | bool | _Unknown | _NotMade | None
 
 
 class _Translation:
@@ -438,9 +445,9 @@ class _Translation:
         result: Val | View | Complex | SymFloat | None,
         first: _Tensor | None,
         node: AtenNode,
-    ) -> _Tensor | None:
+    ) -> _Tensor | _NotMade:
         if result is None:
-            return None
+            return _NotMade(f"`{node.target}`")
         if isinstance(result, View):
             if first is None:
                 raise InternalError(f"`{node.target}` views nothing", at=node.path)
@@ -614,6 +621,12 @@ class _Translation:
                     f"`{self.build.origin.op}` reads a number that depends on data: {held.maker} "
                     "makes it",
                     "keep the number in a tensor instead of taking it out with `.item()`",
+                )
+            if isinstance(held, _NotMade):
+                raise self.build.unsupported(
+                    f"`{argument.name}`, a result of {held.maker}, is read, but fusec does not "
+                    "compute it",
+                    "give the model a version of that part that computes it another way",
                 )
             return self._read(held) if isinstance(held, _Tensor) else held
         if isinstance(argument, Expr):

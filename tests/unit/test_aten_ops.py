@@ -500,6 +500,10 @@ def test_an_unknown_operation_stays_opaque() -> None:
         (lambda x, y: torch.polar(x, x).sinh().real, "complex"),
         (lambda x, y: x * x.sum().item(), "depends on data"),
         (
+            lambda x, y: F.max_pool2d(x[None], 2, return_indices=True)[1],
+            "a result of `aten.max_pool.*`, is read, but fusec does not compute it",
+        ),
+        (
             lambda x, y: torch.cond(x.sum() > 0, lambda a: a.sin(), lambda a: a.cos(), (x,)),
             "control flow: `cond`",
         ),
