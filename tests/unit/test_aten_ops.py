@@ -100,6 +100,7 @@ def promotion(x: Tensor, y: Tensor) -> object:
 def comparisons(x: Tensor, y: Tensor) -> object:
     i = (x * 3).to(torch.int64)
     odd = torch.tensor([1.0, math.inf, -math.inf, math.nan, 0.0])
+    signs = torch.tensor([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf])
     return (
         x == y[:, :1], x != y[:, :1], x < 0, x <= 0.1, x > i, x >= 1, i == 1.5, i < True,
         ~(x > 0), ~i, torch.logical_not(i), torch.logical_and(i, x > 0), torch.logical_or(i, x),
@@ -109,7 +110,10 @@ def comparisons(x: Tensor, y: Tensor) -> object:
         torch.signbit(x), torch.isin(i, torch.tensor([1, -2, 0])), torch.isclose(x, x + 1e-7),
         x.masked_fill(x > 0, 3), x.clamp(-0.3, 0.4), x.clamp(min=y[:, :1]), i.clamp(max=1.5),
         x.clamp(y[:, :1].min(), y[:, :1]), x.clamp_min(0.2), i.clamp_max(2),
-        torch.clip(x, max=0.1),
+        torch.clip(x, max=0.1), torch.signbit(signs), torch.signbit(i),
+        torch.isclose(odd, odd.flip(0)), torch.isclose(odd[:2], odd[1:3]),
+        F.threshold(odd, 0.5, 9.0), torch.logaddexp(odd, odd), torch.logaddexp(odd, odd.flip(0)),
+        torch.angle(odd),
     )  # fmt: skip
 
 
@@ -316,6 +320,8 @@ def convolutions(x: Tensor, y: Tensor) -> object:
         F.avg_pool1d(line, 2), F.avg_pool2d(image, 2, 1), F.avg_pool2d(image, 3, 2, 1),
         F.max_pool1d(line, 3, 2, 1), F.avg_pool2d(image, 3, 2, 1, count_include_pad=False),
         F.max_pool2d(image, 2), F.max_pool2d(image, 2, 2, 0, 1, True),
+        F.avg_pool2d(image, 2, 2, ceil_mode=True), F.avg_pool2d(image, 3, 2, 1, ceil_mode=True),
+        F.avg_pool2d(image, 3, 2, 1, ceil_mode=True, count_include_pad=False),
         F.adaptive_avg_pool1d(line, 1), F.adaptive_avg_pool2d(image, (2, 3)),
         F.adaptive_avg_pool2d(image, 1), F.adaptive_max_pool2d(image, (2, 2)),
         F.unfold(image, 2, padding=1, stride=2),

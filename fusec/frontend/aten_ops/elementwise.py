@@ -227,7 +227,10 @@ def _atan2(build: Builder, x: Val, y: Val) -> Val:
 @aten("logaddexp")
 def _logaddexp(build: Builder, x: Val, y: Val) -> Val:
     top = build.elementwise("maximum", x, y)
-    return top + build.emit("log1p", build.emit("exp", -build.emit("abs", x - y)))
+    apart = build.emit("abs", x - y)
+    more = build.emit("log1p", build.emit("exp", -apart))
+    # Infinities of one sign are not apart.
+    return build.where(build.elementwise("eq", x, y), top + math.log(2), top + more)
 
 
 @aten("hypot")
@@ -342,7 +345,11 @@ def _isposinf(build: Builder, x: Val) -> Val:
 
 @aten("signbit")
 def _signbit(build: Builder, x: Val) -> Val:
-    return build.elementwise("lt", x, 0)
+    below = build.elementwise("lt", x, 0)
+    if not x.type.element.is_float:
+        return below
+    zero = build.emit("lt", build.emit("reciprocal", x), build.scalar(0.0, x.dtype))
+    return build.emit("or", below, zero)
 
 
 @aten("isin.Tensor_Tensor")
@@ -359,7 +366,9 @@ def _isin(
 def _isclose(
     build: Builder, x: Val, y: Val, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Val:
-    near = build.elementwise("le", build.emit("abs", x - y), build.emit("abs", y) * rtol + atol)
+    apart = build.emit("abs", x - y)
+    near = build.elementwise("le", apart, build.emit("abs", y) * rtol + atol)
+    near = build.emit("and", near, build.elementwise("lt", build.floats(apart), math.inf))
     near = build.emit("or", near, build.elementwise("eq", x, y))
     if equal_nan:
         both = build.emit("and", isnan(build, x), isnan(build, y))
@@ -493,7 +502,7 @@ def _hardsigmoid(build: Builder, x: Val) -> Val:
 
 @aten("threshold")
 def _threshold(build: Builder, x: Val, threshold: float, value: float) -> Val:
-    return build.where(build.elementwise("gt", x, threshold), x, value)
+    return build.where(build.elementwise("le", x, threshold), value, x)
 
 
 @aten("hardshrink")
@@ -697,6 +706,8 @@ def _angle(build: Builder, x: Val | Complex) -> Val:
         return build.emit("atan2", x.imag, x.real)
     negative = build.elementwise("lt", x, 0)
     result = build.where(negative, math.pi, 0.0)
+    if x.type.element.is_float:
+        result = build.where(isnan(build, x), math.nan, result)
     return build.cast(result, build.result().dtype)
 
 

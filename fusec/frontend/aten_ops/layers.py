@@ -446,17 +446,19 @@ def _avg_pool(
     strides = kernel if stride == () else pair(stride, count)
     paddings = pair(padding, count)
 
-    def total(part: Val) -> Val:
+    def total(part: Val, around: Sequence[int] = paddings) -> Val:
         ones = (1,) * count
-        return _pooled(build, part, kernel, strides, paddings, ones, 0.0, lambda a, b: a + b)
+        return _pooled(build, part, kernel, strides, around, ones, 0.0, lambda a, b: a + b)
 
     if divisor_override is not None:
         return total(x) / float(divisor_override)
     if not ceil_mode and (count_include_pad or not any(paddings)):
         return total(x) / float(math.prod(kernel))
-    if count_include_pad:
-        raise build.unsupported("average pooling with `ceil_mode` and padding that counts")
-    return total(x) / total(build.full(x.shape, 1.0, x.dtype))
+    counted = build.full(x.shape, 1.0, x.dtype)
+    if not count_include_pad:
+        return total(x) / total(counted)
+    sides = (*(0,) * (x.rank - count), *paddings)
+    return total(x) / total(build.pad(counted, sides, sides, 1.0), (0,) * count)
 
 
 def _along(build: Builder, x: Val, axis: int, matrix: Array) -> Val:
