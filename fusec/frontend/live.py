@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch._decomp import get_decompositions
+from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -398,7 +400,8 @@ def decomposed(
     program: torch.export.ExportedProgram, targets: Iterable[str]
 ) -> torch.export.ExportedProgram | None:
     """The program with the operations `targets` taken apart; `None` if PyTorch can take none."""
-    table: Mapping[Any, Any] = dict(torch.export.default_decompositions())
+    table: dict[Any, Any] = dict(torch.export.default_decompositions())
+    table |= get_decompositions([torch.ops.aten.grid_sampler_2d])
     wanted = set(targets)
     chosen = {op: rule for op, rule in table.items() if str(op) in wanted}
     if not chosen:
@@ -406,9 +409,10 @@ def decomposed(
     try:
         with quiet():
             taken: torch.export.ExportedProgram = program.run_decompositions(chosen)
-            return taken
     except EXPORT_FAILURES:
         return None
+    ordered = any(spec.kind is InputKind.TOKEN for spec in taken.graph_signature.input_specs)
+    return None if ordered else taken  # rules that check what they made want an order of effects
 
 
 def module_call(

@@ -468,11 +468,13 @@ def _translated(program: Any) -> tuple[AtenProgram, Any]:
     from fusec.frontend.live import decomposed
 
     aten = from_exported_program(program)
-    unknown = unknown_ops(aten)
-    if unknown:
+    tried: set[str] = set()
+    while unknown := unknown_ops(aten) - tried:  # what one is taken apart into may be unknown, too
         smaller = decomposed(program, unknown)
-        if smaller is not None:
-            return from_exported_program(smaller), smaller
+        if smaller is None:
+            break
+        tried |= unknown
+        aten, program = from_exported_program(smaller), smaller
     return aten, program
 
 

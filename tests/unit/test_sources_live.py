@@ -187,6 +187,27 @@ def test_unknown_operations_are_taken_apart() -> None:
     assert not [node.op for node in graph.nodes() if node.op.startswith("aten.")]
 
 
+def test_what_an_operation_is_taken_apart_into_is_taken_apart_too() -> None:
+    class Warped(torch.nn.Module):
+        def forward(self, x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.grid_sample(x, grid, align_corners=False)
+
+    x, grid = torch.randn(2, 3, 5, 7), torch.rand(2, 4, 6, 2) * 2.4 - 1.2
+    source = load_source(Warped(), example_inputs=(x, grid))
+    assert not [node.op for node in source.graph.nodes() if node.op.startswith("aten.")]
+    (found,) = interpret(source.graph, {"x": x.numpy(), "grid": grid.numpy()}).values()
+    np.testing.assert_allclose(found, Warped()(x, grid).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_what_checks_its_own_result_is_left_whole() -> None:
+    class Inverse(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.inv(x)
+
+    source = load_source(Inverse(), example_inputs=torch.eye(3) * 2)
+    assert [node.op for node in source.graph.nodes()] == ["aten.linalg_inv.default"]
+
+
 def test_numbers_in_code_keep_their_values_on_meta() -> None:
     class Numbers(torch.nn.Module):
         def __init__(self) -> None:
