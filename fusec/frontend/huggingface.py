@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusec.diagnostics import InputError, UnsupportedError
+from fusec.diagnostics import InputError, UnsupportedError, UsageError
 from fusec.frontend.dims import DimRequest, DimSpec, dim_specs, narrowed
 from fusec.frontend.quantisation_config import read_scheme
 from fusec.frontend.quantised import contents, declared
@@ -119,7 +119,12 @@ def prepare_folder(
         del config.quantization_config
         notes += scheme.notes
     stored = read_folder(folder)
-    model = build_on_meta(config, _model_class(config, raw, folder, trust_remote_code), dtype)
+    model_class = _model_class(config, raw, folder, trust_remote_code)
+    named = [str(name) for name in raw.get("architectures") or ()]
+    if named and model_class.__name__ not in named:
+        made = model_class.__name__
+        notes.append(f"transformers has no `{named[0]}`: the model is a `{made}`")
+    model = build_on_meta(config, model_class, dtype)
     weights: Mapping[str, Weight] = {}
     if stored:
         from fusec.frontend.checkpoint import read_checkpoint
@@ -133,7 +138,9 @@ def prepare_folder(
             listed = ", ".join(f"`{name}`" for name in unused[:4]) + more
             notes.append(f"the model has no use for {len(unused)} stored tensors: {listed}")
     else:
-        notes.append("the folder has no safetensors files: weights are given at load")
+        others = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+        unread = f" (`{others[0]}` is not read: save it as safetensors)" if others else ""
+        notes.append(f"the folder has no safetensors files{unread}: weights are given at load")
         if scheme is not None:
             weights = declared(model, scheme)
     if adapter is None and (folder / "adapter_config.json").is_file():
@@ -170,6 +177,10 @@ def _load_config(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) 
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = raw.get("model_type")
+    if kind is None and not raw.get("auto_map"):
+        hint = "name the folder of a model of transformers, or export the model with `torch.export`"
+        at = str(folder / "config.json")
+        raise InputError("the configuration has no `model_type`", at=at, hint=hint)
     known = isinstance(kind, str) and kind in CONFIG_MAPPING
     if not known and not trust_remote_code:
         at = str(folder / "config.json")
@@ -333,7 +344,6 @@ def model_call(model: Any, dims: Mapping[str, DimRequest] | None, attention_mask
     """
     import torch
 
-    from fusec.diagnostics import UsageError
     from fusec.frontend.live import Call, sample_sizes, sizes_of
 
     config = model.config
@@ -352,6 +362,10 @@ def model_call(model: Any, dims: Mapping[str, DimRequest] | None, attention_mask
         shape = (sizes["batch"], config.num_channels, *_image_size(config))
         pixels = torch.zeros(shape, dtype=_pixel_dtype(model, shape), device=device)
         return Call((), {"pixel_values": pixels}, ({0: "batch"},), specs)
+    if hasattr(model, "get_text_features") and hasattr(model, "get_image_features"):
+        hint = "name the class of one half, such as `CLIPVisionModel`, in `architectures`"
+        message = f"`{kind}` takes `input_ids` and `pixel_values`; model folders are read for one "
+        raise UnsupportedError(message + "of them", hint=hint)
     text = getattr(config, "get_text_config", lambda: config)()
     limits = (getattr(text, name, None) for name in POSITION_LIMITS)
     longest = next((most for most in limits if isinstance(most, int) and most > 1), LONGEST)
@@ -380,6 +394,49 @@ def without_cache(model: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(config, name, value)
+
+
+@contextmanager
+def fixed_frequencies(model: Any, call: Call) -> Iterator[None]:
+    """`model` with rotary embeddings of the type `dynamic` as they are up to their first length.
+
+    Beyond that length their frequencies depend on the largest position, by a Python branch that no
+    export can follow; up to it they are those that the model was made with.
+
+    Raises:
+        UsageError: `seq` goes further.
+    """
+    dynamic = [
+        part
+        for part in model.modules()
+        if hasattr(part, "original_max_seq_len") and _is_dynamic(getattr(part, "rope_type", None))
+    ]
+    before = [part.rope_type for part in dynamic]
+    longest = call.specs["seq"].range[1] if "seq" in call.specs else None
+    for part in dynamic:
+        limit = part.original_max_seq_len
+        if longest is None or longest > limit:
+            message = f"rotary embeddings of the type `dynamic` are exported for {limit} positions"
+            raise UsageError(f"{message}, `seq` needs more", hint=f"ask for `seq=1:{limit}`")
+    try:
+        for part in dynamic:
+            part.rope_type = _without_dynamic(part.rope_type)
+        yield
+    finally:
+        for part, kind in zip(dynamic, before, strict=True):
+            part.rope_type = kind
+
+
+def _is_dynamic(kind: object) -> bool:
+    """Whether a type of rotary embeddings, or one of those by type of layer, is `dynamic`."""
+    kinds = kind.values() if isinstance(kind, Mapping) else (kind,)
+    return any(isinstance(each, str) and "dynamic" in each for each in kinds)
+
+
+def _without_dynamic(kind: Any) -> Any:
+    if isinstance(kind, Mapping):
+        return {layer: _without_dynamic(each) for layer, each in kind.items()}
+    return "default" if _is_dynamic(kind) else kind
 
 
 def _specs(
@@ -544,8 +601,12 @@ def _expected_unused(model: Any, name: str) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
+    """What went wrong: the first line, and those that it announces by a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    said = lines[:1]
+    while said and said[-1].endswith(":") and len(said) < len(lines):
+        said.append(lines[len(said)])
+    return (" ".join(said) or type(error).__name__).rstrip(".")
 
 
 @contextmanager
@@ -558,10 +619,10 @@ def _quiet_transformers() -> Iterator[None]:
     level, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        with quiet():
+    with quiet():  # also of the warning that a setting of the environment forbids progress bars
+        try:
             yield
-    finally:
-        logging.set_verbosity(level)
-        if shows_progress:
-            logging.enable_progress_bar()
+        finally:
+            logging.set_verbosity(level)
+            if shows_progress:
+                logging.enable_progress_bar()

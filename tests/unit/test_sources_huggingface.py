@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -200,7 +201,11 @@ def test_missing_and_wrong_weights_are_named(llama: Path, tmp_path: Path) -> Non
         ("{", "not sound JSON"),
         ("[]", "not a JSON object"),
         ('{"model_type": "no_such"}', "does not know the model type `no_such`"),
-        ("{}", "does not know the model type"),
+        ("{}", "the configuration has no `model_type`"),
+        (
+            '{"model_type": "llama", "hidden_size": 96, "num_attention_heads": 7}',
+            r"does not accept the configuration: .*\(96\) is not a multiple of .*\(7\)",
+        ),
         (
             '{"model_type": "x", "auto_map": {"AutoConfig": "configuration_x.X"}}',
             "needs Python code that comes with the folder",
@@ -227,6 +232,49 @@ def test_a_damaged_safetensors_file(cut: int, llama: Path, tmp_path: Path) -> No
     (folder / "model.safetensors").write_bytes(data[:cut])
     with pytest.raises(InputError, match=r"safetensors|fit"):
         _prepare(folder)
+
+
+def test_rotary_embeddings_that_change_with_the_length(tmp_path: Path) -> None:
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    folder = build(
+        "llama", tmp_path / "d", **TINY, rope_parameters=dynamic, max_position_embeddings=32
+    )
+    _check_numbers(folder, False, ((2, 32), (1, 5)))
+    with pytest.raises(UsageError, match="type `dynamic` are exported for 32 positions") as caught:
+        load_source(folder, dims={"seq": (1, 33)})
+    assert caught.value.hint == "ask for `seq=1:32`"
+
+
+def test_progress_bars_that_the_environment_forbids(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers warns where it cannot bring them back; warnings are errors here."""
+    bars = importlib.import_module("huggingface_hub.utils.tqdm")
+    monkeypatch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
+    _prepare(llama)
+
+
+def test_a_class_that_transformers_has_not(llama: Path, tmp_path: Path) -> None:
+    folder = _copy(llama, tmp_path / "reward", architectures=["LlamaForRewards"])
+    (note,) = (note for note in _prepare(folder).notes if "LlamaForRewards" in note)
+    assert note == "transformers has no `LlamaForRewards`: the model is a `LlamaForCausalLM`"
+    assert not _prepare(llama).notes
+
+
+def test_weights_that_are_no_safetensors(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    (note,) = _prepare(tmp_path).notes
+    assert "`pytorch_model.bin` is not read" in note
+
+
+def test_models_of_texts_and_images(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "clip", "architectures": ["CLIPModel"]})
+    )
+    with pytest.raises(UnsupportedError, match="`CLIPModel` takes `input_ids` and `pixel_values`"):
+        load_source(tmp_path)
 
 
 def test_sizes_are_those_asked_for(llama: Path) -> None:
