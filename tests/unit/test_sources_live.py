@@ -202,7 +202,8 @@ def test_what_an_operation_is_taken_apart_into_is_taken_apart_too() -> None:
 def test_what_checks_its_own_result_is_left_whole() -> None:
     class Inverse(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.linalg.inv(x)
+            found: torch.Tensor = torch.linalg.inv(x)
+            return found
 
     source = load_source(Inverse(), example_inputs=torch.eye(3) * 2)
     assert [node.op for node in source.graph.nodes()] == ["aten.linalg_inv.default"]
