@@ -50,7 +50,7 @@ class AttentionHeads(Pass):
         for node in [node for node in graph.nodes() if node.op == "attention"]:
             if _fold(graph, node, terms, log):
                 changes += 1
-            elif node.name in graph:
+            elif node.name in graph and not log.tells_of("attention", node.name):
                 site = node.origin.path or node.name
                 log.add(Decision("attention", site, "fired", node=node.name))
         return changes

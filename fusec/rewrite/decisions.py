@@ -63,6 +63,12 @@ class DecisionLog:
         self._decisions[key] = decision
         self._by_node.setdefault(decision.node, []).append(key)
 
+    def tells_of(self, fusion: str, node: str) -> bool:
+        """Whether there is a decision of `fusion` about `node`, whatever its site is called."""
+        return any(
+            key[0] == fusion for key in self._by_node.get(node, ()) if key in self._decisions
+        )
+
     def absorb(self, nodes: Iterable[str]) -> tuple[Decision, ...]:
         """Forget, and give, what was decided about `nodes`: a larger fusion took them in."""
         gone: list[Decision] = []

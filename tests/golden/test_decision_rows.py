@@ -38,6 +38,7 @@ def test_rows_agree_with_the_graph(case: Case) -> None:
     log = _through_pipeline(graph, case.target, case.settings)
     fired = [row for row in log if row.status == "fired"]
     assert [row for row in fired if row.node not in graph] == []
+    assert [n for n in Counter((row.fusion, row.node) for row in fired).values() if n > 1] == []
     settled = {(row.fusion, row.site) for row in fired}
     assert [row for row in log.refused() if (row.fusion, row.site) in settled] == []
 
