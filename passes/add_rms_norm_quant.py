@@ -10,7 +10,7 @@ are not rounded to the dtype of x before.  Other readers of the norm, such as a 
 further result.
 
 Leaves it alone when
-  output-not-quantised  the graph is quantised, but nothing quantises this result
+  output-not-quantised  the graph is quantised, but nothing quantises this result as it is
   granularity           all rows share one scale that is not given
   shape                 several rows are quantised side by side as one
 """

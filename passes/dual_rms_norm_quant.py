@@ -8,7 +8,7 @@ are quantised as they are computed, in f32: they are not rounded to the dtype of
 Of two norms of which one is also read as it is, the other is quantised here.
 
 Leaves it alone when
-  output-not-quantised  the graph is quantised, but nothing quantises either norm
+  output-not-quantised  the graph is quantised, but nothing quantises either norm as it is
   granularity           all rows share one scale that is not given
   scale                 the scale is given, which the operation does not take
   scalings              the norms are quantised by two scalings

@@ -8,7 +8,7 @@ quantised, in `shape`.  Rows are quantised as they are computed, in f32: they ar
 dtype of x before.  Gates by SiLU and by sigmoid fuse alike.  Sizes are read from shapes alone.
 
 Leaves it alone when
-  output-not-quantised  the graph is quantised, but nothing quantises this result
+  output-not-quantised  the graph is quantised, but nothing quantises this result as it is
   granularity           all rows share one scale that is not given
   gdn.shape             rows that are quantised are no whole heads, or no shape tells how many heads
                         ranks are to divide

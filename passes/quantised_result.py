@@ -88,9 +88,12 @@ def is_quantised(graph: Graph) -> bool:
 
 
 def may_be_quantised(graph: Graph, values: Sequence[str]) -> bool:
-    """Whether a product with a weight multiplies one of `values`, so that codes have a use."""
+    """Whether a product with a weight multiplies one of `values`, so that codes have a use.
+
+    It may do so with a part of it, or in another order, which is quantised by then.
+    """
     found = [each for value in values for each in readings(graph, value, _MOVES)[1]]
-    return any(
+    return bool(quantisers_among(found)) or any(
         each.reader is not None
         and each.reader.op in _PRODUCTS
         and each.reader.inputs[0] == each.value
@@ -99,11 +102,31 @@ def may_be_quantised(graph: Graph, values: Sequence[str]) -> bool:
 
 
 def not_quantised(graph: Graph, values: Sequence[str], at: str) -> Rejection:
-    """The refusal for results that nothing quantises; it names who reads them instead."""
+    """The refusal for results that nothing quantises; it names who reads them instead.
+
+    What quantises them after they were moved quantises other rows, or not all of them.
+    """
     found = [each for value in values for each in readings(graph, value, _MOVES)[1]]
+    if (moved := next(iter(quantisers_among(found)), None)) is not None:
+        move = _move_before(graph, moved)
+        place = move.origin.path or f"%{move.name}"
+        reason = f"`{move.op}` at `{place}` stands between it and what quantises it"
+        hint = (
+            f"{move.op} before it, or behind the product: rows are quantised as they are computed"
+        )
+        return Rejection("output-not-quantised", reason, at, hint=hint)
     verb = "its reader is" if len(found) == 1 else "its readers are"
     reason = f"{verb} {described(graph, found)}" if found else "nothing reads it"
     return Rejection("output-not-quantised", reason, at)
+
+
+def _move_before(graph: Graph, narrow: Node) -> Node:
+    """The last node before `narrow` that leaves out elements of rows, or puts them elsewhere."""
+    node = graph.producer(narrow.inputs[0])
+    while node is not None and node.op in _VIEWS:
+        node = graph.producer(node.inputs[0])
+    assert node is not None
+    return node
 
 
 def result_quantised(match: Match, target: Target) -> Rejection | None:

@@ -6,7 +6,7 @@ The rows are quantised as they are computed, in f32: they are not rounded to the
 Other readers, such as a router, read the rows as a further result.
 
 Leaves it alone when
-  output-not-quantised  the graph is quantised, but nothing quantises this result
+  output-not-quantised  the graph is quantised, but nothing quantises this result as it is
   granularity           all rows share one scale that is not given
   shape                 several rows are quantised side by side as one
 """
