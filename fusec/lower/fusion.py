@@ -382,7 +382,8 @@ class _Grouper:
             for position, axis in enumerate(seen, start=missing):
                 if axis is None:
                     continue
-                if axes[position] not in (None, axis):
+                # An axis of size 1 that the group walks for its rows may be broadcast by the node.
+                if axes[position] not in (None, axis) or group.axes[axis] != shape[position]:
                     return None
                 axes[position] = axis
         used = {axis for axis in axes if axis is not None}
@@ -429,7 +430,11 @@ def _viewed_axes(node: Node, before: TensorType, after: TensorType, axes: Axes) 
     if node.op == "transpose":
         return tuple(axes[axis] for axis in ints_attr(node.attrs, "perm"))
     if node.op == "expand":
-        return (None,) * (after.rank - before.rank) + axes
+        missing = after.rank - before.rank
+        kept = zip(before.shape, after.shape[missing:], axes, strict=True)
+        if any(size != wanted and axis is not None for size, wanted, axis in kept):
+            return None
+        return (None,) * missing + axes
     if node.op == "reshape":
         moved = unit_reshape(before.shape, after.shape)
         dropped = any(

@@ -24,7 +24,7 @@ from lowered_runner import (
 
 import fusec.lower.lowering
 from fusec.diagnostics import UnsupportedError
-from fusec.ir import Graph, TensorType, Weight, parse_graph
+from fusec.ir import Attr, Graph, TensorType, Weight, parse_graph
 from fusec.ir.interpret import interpret
 from fusec.ir.weights import from_array
 from fusec.kernels.registry import Choice
@@ -104,6 +104,27 @@ def test_sizes_of_zero_and_one(cache: Path, batch: int, seq: int) -> None:
     graph = norm_like()
     results = Compiled(graph, cache)(inputs_of(graph, 0, batch=batch, seq=seq))
     assert results["y0"].shape == (batch, seq, 40)
+
+
+@pytest.mark.usefixtures("only_generated")
+@pytest.mark.parametrize("how", ["broadcast", "expanded", "expanded and summed"])
+def test_rows_of_one_element_are_not_the_rows_that_they_are_broadcast_to(
+    how: str, cache: Path
+) -> None:
+    graph = graph_of(
+        ("x", TensorType("f32", (BATCH, SEQ, 1))), ("y", TensorType("f32", (BATCH, SEQ, 8)))
+    )
+    attrs: dict[str, Attr] = {"axes": (2,), "keepdims": True}
+    reduced = graph.add("logsumexp", ["x"], attrs).output
+    beside = graph.add("tanh", ["x"]).output
+    if how != "broadcast":
+        beside = graph.add("expand", [beside], {"shape": (BATCH, SEQ, 8)}).output
+    if how == "expanded and summed":
+        last = graph.add("reduce_sum", [beside], attrs)
+    else:
+        last = graph.add("mul", [beside, "y"])
+    finish(graph, reduced, last.output)
+    assert_agrees(Compiled(graph, cache), inputs_of(graph, 0, batch=3, seq=5))
 
 
 def test_long_sums_are_accurate(cache: Path) -> None:
