@@ -107,7 +107,9 @@ def comparisons(x: Tensor, y: Tensor) -> object:
         torch.logical_xor(i, x > 0), i & 3, i | 4, i ^ 5, i << 1, i >> 1, (x > 0) ^ True,
         torch.isnan(odd), torch.isinf(odd), torch.isfinite(odd), torch.isneginf(odd),
         torch.isposinf(odd), torch.nan_to_num(odd), torch.nan_to_num(odd, 1.0, 2.0, -3.0),
-        torch.signbit(x), torch.isin(i, torch.tensor([1, -2, 0])), torch.isclose(x, x + 1e-7),
+        torch.signbit(x), torch.signbit(i), torch.signbit(torch.tensor([-0.0, 0.0, -math.inf])),
+        torch.logaddexp(odd, odd), torch.logaddexp(odd, -odd), F.threshold(odd, 0.1, 5.0),
+        torch.isin(i, torch.tensor([1, -2, 0])), torch.isclose(x, x + 1e-7),
         x.masked_fill(x > 0, 3), x.clamp(-0.3, 0.4), x.clamp(min=y[:, :1]), i.clamp(max=1.5),
         x.clamp(y[:, :1].min(), y[:, :1]), x.clamp_min(0.2), i.clamp_max(2),
         torch.clip(x, max=0.1), torch.signbit(signs), torch.signbit(i),
@@ -147,6 +149,8 @@ def ordering(x: Tensor, y: Tensor) -> object:
         torch.argsort(i, dim=0, descending=True, stable=True), *x.kthvalue(2, 1),
         torch.histc(x, 5, -2, 2), torch.msort(x), torch.searchsorted(x.sort(1).values, y),
         torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.5])),
+        torch.bucketize(torch.tensor([math.nan, -math.inf]), torch.tensor([0.0, 1.0])),
+        torch.bucketize(torch.tensor([math.nan, 1.0]), torch.tensor([0.0, 1.0]), right=True),
         torch.bucketize(i, torch.tensor([-1, 0, 2]), right=True),
     )  # fmt: skip
 
@@ -392,6 +396,12 @@ def test_decomposed(body: Body) -> None:
     """PyTorch's core decompositions give other operations for the same."""
     torch.manual_seed(4)
     check(Function(body), torch.randn(3, 5), torch.randn(3, 4), decompose=True, tolerance=3e-5)
+
+
+def test_lengths_are_squared_in_f64() -> None:
+    """Squares of f16 from 256 on, and those of f32 from 2**64 on, do not fit."""
+    graph = check(Function(torch.hypot), torch.randn(3, 5), torch.randn(3, 1))
+    assert [graph.type(node.output).dtype for node in graph.nodes() if node.op == "sqrt"] == ["f64"]
 
 
 def dynamic_sizes(x: Tensor, y: Tensor) -> object:

@@ -227,17 +227,16 @@ def _atan2(build: Builder, x: Val, y: Val) -> Val:
 @aten("logaddexp")
 def _logaddexp(build: Builder, x: Val, y: Val) -> Val:
     top = build.elementwise("maximum", x, y)
-    apart = build.emit("abs", x - y)
-    more = build.emit("log1p", build.emit("exp", -apart))
-    # Infinities of one sign are not apart.
-    return build.where(build.elementwise("eq", x, y), top + math.log(2), top + more)
+    # Two infinities that are the same have no difference that is a number.
+    apart = build.where(build.elementwise("eq", x, y), 0.0, x - y)
+    return top + build.emit("log1p", build.emit("exp", -build.emit("abs", apart)))
 
 
 @aten("hypot")
 def _hypot(build: Builder, x: Val, y: Val) -> Val:
-    dtype = build.common(x, y)
-    a, b = build.cast(x, dtype), build.cast(y, dtype)
-    return build.emit("sqrt", a * a + b * b)
+    # Squares of numbers that f32 has are neither too large nor too small for f64.
+    a, b = build.cast(x, "f64"), build.cast(y, "f64")
+    return build.cast(build.emit("sqrt", a * a + b * b), build.common(x, y))
 
 
 @aten("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "float_power.Tensor_Scalar",
@@ -345,11 +344,11 @@ def _isposinf(build: Builder, x: Val) -> Val:
 
 @aten("signbit")
 def _signbit(build: Builder, x: Val) -> Val:
-    below = build.elementwise("lt", x, 0)
+    negative = build.elementwise("lt", x, 0)
     if not x.type.element.is_float:
-        return below
-    zero = build.emit("lt", build.emit("reciprocal", x), build.scalar(0.0, x.dtype))
-    return build.emit("or", below, zero)
+        return negative
+    # The reciprocal of minus zero is below zero as well.
+    return build.emit("or", negative, build.elementwise("lt", build.elementwise("div", 1.0, x), 0))
 
 
 @aten("isin.Tensor_Tensor")

@@ -348,7 +348,7 @@ def _search(
     build: Builder, first: Val, second: Val, *, out_int32: bool = False, right: bool = False,
     side: str | None = None, sorter: Val | None = None,
 ) -> Val:  # fmt: skip
-    """How many boundaries lie before each value."""
+    """How many boundaries lie before each value; all of them before NaN."""
     swapped = "bucketize" in build.origin.op
     values, edges = (first, second) if swapped else (second, first)
     if sorter is not None:
@@ -357,6 +357,6 @@ def _search(
         edges = build.unsqueeze(edges, edges.rank - 1)
     after = right or side == "right"
     wide = build.unsqueeze(values, values.rank)
-    counted = build.elementwise("ge" if after else "gt", wide, edges)
+    counted = build.emit("not", build.elementwise("lt" if after else "le", wide, edges))
     total = build.reduce("reduce_sum", build.cast(counted, "i64"), (counted.rank - 1,))
     return build.cast(total, build.result().dtype)
