@@ -313,7 +313,7 @@ class Moe {
     if (p_.activation == ACTIVATION_SWIGLU_OAI) {
       gate = min(set(p_.limit), gate);
       up = max(set(-p_.limit), min(set(p_.limit), up));
-      return gate * sigmoid(set(p_.alpha) * gate) * (up + set(1.0f));
+      return times_sigmoid(gate, set(p_.alpha) * gate) * (up + set(1.0f));
     }
     return activate(p_.activation, gate) * up;
   }

@@ -52,7 +52,7 @@ class GatedRows : public ParamRows<12, 16, 8> {
       if (activated.number != ACTIVATION_SWIGLU_OAI) return activated(g) * u;
       g = min(limit, g);
       u = max(zero() - limit, min(limit, u));
-      return g * sigmoid(alpha * g) * (u + set(1.0f));
+      return times_sigmoid(g, alpha * g) * (u + set(1.0f));
     });
   }
 

@@ -64,6 +64,18 @@ def test_activations_over_their_range(module: Module, activation: str) -> None:
     assert np.isnan(module.call("fusec_gated_activation_f32", [x, up, up], params)[-1]).all()
 
 
+@pytest.mark.parametrize("activation", ["silu", "quick_gelu", "gelu_tanh", "swiglu_oai"])
+def test_activations_far_below_zero(module: Module, activation: str) -> None:
+    """Zero, however large the number that a tail of the sigmoid is multiplied by."""
+    x = np.array([-90, -104, -1e4, -1e30, -3e38, -np.inf, np.nan], np.float32)
+    params = [1, 1, 1, 1, *[0, 0, 0, len(x)] * 3, len(x), 1, 1, ACTIVATIONS[activation]]
+    buffers = [x, np.ones_like(x), blank(x.shape, "f32")]
+    params += [bits(1.702), bits(7.0)]
+    out = module.call("fusec_gated_activation_f32", buffers, params)[-1]
+    assert (np.abs(out[:5]) < 1e-35).all()
+    assert np.isnan(out[5:]).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("n", [1, 15, 100])

@@ -63,7 +63,7 @@ struct GatedEpilogue {
     if (activation == ACTIVATION_SWIGLU_OAI) {
       gate = min(set(limit), gate);
       up = max(set(-limit), min(set(limit), up));
-      return gate * sigmoid(set(alpha) * gate) * (up + set(1.0f));
+      return times_sigmoid(gate, set(alpha) * gate) * (up + set(1.0f));
     }
     return activate(activation, gate) * up;
   }

@@ -456,7 +456,13 @@ FUSEC_INLINE Vec sigmoid(Vec x) {
   Vec scale = e.scale();
   return reciprocal(fma(e.rest, scale, scale + set(1.0f)));
 }
-FUSEC_INLINE Vec silu(Vec x) { return x * sigmoid(x); }
+
+// x * sigmoid(scaled). What is left of sigmoid beyond -87 counts beside a large x, and is 0 here: minus
+// infinity becomes NaN, as it does by IEEE 754.
+FUSEC_INLINE Vec times_sigmoid(Vec x, Vec scaled) {
+  return x * select(less(scaled, set(-87.0f)), zero(), sigmoid(scaled));
+}
+FUSEC_INLINE Vec silu(Vec x) { return times_sigmoid(x, x); }
 
 FUSEC_INLINE Vec tanh(Vec x) {
   Vec magnitude = abs(x);
@@ -533,7 +539,7 @@ FUSEC_INLINE Vec activate(int64_t activation, Vec x) {
     case ACTIVATION_SIGMOID:
       return sigmoid(x);
     case ACTIVATION_QUICK_GELU:
-      return x * sigmoid(set(1.702f) * x);
+      return times_sigmoid(x, set(1.702f) * x);
     default:
       return x;
   }
