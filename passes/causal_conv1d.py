@@ -9,6 +9,7 @@ zeros joined before x.
 Leaves it alone when
   padding  what is before the first element, or what is cut off, is not the K - 1 of a causal one
   weight   the weight is not a parameter, so that it cannot be flattened ahead of time
+  dtype    it is of f64, which kernels for convolutions as such compute
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import ClassVar
 
 from fusec.ir import Graph, Node, TensorType
 from fusec.ir.types import Attrs, dims_attr, int_attr, ints_attr
+from fusec.passes.linear_epilogue import DTYPES
 from fusec.passes.quantised_weights import parameter
 from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
@@ -45,12 +47,19 @@ def _padding(match: Match, target: Target) -> Rejection | None:
     return Rejection("padding", f"{reason}, with {taps} taps", match.root.output)
 
 
+def _dtype(match: Match, target: Target) -> Rejection | None:
+    x = match.graph.type(match.values["x"])
+    if x.dtype in DTYPES:
+        return None
+    return Rejection("dtype", f"the convolution is of {x.dtype}", match.root.output)
+
+
 class CausalConv1d(FusionPass):
     """One node for padding, convolution, cut and activation."""
 
     name: ClassVar[str] = "causal_conv1d"
     after: ClassVar[tuple[str, ...]] = ("canonicalise", "activations")
-    guards: ClassVar[tuple[Guard, ...]] = (_weight, _padding)
+    guards: ClassVar[tuple[Guard, ...]] = (_weight, _padding, _dtype)
 
     def anchors(self) -> frozenset[str]:
         """The convolution; what follows it is taken in from there."""
