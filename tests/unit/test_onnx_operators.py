@@ -518,3 +518,43 @@ def test_constants_of_every_kind(tmp_path: Path) -> None:
     inputs = {"x": random(2, 3, seed=4)}
     model = model_of(nodes, inputs, ["y"])
     assert_same(imported(model, tmp_path), inputs, run_onnx(model, inputs))
+
+
+@pytest.mark.parametrize(
+    ("node", "constants"),
+    [
+        (("Add", ["c", "c"], {}), {"c": np.array([100, -128, 127], np.int8)}),
+        (("Mul", ["c", "c"], {}), {"c": np.array([70000, -3, 1 << 30], np.int32)}),
+        (("Cast", ["c"], {"to": 6}), {"c": ints(1 << 31, -5, (1 << 40) + 3)}),
+        (("Cast", ["c"], {"to": 3}), {"c": ints(300, 5, -200)}),
+        (("Cast", ["c"], {"to": 2}), {"c": ints(300, 5, -200)}),
+    ],
+    ids=["add", "mul", "i32", "i8", "u8"],
+)
+def test_what_is_computed_while_importing_wraps_around(
+    node: tuple[str, list[str], dict[str, Any]], constants: dict[str, Array], tmp_path: Path
+) -> None:
+    """Constants of narrow integers, as onnxruntime computes them."""
+    op, operands, attrs = node
+    nodes = [
+        helper.make_node(op, operands, ["narrow"], **attrs),
+        helper.make_node("Cast", ["narrow"], ["wide"], to=1),
+        helper.make_node("Add", ["x", "wide"], ["y"]),
+    ]
+    inputs = {"x": random(3)}
+    model = model_of(nodes, inputs, ["y"], constants=constants)
+    graph = imported(model, tmp_path)
+    assert_same(graph, inputs, run_onnx(model, inputs))
+
+
+@pytest.mark.parametrize("flags", [np.array([True, False, True]), np.array([1, 0, 3], np.int32)])
+def test_places_of_a_constant_are_i64(flags: Array, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["c"], ["places"]),
+        helper.make_node("Gather", ["x", "places"], ["y"]),
+    ]
+    inputs = {"x": random(3)}
+    model = model_of(nodes, inputs, ["y", "places"], constants={"c": flags})
+    graph = imported(model, tmp_path)
+    assert graph.type(graph.outputs[1]).dtype == "i64"
+    assert_same(graph, inputs, run_onnx(model, inputs))

@@ -15,6 +15,7 @@ import numpy as np
 
 from fusec import symbolic
 from fusec.diagnostics import InputError
+from fusec.dtypes import DTYPES
 from fusec.frontend.onnx_ops.base import (
     FOLD_LIMIT,
     Call,
@@ -58,10 +59,31 @@ def fold(ctx: Context, call: Call) -> Value | tuple[Value, ...] | None:
         result = rule(ctx, call, contents)
     except Unknown:
         return None
+    dtype = _result_dtype(call)
     if isinstance(result, list):
-        dtype = call.operand(0).dtype
-        return tuple(known(part, dtype) for part in result)
-    return known(result, _result_dtype(call)) if result is not None else None
+        return tuple(known(_wrapped(part, dtype), dtype) for part in result)
+    return known(_wrapped(result, dtype), dtype) if result is not None else None
+
+
+def _integers(dtype: str) -> range:
+    """The numbers that an integer type holds."""
+    kind = DTYPES[dtype]
+    span = 1 << kind.bits
+    return range(span) if kind.kind == "uint" else range(-span // 2, span // 2)
+
+
+def _wrapped(content: Contents, dtype: str) -> Contents:
+    """Elements as `dtype` stores them: integers beyond its range wrap around."""
+    if not DTYPES[dtype].is_integer:
+        return content
+    held = _integers(dtype)
+    items = [
+        (item - held.start) % (held.stop - held.start) + held.start
+        if isinstance(item, int)
+        else item
+        for item in content.ravel().tolist()
+    ]
+    return objects(items, content.shape)
 
 
 _FLAGS = frozenset(
@@ -76,6 +98,8 @@ def _result_dtype(call: Call) -> str:
         return DTYPE_OF.get(call.integer("to", 0), "")
     if call.op == "ConstantOfShape":
         return _fill(call)[1]
+    if call.op == "NonZero":
+        return "i64"
     if call.op in ("Where", "CastLike"):
         return call.operand(1).dtype
     return call.operand(0).dtype
@@ -300,10 +324,10 @@ def _cast(ctx: Context, call: Call, contents: list[Contents | None]) -> Contents
             if ctx.span(item.over)[0] < 0 or ctx.span(item.under)[0] < 0:
                 raise Unknown
             return symbolic.floor_divide(item.over, item.under)
-        if isinstance(item, float) and not math.isfinite(item):
-            raise Unknown
-        if target == "u8" and not (isinstance(item, int) and 0 <= item < 256):
-            raise Unknown
+        if isinstance(item, float) and not (
+            math.isfinite(item) and int(item) in _integers(target)
+        ):
+            raise Unknown  # the target machine decides
         return item if isinstance(item, Expr) else int(item)
 
     return _each(apply)(ctx, call, contents[:1])
