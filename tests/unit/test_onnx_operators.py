@@ -558,3 +558,14 @@ def test_places_of_a_constant_are_i64(flags: Array, tmp_path: Path) -> None:
     graph = imported(model, tmp_path)
     assert graph.type(graph.outputs[1]).dtype == "i64"
     assert_same(graph, inputs, run_onnx(model, inputs))
+
+
+def test_empty_constants(tmp_path: Path) -> None:
+    """Where an axis in the middle has no elements, the others keep their sizes."""
+    nodes = [
+        helper.make_node("Cast", ["c"], ["y"], to=1),
+        helper.make_node("Concat", ["x", "c"], ["z"], axis=1),
+    ]
+    inputs = {"x": integers(0, 9, 2, 3, 4)}
+    model = model_of(nodes, inputs, ["y", "z"], constants={"c": np.zeros((2, 0, 4), np.int64)})
+    assert_same(imported(model, tmp_path), inputs, run_onnx(model, inputs))

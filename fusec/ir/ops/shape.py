@@ -246,8 +246,9 @@ def _constant(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Arra
     def plain(value: Attr) -> object:
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-    values = np.asarray(plain(attrs["value"]))
-    return (np.broadcast_to(result_array(values, types[0]), _sizes(types[0])),)
+    sizes = _sizes(types[0])
+    values = np.zeros(sizes) if 0 in sizes else np.asarray(plain(attrs["value"]))
+    return (np.broadcast_to(result_array(values, types[0]), sizes),)
 
 
 def _iota(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
