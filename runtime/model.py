@@ -400,11 +400,13 @@ def _bind(
     origin.setdefault(name, source)
     low, high = symbols[name]
     if not low <= size <= high:
-        wider = f"{min(low, size)}:{max(high, size)}"
+        hint = f"compile it with `--dim {name}={min(low, size)}:{max(high, size)}`"
+        if size == 0:
+            hint = f"ranges begin at 1; `--dim {name}=0` compiles an `.onnx` file for an empty one"
         raise InputError(
             f"`{name}` is {size} in the input `{source}`, but the artifact was compiled for "
             f"{low}..{high}",
-            hint=f"compile it with `--dim {name}={wider}`",
+            hint=hint,
         )
 
 
