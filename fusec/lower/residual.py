@@ -43,26 +43,17 @@ IR_VERSION = 10
 
 _FLOAT8 = frozenset(("f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f4e2m1x2", "e8m0"))
 
-_NEW_TYPES_ONLY = frozenset(
+NEW_TYPES_ONLY = frozenset(
     (
-        "Cast",
-        "CastLike",
-        "Constant",
-        "ConstantOfShape",
-        "Flatten",
-        "Identity",
-        "If",
-        "Loop",
-        "Pad",
-        "Reshape",
-        "Scan",
-        "Shape",
-        "Size",
-        "Squeeze",
-        "TopK",
-        "Transpose",
-        "Unsqueeze",
-    )
+        "Acos Acosh Asin Asinh Atan Atanh AveragePool Bernoulli Cast CastLike Constant "
+        "ConstantOfShape Conv ConvTranspose Cos Cosh DeformConv Det Dropout Elu EyeLike "
+        "Flatten GRU GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample HardSigmoid "
+        "HardSwish Identity If InstanceNormalization LSTM Loop LpNormalization LpPool MaxPool "
+        "MaxRoiPool MaxUnpool Mish Multinomial NegativeLogLikelihoodLoss Pad RNN RandomNormal "
+        "RandomNormalLike RandomUniform RandomUniformLike Reshape RoiAlign Round Scan Selu "
+        "Shape Sin Sinh Size Softplus Softsign SplitToSequence Squeeze Tan ThresholdedRelu "
+        "TopK Transpose Unsqueeze"
+    ).split()
 )
 """Operators whose versions after `OPSET` only take more element types."""
 
@@ -90,7 +81,7 @@ def opset_rejection(node: Node) -> Rejection | None:
         return None
     for domain, op, version in _operators(_onnx_node(node), int_attr(node.attrs, "_version")):
         since = _since(op, version, domain)
-        if domain == "" and since is not None and since > OPSET and op not in _NEW_TYPES_ONLY:
+        if domain == "" and since is not None and since > OPSET and op not in NEW_TYPES_ONLY:
             reason = (
                 f"`{op}` of opset {since} is newer than {OPSET}, the last of onnxruntime 1.22.2"
             )
@@ -258,14 +249,18 @@ class _Model:
         return self.one("Cast", name, to=ELEMENT_OF[dtype])
 
     def proto(self, domains: Mapping[str, int]) -> Any:
-        """The whole model."""
+        """The whole model.
+
+        Args:
+            domains: versions of operators' domains; ONNX's own has `OPSET` where none is given.
+        """
         from onnx import helper
 
         inputs = [_info(name, self.graph.type(name)) for name in dict.fromkeys(self.node.inputs)]
         outputs = [_info(name, self.graph.type(name)) for name in self.node.outputs]
         graph = helper.make_graph(self.nodes, "residual", inputs, outputs, self.constants)
-        opsets = [helper.make_opsetid("", OPSET)]
-        opsets += [helper.make_opsetid(*item) for item in sorted(domains.items()) if item[0]]
+        versions = {"": OPSET, **domains}
+        opsets = [helper.make_opsetid(*item) for item in sorted(versions.items())]
         return helper.make_model(
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fusec"
         )
@@ -352,7 +347,8 @@ def _of_onnx(graph: Graph, node: Node) -> Any:
     for value, name in given:
         model.give(value, name)
     domain, _ = _onnx_op(node)
-    return model.proto({domain: int_attr(node.attrs, "_version")} if domain else {})
+    version = int_attr(node.attrs, "_version")
+    return model.proto({domain: version if domain else min(version, OPSET)})
 
 
 def _capture(model: _Model, outer: str, inner: str) -> None:
@@ -793,4 +789,4 @@ _WRITERS: dict[str, _Writer] = {
     "topk": _topk,
 }
 
-__all__ = ["ResidualModel", "build_residual", "opset_rejection"]
+__all__ = ["NEW_TYPES_ONLY", "OPSET", "ResidualModel", "build_residual", "opset_rejection"]

@@ -148,7 +148,11 @@ def test_profile(model: Model) -> None:
             "`seq` is 65 in the input `input_ids`, but the artifact was compiled for 1..64",
             "--dim seq=1:65",
         ),
-        ({"input_ids": np.zeros((0, 3), np.int64)}, "`batch` is 0", "ranges begin at 1; `--dim batch=0`"),
+        (
+            {"input_ids": np.zeros((0, 3), np.int64)},
+            "`batch` is 0",
+            "ranges begin at 1; `--dim batch=0`",
+        ),
         ({"input_ids": np.full((1, 3), 11)}, "the index 11 is out of range: it must be less", "id"),
         ({"input_ids": np.full((1, 3), -1)}, "the index -1 is out of range", "ids"),
     ],

@@ -324,9 +324,7 @@ def _cast(ctx: Context, call: Call, contents: list[Contents | None]) -> Contents
             if ctx.span(item.over)[0] < 0 or ctx.span(item.under)[0] < 0:
                 raise Unknown
             return symbolic.floor_divide(item.over, item.under)
-        if isinstance(item, float) and not (
-            math.isfinite(item) and int(item) in _integers(target)
-        ):
+        if isinstance(item, float) and not (math.isfinite(item) and int(item) in _integers(target)):
             raise Unknown  # the target machine decides
         return item if isinstance(item, Expr) else int(item)
 
