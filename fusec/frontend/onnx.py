@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ class _Reader:
         try:
             self._inputs(ctx, scope)
             for name, value in self.weights.items():
-                scope[name] = Value(value.type, content=value.content, weight=value.weight)
+                scope[name] = replace(value)
             self._nodes(ctx, self.model.graph, scope, 0)
             for info in self.model.graph.output:
                 if info.name not in scope:

@@ -13,6 +13,10 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx_models import Array, assert_same, imported, integers, model_of, opaque, random, run_onnx
 
+from fusec.diagnostics import UnsupportedError
+from fusec.formats import magnitudes, rounded
+from fusec.ir.interpret import interpret
+
 X = random(3, 5, 7)
 POSITIVE = np.abs(X) + 0.1
 INT = integers(-9, 9, 3, 5)
@@ -569,3 +573,67 @@ def test_empty_constants(tmp_path: Path) -> None:
     inputs = {"x": integers(0, 9, 2, 3, 4)}
     model = model_of(nodes, inputs, ["y", "z"], constants={"c": np.zeros((2, 0, 4), np.int64)})
     assert_same(imported(model, tmp_path), inputs, run_onnx(model, inputs))
+
+
+FLOATS8 = {"f8e4m3fn": 17, "f8e4m3fnuz": 18, "f8e5m2": 19}
+BEYOND = floats(0.1, 240, 448, 460, 1000, -1e5, np.inf, -np.inf, np.nan, 57344, 7e4, 1e-9)
+
+
+@pytest.mark.parametrize("dtype", FLOATS8)
+def test_casts_to_float8_saturate(dtype: str, tmp_path: Path) -> None:
+    """What is beyond the type becomes its largest number, not NaN or infinity."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["narrow"], to=FLOATS8[dtype]),
+        helper.make_node("Cast", ["narrow"], ["y"], to=1),
+    ]
+    inputs = {"x": BEYOND}
+    model = model_of(nodes, inputs, ["y"], opset=19)
+    (got,) = interpret(imported(model, tmp_path), inputs).values()
+    (wanted,) = ReferenceEvaluator(model).run(None, inputs)
+    assert np.nanmax(np.abs(got)) == magnitudes(dtype)[-1]
+    np.testing.assert_array_equal(rounded(got, dtype), wanted)
+
+
+def test_casts_to_float8_that_do_not_saturate(tmp_path: Path) -> None:
+    node = helper.make_node("Cast", ["x"], ["y"], to=17, saturate=0)
+    graph = imported(model_of([node], {"x": BEYOND}, ["y"], opset=19), tmp_path)
+    assert [node.op for node in graph.nodes()] == ["cast"]
+
+
+@pytest.mark.parametrize("dtype", ["f8e4m3fn", "f8e5m2"])
+def test_quantisation_to_float8(dtype: str, tmp_path: Path) -> None:
+    inputs = {"x": X * 400}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    model = model_of(nodes, inputs, ["y"], constants={"s": scalar(0.5)}, opset=19)
+    model.graph.initializer.append(helper.make_tensor("z", FLOATS8[dtype], [], [0.0]))
+    graph = imported(model, tmp_path)
+    assert not opaque(graph)
+    (got,) = interpret(graph, inputs).values()
+    np.testing.assert_array_equal(rounded(got / 0.5, dtype) * 0.5, run_onnx(model, inputs)[0])
+
+
+@pytest.mark.parametrize(("element", "zero"), [(22, 1), (21, 7), (22, None), (21, None)])
+def test_quantisation_to_four_bits(element: int, zero: int | None, tmp_path: Path) -> None:
+    """The levels are those of 4 bits, though 8 hold them."""
+    inputs = {"x": X * 3}
+    point = [] if zero is None else ["z"]
+    more = {} if point else {"output_dtype": element}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", *point], ["q"], **more),
+        helper.make_node("DequantizeLinear", ["q", "s", *point], ["y"]),
+    ]
+    model = model_of(nodes, inputs, ["y"], constants={"s": scalar(0.25)}, opset=21, ir_version=10)
+    if point:
+        model.graph.initializer.append(helper.make_tensor("z", element, [], [zero]))
+    assert_same(imported(model, tmp_path), inputs, run_onnx(model, inputs))
+
+
+def test_a_cast_like_four_bits_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("CastLike", ["x", "like"], ["y"])
+    model = model_of([node], {"x": X}, ["y"], opset=21)
+    model.graph.initializer.append(helper.make_tensor("like", 22, [], [1]))
+    with pytest.raises(UnsupportedError, match="`CastLike` to 4-bit integers"):
+        imported(model, tmp_path)

@@ -75,6 +75,7 @@ class Value:
         content: the elements, where they are known or are expressions over symbols.
         weight: the tensor of the file that it is.
         items: the elements of a sequence of tensors; `type` then says nothing.
+        four_bits: whether the model has 4-bit integers here; they are held in 8 bits.
     """
 
     type: TensorType
@@ -82,6 +83,7 @@ class Value:
     content: Contents | None = None
     weight: Weight | None = None
     items: tuple[Value, ...] | None = None
+    four_bits: bool = False
 
     @property
     def shape(self) -> tuple[Dim, ...]:

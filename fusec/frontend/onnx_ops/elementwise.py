@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fusec.diagnostics import UnsupportedError
+from fusec.formats import FP8, magnitudes
 from fusec.frontend.onnx_ops.base import (
     Call,
     Context,
@@ -216,13 +217,29 @@ def _where(ctx: Context, call: Call) -> Results:
 def _cast(ctx: Context, call: Call) -> Results:
     x = call.operand(0)
     dtype = dtype_of(call.integer("to", 0), "the result of `Cast`")
-    return cast_weight(ctx, x, dtype) or ctx.cast(x, dtype)
+    return _converted(ctx, call, x, dtype)
 
 
 @operator("CastLike")
 def _cast_like(ctx: Context, call: Call) -> Results:
-    x, dtype = call.operand(0), call.operand(1).dtype
+    x, like = call.operand(0), call.operand(1)
+    if like.four_bits:
+        raise UnsupportedError("`CastLike` to 4-bit integers, which only `DequantizeLinear` reads")
+    return _converted(ctx, call, x, like.dtype)
+
+
+def _converted(ctx: Context, call: Call, x: Value, dtype: str) -> Value:
+    if dtype in FP8 and x.dtype != dtype and call.integer("saturate", 1):
+        return saturated(ctx, x, dtype)
     return cast_weight(ctx, x, dtype) or ctx.cast(x, dtype)
+
+
+def saturated(ctx: Context, x: Value, dtype: str) -> Value:
+    """`x` as 8-bit floats; what is beyond them, infinities too, becomes the largest of them."""
+    if not x.type.element.is_float or x.type.element.bits < 16:
+        x = ctx.cast(x, "f32")
+    most = float(magnitudes(dtype)[-1])
+    return ctx.cast(ctx.emit("clamp", (x,), {"min": -most, "max": most}), dtype)
 
 
 def cast_weight(ctx: Context, x: Value, dtype: str) -> Value | None:

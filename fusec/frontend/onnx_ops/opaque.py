@@ -55,6 +55,8 @@ def add_opaque(
     given = [value for value in call.inputs if value is not None]
     if any(value.items is not None for value in given):
         raise UnsupportedError(f"`{call.op}` takes a sequence of tensors")
+    if any(value.four_bits for value in (*given, *captures.values())):
+        raise UnsupportedError(f"`{call.op}` takes 4-bit integers ({why})")
     wanted = [name for name in call.outputs if name]
     types = _types(ctx, call, captures, declared)
     attrs = _attributes(call, why, captures)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fusec.diagnostics import InputError
 from fusec.dtypes import DTYPES, bf16_to_f32, f32_to_bf16
+from fusec.formats import FP8
 from fusec.frontend.onnx_ops.base import (
     MICROSOFT,
     Call,
@@ -21,12 +22,14 @@ from fusec.frontend.onnx_ops.base import (
     positive_axes,
     static,
 )
-from fusec.frontend.onnx_ops.tensors import dtype_of
+from fusec.frontend.onnx_ops.elementwise import saturated
+from fusec.frontend.onnx_ops.tensors import INT4, UINT4, dtype_of
 from fusec.ir.types import TensorType
 from fusec.ir.weights import Bits, Weight, digest
 from fusec.symbolic import Dim
 
 _LIMITS = {"u8": (0, 255), "i8": (-128, 127), "i16": (-32768, 32767)}
+_FOUR_BITS = {"u8": (0, 15), "i8": (-8, 7)}
 
 
 def _per_axis(ctx: Context, value: Value, shape: tuple[Dim, ...], axis: int, block: int) -> Value:
@@ -120,24 +123,35 @@ def narrow_bits(array: NDArray[Any], dtype: str) -> Bits:
 @operator("QuantizeLinear")
 @operator("QuantizeLinear", domain=MICROSOFT)
 def _quantize(ctx: Context, call: Call) -> Results:
-    """Rounds to nearest even and clips."""
+    """Rounds to nearest even and clips; 8-bit floats round by themselves."""
     x, scale, zero = call.operand(0), call.operand(1), call.optional(2)
     axis, block = call.integer("axis", 1), call.integer("block_size", 0)
     single = scale.type.elements == 1 and scale.rank <= 1
     axis = 0 if single else positive_axes((axis,), x.rank)[0]
-    dtype = "u8" if zero is None else zero.dtype
-    if call.integer("output_dtype", 0) and zero is None:
-        dtype = dtype_of(call.integer("output_dtype", 0), "the result of `QuantizeLinear`")
-    if dtype not in _LIMITS:
+    dtype, four_bits = "u8", False
+    element = call.integer("output_dtype", 0)
+    if zero is not None:
+        dtype, four_bits = zero.dtype, zero.four_bits
+    elif element in (UINT4, INT4):
+        dtype, four_bits = "u8" if element == UINT4 else "i8", True
+    elif element:
+        dtype = dtype_of(element, "the result of `QuantizeLinear`")
+    if dtype not in _LIMITS and dtype not in FP8:
         raise NotCovered(f"quantisation to `{dtype}`")
     factor = _per_axis(ctx, scale, x.shape, axis, block)
-    steps = ctx.emit("round", (ctx.elementwise("div", x, ctx.cast(factor, x.dtype)),))
+    steps = ctx.elementwise("div", x, ctx.cast(factor, x.dtype))
+    if dtype in FP8:  # their zero point is always 0
+        saturate = call.integer("saturate", 1)
+        return saturated(ctx, steps, dtype) if saturate else ctx.cast(steps, dtype)
+    steps = ctx.emit("round", (steps,))
     if zero is not None:
         offset = ctx.cast(_per_axis(ctx, zero, x.shape, axis, block), x.dtype)
         steps = ctx.elementwise("add", steps, offset)
-    low, high = _LIMITS[dtype]
+    low, high = _FOUR_BITS[dtype] if four_bits else _LIMITS[dtype]
     clipped = ctx.emit("clamp", (steps,), {"min": float(low), "max": float(high)})
-    return ctx.cast(clipped, dtype)
+    result = ctx.cast(clipped, dtype)
+    result.four_bits = four_bits
+    return result
 
 
 @operator("DynamicQuantizeLinear")

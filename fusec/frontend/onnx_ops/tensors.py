@@ -176,7 +176,7 @@ def read_tensor(tensor: Any, source: TensorSource, name: str | None = None) -> V
     if tensor.data_type in (UINT4, INT4):
         packed = _packed(tensor, source, called, shape)
         weight = packed.weight()
-        return Value(weight.type, weight=weight)
+        return Value(weight.type, weight=weight, four_bits=True)
     dtype = dtype_of(tensor.data_type, what)
     kind = TensorType(dtype, shape)
     read, identity = _reader(tensor, source, called, kind)
