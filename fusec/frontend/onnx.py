@@ -126,11 +126,19 @@ def _load(path: Path) -> Any:
         message = f"the file has the IR version {model.ir_version}; {MAX_IR_VERSION} is known"
         raise UnsupportedError(message, at=at, hint="export with an older `onnx`")
     _check_opsets(model, at)
-    if model.functions:
-        from onnx import inliner
+    return _inline_functions(model, at) if model.functions else model
 
-        model = inliner.inline_local_functions(model)
-    return model
+
+def _inline_functions(model: Any, at: str) -> Any:
+    """The model with its own functions in place of the nodes that call them."""
+    from onnx import checker, inliner
+
+    try:  # a function may be written for another opset than the model
+        return inliner.inline_local_functions(model, convert_version=True)
+    except (checker.ValidationError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1:]
+        message = f"onnx cannot inline the functions of the model: {''.join(reason)[:300]}"
+        raise InputError(message, at=at, hint="export the model without local functions") from error
 
 
 def _check_opsets(model: Any, at: str) -> None:
@@ -203,6 +211,9 @@ class _Reader:
             for info in self.model.graph.output:
                 if info.name not in scope:
                     raise InputError(f"nothing defines the output `{info.name}`")
+                if info.name in graph.output_names:
+                    hint = "return it once, or the second time through an `Identity`"
+                    raise InputError(f"the output `{info.name}` is declared twice", hint=hint)
                 graph.outputs.append(ctx.materialise(scope[info.name]))
                 graph.output_names.append(info.name)
         except FusecError as error:

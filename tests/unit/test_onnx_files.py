@@ -127,6 +127,19 @@ def _no_output(model: onnx.ModelProto) -> None:
     del model.graph.output[:]
 
 
+def _output_twice(model: onnx.ModelProto) -> None:
+    model.graph.output.append(model.graph.output[0])
+
+
+def _recursion(model: onnx.ModelProto) -> None:
+    call = helper.make_node("F", ["y"], ["z"], domain="acme")
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("acme", 1)]
+    model.functions.append(helper.make_function("acme", "F", ["y"], ["z"], [call], imports))
+    model.graph.node.append(call)
+    model.graph.output[0].name = "z"
+    model.opset_import.append(imports[1])
+
+
 def _unknown_output(model: onnx.ModelProto) -> None:
     model.graph.output[0].name = "z"
 
@@ -191,6 +204,8 @@ def _reference(model: onnx.ModelProto) -> None:
         (_no_opset, "does not say which opset"),
         (_no_domain, "which the file does not import"),
         (_no_output, "has no outputs"),
+        (_output_twice, "the output `y` is declared twice"),
+        (_recursion, "cannot inline the functions of the model: Cycle"),
         (_unknown_output, "nothing defines the output `z`"),
         (_unknown_input, "reads `z`, which nothing defines"),
         (_defined_twice, "value `y` is defined twice"),
@@ -413,3 +428,15 @@ def test_local_functions_are_inlined(tmp_path: Path) -> None:
     assert [node.op for node in graph.nodes()] == ["mul", "add"]
     x = INPUTS["x"]
     assert_same(graph, INPUTS, [x * x + x])
+
+
+def test_local_functions_of_another_opset(tmp_path: Path) -> None:
+    """Before opset 13, a softmax without an axis is over all axes from the second on."""
+    body = [helper.make_node("Softmax", ["a"], ["b"])]
+    function = helper.make_function("acme", "F", ["a"], ["b"], body, [helper.make_opsetid("", 11)])
+    inputs = {"x": random(2, 3, 4)}
+    model = model_of([helper.make_node("F", ["x"], ["y"], domain="acme")], inputs, ["y"])
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("acme", 1))
+    exp = np.exp(inputs["x"].astype(np.float64))
+    assert_same(imported(model, tmp_path), inputs, [exp / exp.sum((1, 2), keepdims=True)])
