@@ -218,7 +218,8 @@ def test_an_operator_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("Mystery", ["x"], ["y"], domain="acme", name="/model/head/Mystery")
     model = model_of([node], {"x": random(3)}, ["y"])
     model.opset_import.append(helper.make_opsetid("acme", 1))
-    with pytest.raises(UnsupportedError, match="nothing tells the type of `y`"):
+    match = r"nothing tells the type of `y`, which `Mystery` makes \(fusec has no translation"
+    with pytest.raises(UnsupportedError, match=match):
         imported(model, tmp_path)
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info("y", 1, [3]))
@@ -274,6 +275,16 @@ def test_operators_that_later_took_more_types_did_nothing_else(op: str) -> None:
     for name, attribute in old.attributes.items():
         assert attribute.type == new.attributes[name].type
         assert attribute.default_value == new.attributes[name].default_value
+
+
+def test_sizes_that_follow_from_constant_fractions(tmp_path: Path) -> None:
+    inputs, scales = {"x": random(1, 1, 4, 4)}, {"s": np.array([1, 1, 2, 1.5], np.float32)}
+    node = helper.make_node("Resize", ["x", "", "s"], ["y"], mode="cubic")
+    model = model_of([node], inputs, ["y"], constants=scales)
+    graph = imported(model, tmp_path)
+    assert graph.type(graph.outputs[0]).shape == (1, 1, 8, 6)
+    (got,) = _run(build_residual(graph, _only(graph)), inputs | scales)
+    np.testing.assert_array_equal(got, run_onnx(model, inputs)[0])
 
 
 def test_a_part_keeps_the_opset_it_was_written_for(tmp_path: Path) -> None:

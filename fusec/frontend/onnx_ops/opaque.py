@@ -19,7 +19,7 @@ from typing import Any
 
 from fusec import symbolic
 from fusec.diagnostics import InputError, ParseError, UnsupportedError
-from fusec.frontend.onnx_ops.base import Call, Context, Value
+from fusec.frontend.onnx_ops.base import FOLD_LIMIT, Call, Context, Value
 from fusec.frontend.onnx_ops.tensors import ELEMENT_OF, dtype_of
 from fusec.ir.types import Attr, TensorType
 from fusec.symbolic import Dim
@@ -58,7 +58,7 @@ def add_opaque(
     if any(value.four_bits for value in (*given, *captures.values())):
         raise UnsupportedError(f"`{call.op}` takes 4-bit integers ({why})")
     wanted = [name for name in call.outputs if name]
-    types = _types(ctx, call, captures, declared)
+    types = _types(ctx, call, why, captures, declared)
     attrs = _attributes(call, why, captures)
     operands = [ctx.materialise(value) for value in (*given, *captures.values())]
     node = ctx.graph.add(
@@ -119,7 +119,11 @@ def _plain(value: Any) -> Attr:
 
 
 def _types(
-    ctx: Context, call: Call, captures: Mapping[str, Value], declared: Mapping[str, TensorType]
+    ctx: Context,
+    call: Call,
+    why: str,
+    captures: Mapping[str, Value],
+    declared: Mapping[str, TensorType],
 ) -> list[TensorType]:
     inferred = _inferred(ctx, call, captures)
     types: list[TensorType] = []
@@ -129,7 +133,7 @@ def _types(
         kind = inferred.get(name) or declared.get(name)
         if kind is None:
             raise UnsupportedError(
-                f"nothing tells the type of `{name}`, which `{call.op}` makes",
+                f"nothing tells the type of `{name}`, which `{call.op}` makes ({why})",
                 hint="run onnx.shape_inference or onnxruntime's symbolic shape inference first",
             )
         types.append(kind)
@@ -151,8 +155,8 @@ def _inferred(ctx: Context, call: Call, captures: Mapping[str, Value]) -> dict[s
         renamed.append(name)
         if value is None:
             continue
-        array = ctx.array(value) if value.type.element.kind in ("int", "bool") else None
-        if array is not None:
+        array = ctx.array(value)
+        if array is not None and (array.dtype.kind in "iub" or array.size <= FOLD_LIMIT):
             flat = array.ravel().tolist()
             element = ELEMENT_OF[value.dtype]
             constants.append(helper.make_tensor(name, element, array.shape, flat))
