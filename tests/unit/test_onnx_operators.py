@@ -163,6 +163,8 @@ REDUCTIONS = [
     ),
     unary("LpNormalization", axis=1, p=2),
     unary("LpNormalization", axis=-1, p=1),
+    unary("LpNormalization", X * np.array([0, 1, 1], np.float32)[:, None, None], axis=-1, p=2),
+    unary("LpNormalization", X * np.array([0, 1, 1], np.float32)[:, None, None], axis=1, p=1),
 ]
 MOVES = [
     Case("Reshape", {"x": X, "c0": ints(0, -1)}),
@@ -193,6 +195,7 @@ MOVES = [
             (-1, -(2**63) + 1, 1, -1),
             (4, 0, 1, -2),
             (100, -100, 2, -3),
+            (-9, -(2**63) + 1, 1, -1),
             (3, 1, 1, 1),
         )
     ),

@@ -149,4 +149,6 @@ def _lp_normalization(ctx: Context, call: Call) -> Results:
     parts = ctx.emit("abs", (x,)) if p == 1 else ctx.elementwise("mul", x, x)
     total = ctx.reduce("reduce_sum", parts, (axis,), True)
     length = total if p == 1 else ctx.emit("sqrt", (total,))
-    return ctx.elementwise("div", x, length)
+    empty = ctx.elementwise("eq", length, ctx.scalar(0.0, x.dtype))  # rows of zeros stay so
+    divisor = ctx.elementwise("where", empty, ctx.scalar(1.0, x.dtype), length)
+    return ctx.elementwise("div", x, divisor)

@@ -174,6 +174,7 @@ def _backwards(ctx: Context, x: Value, axis: int, start: Dim, stop: Dim, step: i
     length = static(size, "a size that is walked backwards")
     low = static(start, "the start of a slice")
     high = static(stop, "the end of a slice")
+    low = max(low, -length)  # ONNX begins at the first element where numpy finds none
     places = range(length)[slice(low, high if high >= -length else None, step)]
     if not places:
         return ctx.slice(x, axis, 0, 0)
