@@ -305,6 +305,28 @@ def test_contrib_attention(case: str, tmp_path: Path) -> None:
     _compare(tmp_path, "Attention", operands, num_heads=HEADS, tolerance=1e-4, **attrs)
 
 
+@pytest.mark.parametrize(
+    ("mask", "attrs", "why"),
+    [
+        (np.ones((BATCH, LENGTH), np.int32), {"mask_filter_value": -5.0}, "to -5 only"),
+        (np.array([3, LENGTH, 0, 1], np.int32), {}, "where rows begin"),
+        (np.ones((BATCH, LENGTH, LENGTH), np.int32), {}, "of rank 3"),
+    ],
+    ids=["filter", "begins", "rank"],
+)
+def test_masks_that_are_left_to_onnxruntime(
+    mask: Array, attrs: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    operands = {"x": X, "w": random(HIDDEN, 3 * HIDDEN), "b": random(3 * HIDDEN), "m": mask}
+    node = helper.make_node(
+        "Attention", list(operands), ["y"], domain=MICROSOFT, num_heads=HEADS, **attrs
+    )
+    model = model_of([node], operands, ["y"])
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, X.shape))
+    (kept,) = [node for node in imported(model, tmp_path).nodes() if node.op.startswith("onnx.")]
+    assert why in str(kept.attrs["_why"])
+
+
 @pytest.mark.parametrize("zeros", ["none", "packed", "float"])
 def test_matmul_nbits(zeros: str, tmp_path: Path) -> None:
     """Rows, columns and blocks that do not divide each other; the weight becomes one `linear`."""

@@ -289,7 +289,7 @@ def _multi_head_attention(ctx: Context, call: Call) -> Results:
     if padding is not None:
         if padding.rank == 3:
             raise NotCovered("a key padding mask of rank 3")
-        keep = _key_padding(ctx, padding, q.shape[0], k.shape[2])
+        keep = _key_padding(ctx, call, padding, q.shape[0], k.shape[2])
     causal = bool(call.integer("unidirectional", 0))
     result = attend(ctx, q, k, v, scale=scale, mask=extra, key_padding=keep, causal=causal)
     return join_heads(ctx, result), k, v
@@ -309,9 +309,18 @@ def _biased(ctx: Context, operands: Sequence[Value], bias: Value) -> list[Value]
     return results
 
 
-def _key_padding(ctx: Context, padding: Value, batch: Dim, keys: Dim) -> Value:
-    """A mask [B, T] of integers, or a list [B] of lengths, as flags."""
+def _key_padding(ctx: Context, call: Call, padding: Value, batch: Dim, keys: Dim) -> Value:
+    """A mask [B, T] of integers, or a list [B] of lengths, as flags.
+
+    Masked scores get `mask_filter_value`: only one that no score outweighs hides them.
+    """
+    filter_value = call.number("mask_filter_value", -10000.0)
+    if filter_value > -1000.0:
+        raise NotCovered(f"a mask that lowers scores to {filter_value:g} only")
     if padding.rank == 1:
+        counts = padding.shape[0], batch
+        if all(isinstance(count, int) for count in counts) and counts[0] != batch:
+            raise NotCovered("a mask that also lists where rows begin")
         lengths = ctx.reshape(padding, (padding.shape[0], 1))
         ctx.require_equal(padding.shape[0], batch)
         place = ctx.reshape(ctx.iota(keys, padding.dtype), (1, keys))
@@ -345,11 +354,9 @@ def _contrib_attention(ctx: Context, call: Call) -> Results:
     size = static(q.shape[3], "the size of a head")
     keep = None
     if mask is not None:
-        if mask.rank == 1:
-            ctx.require_equal(mask.shape[0], x.shape[0])
-        elif mask.rank != 2:
+        if mask.rank > 2:
             raise NotCovered(f"a mask of rank {mask.rank}")
-        keep = _key_padding(ctx, mask, x.shape[0], x.shape[1])
+        keep = _key_padding(ctx, call, mask, x.shape[0], x.shape[1])
     scale = call.number("scale", 0.0) or 1 / math.sqrt(size)
     causal = bool(call.integer("unidirectional", 0))
     extra = call.optional(5)
