@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 from onnx_models import Array, assert_same, imported, integers, model_of, random, run_onnx
 
-from fusec.diagnostics import InputError, UsageError
+from fusec.diagnostics import InputError, UnsupportedError, UsageError
 from fusec.ir import Graph
 
 
@@ -258,6 +258,17 @@ def test_a_shape_that_depends_on_data_stays_opaque(tmp_path: Path) -> None:
     (node,) = graph.nodes()
     assert node.attrs["_why"] == "the new shape depends on the data"
     assert graph.type(node.output).rank == 2
+
+
+def test_a_size_that_depends_on_data_is_not_a_contradiction(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["r"]),
+        helper.make_node("Add", ["r", "w"], ["y"]),
+    ]
+    inputs = {"x": random(2, 3), "shape": np.array([3, 2], np.int64)}
+    model = model_of(nodes, inputs, ["y"], constants={"w": random(3, 2)})
+    with pytest.raises(UnsupportedError, match=r"the size `reshape_size(_1)?` depends on data"):
+        imported(model, tmp_path)
 
 
 def test_a_comparison_that_depends_on_the_size_is_computed(tmp_path: Path) -> None:

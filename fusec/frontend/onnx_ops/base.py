@@ -508,6 +508,10 @@ class Context:
         """
         if a == b:
             return
+        made = sorted(self.data_sizes & (symbolic.symbols_of(a) | symbolic.symbols_of(b)))
+        if made:
+            hint = "write the model so that sizes follow from those of its inputs"
+            raise UnsupportedError(f"the size `{made[0]}` depends on data", hint=hint)
         for one, other in ((a, b), (b, a)):
             name = _symbol_name(one)
             if name is not None and name not in symbolic.symbols_of(other):
@@ -517,10 +521,6 @@ class Context:
                 raise Restart({name: other})
         self._lift_bound(a, b)
         self._solve(a - b)
-        made = sorted(self.data_sizes & (symbolic.symbols_of(a) | symbolic.symbols_of(b)))
-        if made:
-            hint = "write the model so that sizes follow from those of its inputs"
-            raise UnsupportedError(f"the size `{made[0]}` depends on data", hint=hint)
         hint = "the model was exported for other sizes, or is damaged"
         raise InputError(f"sizes `{a}` and `{b}` have to be equal, and are not", hint=hint)
 
