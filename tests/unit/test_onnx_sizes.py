@@ -175,6 +175,23 @@ def test_one_size_with_two_symbols(tmp_path: Path) -> None:
     assert_same(graph, inputs, run_onnx(model, inputs))
 
 
+def test_a_size_that_tracing_fixed(tmp_path: Path) -> None:
+    """`batch * seq * 8` elements can be `batch * 56` only where `seq` is 7."""
+    nodes = [
+        _node("Shape", "x", "s", end=1),
+        _node("Concat", "s traced", "shape", axis=0),
+        _node("Reshape", "x shape", "y"),
+    ]
+    inputs = {"x": random(3, 7, 8)}
+    shapes = {"x": ("batch", "seq", 8)}
+    model = model_of(nodes, inputs, ["y"], constants={"traced": _ints(56)}, shapes=shapes)
+    graph = imported(model, tmp_path)
+    assert list(graph.symbols) == ["batch"]
+    assert_same(graph, inputs, run_onnx(model, inputs))
+    with pytest.raises(UsageError, match="the size `seq` is always 7 in this model"):
+        imported(model, tmp_path, dims={"seq": "1:16"})
+
+
 def test_a_size_that_was_specialised_is_not_promised(tmp_path: Path) -> None:
     inputs = {"x": random(2, 5)}
     nodes = [_node("Add", "x c", "y")]

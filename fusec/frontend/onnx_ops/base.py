@@ -542,17 +542,16 @@ class Context:
                         raise Restart(limits={name: limit})
 
     def _solve(self, difference: Dim) -> None:
-        """Where `difference` is zero for one value of the only symbol it names, use that value."""
-        names = symbolic.symbols_of(difference)
-        if len(names) != 1:
-            return
-        (name,) = names
-        at_zero = symbolic.evaluate(difference, {name: 0})
-        slope = symbolic.evaluate(difference, {name: 1}) - at_zero
-        if slope == 0 or difference != slope * symbolic.symbol(name) + at_zero:
-            return
-        if at_zero % slope == 0 and -at_zero // slope >= 0:
-            raise Restart({name: -at_zero // slope})
+        """Where `difference` is zero for one value of a symbol, whatever the others, use that."""
+        for name in sorted(symbolic.symbols_of(difference)):
+            at_zero = symbolic.substitute(difference, {name: 0})
+            slope = symbolic.substitute(difference, {name: 1}) - at_zero
+            if slope == 0 or difference != slope * symbolic.symbol(name) + at_zero:
+                continue
+            value = symbolic.floor_divide(0 - at_zero, slope)
+            if isinstance(value, int) and value >= 0 and slope * value + at_zero == 0:
+                if value or isinstance(slope, int):
+                    raise Restart({name: value})
 
 
 def known(content: Contents, dtype: str) -> Value:
