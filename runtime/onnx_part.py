@@ -53,7 +53,7 @@ class OnnxPart:
         import onnxruntime
 
         self._at = at
-        self._errors = _error_types(onnxruntime)
+        self._errors = error_types(onnxruntime)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         if threads is not None:
@@ -92,7 +92,7 @@ class OnnxPart:
         return time.perf_counter() - begin
 
 
-def _error_types(onnxruntime: Any) -> tuple[type[Exception], ...]:
+def error_types(onnxruntime: Any) -> tuple[type[Exception], ...]:
     """What onnxruntime raises; its classes have no common base but `Exception`."""
     state = onnxruntime.capi.onnxruntime_pybind11_state
     names = (

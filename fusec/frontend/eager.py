@@ -183,15 +183,35 @@ def _of_onnx(path: Path) -> Eager:
         raise InputError("`onnxruntime` is not installed", hint="`pip install 'fusec[onnx]'`")
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+    from fusec.runtime.onnx_part import error_types
+
+    def loaded(fuses: bool) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if not fuses:  # as the file says it; fusions of 8-bit floats also make invalid models
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        try:
+            return onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except error_types(onnxruntime) as error:
+            reason = next(iter(str(error).splitlines()), "no reason given")
+            raise InputError(f"onnxruntime refuses `{path}`: {reason[:300]}") from error
+
+    plain = loaded(fuses=False)
+    names = [output.name for output in plain.get_outputs()]
+
+    def fed(inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        # by place: the artifact's names lack what is no part of an identifier, as in `onnx::x`
+        own = [entry.name for entry in plain.get_inputs()]
+        return dict(zip(own, inputs.values(), strict=True))
 
     def timed(inputs: Arrays, compiled: bool) -> Callable[[], object]:
-        given = dict(inputs)
+        given, session = fed(inputs), loaded(fuses=True)
         return lambda: session.run(names, given)
 
     def run(inputs: Arrays) -> dict[str, NDArray[np.generic]]:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        return dict(zip(names, plain.run(names, fed(inputs)), strict=True))
 
     return Eager(f"onnxruntime {onnxruntime.__version__}", run, timed)
 

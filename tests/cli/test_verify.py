@@ -106,6 +106,19 @@ def test_an_onnx_model_is_held_against_onnxruntime(
     assert found["verdict"] == "right" and found["reference"].startswith("onnxruntime")
 
 
+def test_an_onnx_model_with_names_that_are_no_identifiers(
+    verified: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Such as TorchScript's exporter makes up, and TensorFlow's `input:0`."""
+    from onnx import helper
+
+    nodes = [helper.make_node("Sub", ["onnx::Sub_0", "b:0"], ["y:0"])]
+    arrays = dict.fromkeys(("onnx::Sub_0", "b:0"), np.zeros((3, 24), np.float32))
+    made = model_of(nodes, arrays, ["y:0"], shapes=dict.fromkeys(arrays, ("batch", 24)))
+    found = verified(saved(made, tmp_path))
+    assert found["verdict"] == "right" and found["reference"].startswith("onnxruntime")
+
+
 def test_what_is_not_finite_stays_so(
     verified: Callable[..., Any], archive: Path, tmp_path: Path
 ) -> None:
