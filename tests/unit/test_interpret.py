@@ -71,6 +71,16 @@ def test_the_largest_come_first(dtype: str, x: list[float], expected: list[int])
     np.testing.assert_array_equal(got["best"], expected[:3])
 
 
+def test_casts_to_8_bit_floats_round() -> None:
+    """Their grid is part of what a model says, as that of integers is."""
+    graph = Graph()
+    x = graph.add_input("x", TensorType("f32", (5,)))
+    codes = graph.add("cast", (x,), {"dtype": "f8e4m3fn"}).output
+    graph.outputs, graph.output_names = [codes], ["y"]
+    given = np.array([1.0, 1.05, -1.07, 2**-11, np.nan], np.float32)
+    np.testing.assert_array_equal(interpret(graph, {"x": given})["y"], [1, 1, -1.125, 0, np.nan])
+
+
 def test_attributes_may_name_symbols() -> None:
     graph = Graph(symbols={"seq": (1, None)})
     graph.add_input("x", TensorType("i64", (2 * SEQ + 1,)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusec.diagnostics import VerifyError
+from fusec.formats import FP8, magnitudes, rounded
 from fusec.ir.ops.base import (
     Array,
     Infer,
@@ -201,6 +202,8 @@ def _cast(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, .
     (x,) = arrays
     if types[0].element.is_integer and x.dtype == np.float64:
         x = np.trunc(x)
+    if types[0].dtype in FP8 and x.dtype == np.float64:
+        x = np.where(np.abs(x) <= magnitudes(types[0].dtype)[-1], rounded(x, types[0].dtype), x)
     return (result_array(x, types[0]),)
 
 
