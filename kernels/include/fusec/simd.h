@@ -69,6 +69,7 @@ FUSEC_INLINE Mask first_lanes(int count) { return static_cast<Mask>((1u << count
 
 FUSEC_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 FUSEC_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }
+FUSEC_INLINE Vec fnms(Vec a, Vec b, Vec c) { return _mm512_fnmsub_ps(a, b, c); }
 // The second operand is returned when either is NaN.
 FUSEC_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 FUSEC_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
@@ -200,6 +201,7 @@ FUSEC_INLINE Mask first_lanes(int count) {
 
 FUSEC_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 FUSEC_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
+FUSEC_INLINE Vec fnms(Vec a, Vec b, Vec c) { return _mm256_fnmsub_ps(a, b, c); }
 // The second operand is returned when either is NaN.
 FUSEC_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 FUSEC_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
@@ -399,43 +401,60 @@ FUSEC_INLINE float reduce_max(Vec a) { return reduce_max_8(a); }
 
 // ---- elementary functions ----
 
-// e^x = 2^n e^r, where r = x - n ln 2. The polynomial for |r| <= ln(2)/2 is within 4e-9 of e^r, found by
-// a weighted least squares fit that was repeated until its errors were level (Lawson, 1961); its
-// halves are evaluated side by side (Estrin, 1960), as each step waits for the one before.
+// e^x or e^-x = 2^n e^r, where |r| <= ln(2)/2. The polynomial is within 4e-9 of e^r there, found by a
+// weighted least squares fit that was repeated until its errors were level (Lawson, 1961); its halves
+// are evaluated side by side (Estrin, 1960), as each step waits for the one before.
 struct Exponential {
   Vec rest;     // e^r - 1
   Vec n;
   Vec shifted;  // its last bits are n, for |n| < 2^22
 
-  FUSEC_INLINE explicit Exponential(Vec x) {
-    const Vec shift = set(12582912.0f);  // 1.5 * 2^23: its last bit is 1
-    shifted = fma(x, set(1.44269504088896341f), shift);
-    n = shifted - shift;
-    Vec r = fnma(n, set(0.693145751953125f), x);
-    r = fnma(n, set(1.428606765330187045e-06f), r);
-    Vec square = r * r;
-    Vec low = fma(set(1.666652113199234e-1f), r, set(4.999999403953552e-1f));
-    Vec high = fma(set(8.368724025785923e-3f), r, set(4.166838899254799e-2f));
-    high = fma(set(1.3814583653584123e-3f), square, high);
-    rest = fma(fma(high, square, low), square, r);
+  static FUSEC_INLINE Exponential of(Vec x) {
+    Exponential e;
+    e.set_n(fma(x, set(LOG2_E), set(SHIFT)));
+    e.set_rest(fnma(e.n, set(LN2_HIGH), x));
+    return e;
+  }
+  static FUSEC_INLINE Exponential of_negative(Vec x) {
+    Exponential e;
+    e.set_n(fnma(x, set(LOG2_E), set(SHIFT)));
+    e.set_rest(fnms(e.n, set(LN2_HIGH), x));
+    return e;
   }
 
   // 2^n for n from -126 to 127, and 0 for -127.
   FUSEC_INLINE Vec scale() const {
     return float_of(add_bits(shift_left<23>(bits_of(shifted)), set_bits(0x3f800000)));
   }
+
+ private:
+  static constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: its last bit is 1
+  static constexpr float LOG2_E = 1.44269504088896341f;
+  static constexpr float LN2_HIGH = 0.693145751953125f, LN2_LOW = 1.428606765330187045e-06f;
+
+  FUSEC_INLINE void set_n(Vec sum) {
+    shifted = sum;
+    n = sum - set(SHIFT);
+  }
+  FUSEC_INLINE void set_rest(Vec without_high) {
+    Vec r = fnma(n, set(LN2_LOW), without_high), square = r * r;
+    Vec low = fma(set(1.666652113199234e-1f), r, set(4.999999403953552e-1f));
+    Vec high = fma(set(8.368724025785923e-3f), r, set(4.166838899254799e-2f));
+    high = fma(set(1.3814583653584123e-3f), square, high);
+    rest = fma(fma(high, square, low), square, r);
+  }
 };
 
 FUSEC_INLINE Vec exp(Vec x) {
   // Clamping keeps n in the exponent range of scale_by_power; the constants come first so that NaN
   // passes through.
-  Exponential e(min(set(89.0f), max(set(-104.0f), x)));
+  Exponential e = Exponential::of(min(set(89.0f), max(set(-104.0f), x)));
   return scale_by_power(set(1.0f) + e.rest, e.n);
 }
 
 // e^x for x <= 0, or NaN: 0 where it is below the least normal number.
 FUSEC_INLINE Vec exp_below(Vec x) {
-  Exponential e(max(set(-88.0f), x));
+  Exponential e = Exponential::of(max(set(-88.0f), x));
   Vec scale = e.scale();
   return fma(e.rest, scale, scale);
 }
@@ -452,7 +471,7 @@ FUSEC_INLINE Vec reciprocal(Vec x) {
 
 // Beyond 87 e^-x is lost beside 1, or leaves a result that is nearly the least normal number.
 FUSEC_INLINE Vec sigmoid(Vec x) {
-  Exponential e(min(set(87.0f), max(set(-87.0f), zero() - x)));
+  Exponential e = Exponential::of_negative(min(set(87.0f), max(set(-87.0f), x)));
   Vec scale = e.scale();
   return reciprocal(fma(e.rest, scale, scale + set(1.0f)));
 }
@@ -460,7 +479,7 @@ FUSEC_INLINE Vec sigmoid(Vec x) {
 // x * sigmoid(scaled). What is left of sigmoid beyond -87 counts beside a large x, and is 0 here: minus
 // infinity becomes NaN, as it does by IEEE 754.
 FUSEC_INLINE Vec times_sigmoid(Vec x, Vec scaled) {
-  return x * select(less(scaled, set(-87.0f)), zero(), sigmoid(scaled));
+  return x * select(less(set(-87.0f), scaled), sigmoid(scaled), zero());
 }
 FUSEC_INLINE Vec silu(Vec x) { return times_sigmoid(x, x); }
 
