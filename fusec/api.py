@@ -44,6 +44,7 @@ from fusec.rewrite import Decision, DecisionLog, Pass, run_pipeline
 from fusec.runtime.artifact import Source as SourceRecord
 from fusec.runtime.artifact import TensorSpec, open_artifact
 from fusec.runtime.cpu import host_features
+from fusec.runtime.files import check_place
 from fusec.target import Target, best_cpu_arch, target_named
 
 
@@ -188,8 +189,11 @@ def compile(
     dump = dump_request(dump_ir, dump_ir_after, passes)
     providers = [kernel for text in provider for kernel in records(parse_provider(text))]
     tables = read_tables(list(map(Path, tuning)), [each.name for each in targets])
-    if output is not None and Path(output).is_dir():
-        raise UsageError(f"`{output}` is a folder", hint="name a file, such as `-o model.fusec`")
+    if output is not None:
+        if Path(output).is_dir():
+            hint = "name a file, such as `-o model.fusec`"
+            raise UsageError(f"`{output}` is a folder", hint=hint)
+        check_place(Path(output), source)
     read = _read(
         source,
         report,
@@ -212,6 +216,8 @@ def compile(
         said += _said_of_requests(
             quantize, read.graph, {each: rewritten[each.name][1] for each in targets}
         )
+    path = Path(artifact_name(read.name) if output is None else output)
+    check_place(path, source)
     if tp > 1:
         raise UnsupportedError(
             f"programs for one of {tp} ranks are not lowered yet",
@@ -235,7 +241,6 @@ def compile(
         ]
         said += [each.summary for each in built]
     by_target, stored = merge_targets(built)
-    path = Path(artifact_name(read.name) if output is None else output)
     graphs = {each.name: print_graph(rewritten[each.name][0]) for each in targets}
     contents = ArtifactContents(
         name=read.name,

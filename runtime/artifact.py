@@ -360,6 +360,8 @@ class Artifact:
             return _weights_file(self.entry(WEIGHTS), table, f"{self.path}: {WEIGHTS}")
         if file is None and table.file is not None:
             file = self.path.parent / table.file
+            if not file.exists():  # the artifact may be a link, and its weights beside the file
+                file = Path(os.path.realpath(self.path)).parent / table.file
         if file is None:
             raise WeightsError(
                 f"the artifact was compiled with `--weights none`: its {len(table.tensors)} "

@@ -12,7 +12,7 @@ from fusec.diagnostics import UsageError
 from fusec.explanation import explain_text
 from fusec.report import counts_text, inspect_document, layers_text, size_text
 from fusec.runtime.artifact import Artifact, open_artifact
-from fusec.runtime.files import NewFile, write_errors
+from fusec.runtime.files import NewFile, check_place, write_errors
 
 VERIFIED_BYTES = 256 << 20
 """Weights inside an artifact up to this size are always compared with their digests."""
@@ -59,6 +59,10 @@ def inspect(
     """
     if json and graph:
         raise UsageError("`--json` and `--graph` exclude each other")
+    if html is not None:
+        if graph:
+            raise UsageError("`--html` and `--graph` exclude each other")
+        check_place(html, artifact)
     opened = open_artifact(artifact)
     table = opened.manifest.weights
     if verify or (table.storage == "embed" and table.bytes <= VERIFIED_BYTES):

@@ -13,7 +13,15 @@ from fusec.diagnostics import ArtifactError, DeviceError, InputError, UsageError
 from fusec.emulation import emulated
 from fusec.runtime import Model, load
 from fusec.runtime.batches import BadRecord
-from fusec.runtime.io import RunSummary, open_writer, read_batches, run_batches, tokenizer_of
+from fusec.runtime.files import check_place
+from fusec.runtime.io import (
+    STANDARD,
+    RunSummary,
+    open_writer,
+    read_batches,
+    run_batches,
+    tokenizer_of,
+)
 
 HugePages = Annotated[
     bool,
@@ -88,6 +96,8 @@ def run(
         raise UsageError(
             "`--json` needs `--output`", hint="without it the outputs go to standard output"
         )
+    if output is not None and output != STANDARD:
+        check_place(output, input, artifact)
     driver = emulated(artifact, device)
     with progress_bar(quiet=json) as bar:
         task = bar.add_task("checking weights", total=None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -237,7 +238,7 @@ def write_artifact(
             result.
     """
     with write_errors(path):
-        return _write(path, contents, storage, progress)
+        return _write(Path(os.path.realpath(path)), contents, storage, progress)
 
 
 def _write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -112,6 +113,73 @@ def test_compile_reports_on_stderr_and_writes(fusec: Fusec, archive: Path, tmp_p
     assert words == ["export", "rewrite", "link", "wrote"]
     assert "add_rms_norm 1" in done.err
     assert "nothing residual" in done.err
+
+
+def test_no_command_replaces_what_it_reads(
+    fusec: Fusec, archive: Path, artifact: Path, rows: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    for source, arguments in (
+        (archive, ["compile", archive, "--target", "cpu", "-o", link]),
+        (artifact, ["inspect", artifact, "--html", link]),
+        (rows, ["run", artifact, "--input", rows, "--output", tmp_path / "link.npz"]),
+    ):
+        place = Path(str(arguments[-1]))
+        place.unlink(missing_ok=True)
+        place.symlink_to(source)
+        before = source.read_bytes()
+        done = fusec(*arguments)
+        assert done.code == 2, done.err
+        assert done.err.splitlines()[0].endswith("is what is read, and would be replaced")
+        assert source.read_bytes() == before
+
+
+def test_devices_are_not_replaced_by_files(
+    fusec: Fusec, archive: Path, artifact: Path, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for arguments in (
+        ["compile", archive, "--target", "cpu", "-o", pipe],
+        ["inspect", artifact, "--html", pipe],
+    ):
+        done = fusec(*arguments)
+        assert (done.code, done.out) == (1, "")
+        assert f"error: `{pipe}` is not a file, but a device or a pipe" in done.err
+        assert pipe.is_fifo()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
+    fusec: Fusec, tmp_path: Path
+) -> None:
+    output = tmp_path / "missing" / "block.fusec"
+    done = fusec("compile", "missing.pt2", "--target", "cpu", "-o", output)
+    assert done.code == 1
+    assert done.err == f"error: cannot write `{output}`: no such file or directory\n"
+    done = fusec("inspect", "missing.fusec", "--html", tmp_path)
+    assert done.code == 1
+    assert f"error: `{tmp_path}` is a folder\n" in done.err
+
+
+def test_what_a_link_points_to_is_written(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    held.mkdir()
+    link = tmp_path / "link.fusec"
+    link.symlink_to(held / "block.fusec")
+    call = ("compile", archive, "--target", "cpu", "--weights", "external", "-o", link)
+    assert fusec(*call).code == 0
+    assert link.is_symlink()
+    assert sorted(path.name for path in held.iterdir()) == [
+        "block.fusec",
+        "block.weights.safetensors",
+    ]
+    assert fusec("inspect", link, "--verify").code == 0
+
+
+def test_graph_and_page_exclude_each_other(fusec: Fusec, artifact: Path, tmp_path: Path) -> None:
+    done = fusec("inspect", artifact, "--graph", "--html", tmp_path / "page.html")
+    assert done.code == 2
+    assert "`--html` and `--graph` exclude each other" in done.err
 
 
 def test_compile_json_is_what_inspect_prints(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
