@@ -21,6 +21,7 @@ from fusec.diagnostics import UsageError
 from fusec.ir import Graph, print_graph
 from fusec.report import counts_text
 from fusec.rewrite import DecisionLog, Pass
+from fusec.runtime.files import write_errors
 
 INDEX = "index.md"
 
@@ -221,7 +222,8 @@ def _gained(before: Counter[str], after: Counter[str]) -> str:
 
 def _clear(folder: Path) -> None:
     """Make `folder`, and remove what an earlier dump wrote there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if _WRITTEN.fullmatch(path.name):
-            path.unlink()
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if _WRITTEN.fullmatch(path.name):
+                path.unlink()

@@ -82,10 +82,15 @@ def check_place(path: Path, *inputs: object) -> None:
 
 
 @contextlib.contextmanager
-def write_errors(path: Path, hint: str | None = None) -> Iterator[None]:
-    """Turn an `OSError` into an `InputError` that names `path`, with `hint`."""
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` into an `InputError` that names `path`.
+
+    That nobody reads a pipe any more is no error of the place: it passes through.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot write `{path}`: {reason}", hint=hint) from None
+        raise InputError(f"cannot write `{path}`: {reason}") from None

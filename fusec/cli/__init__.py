@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import platform
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import typer
 
 from fusec import __version__
 from fusec.cli.commands import Commands
 from fusec.cli.console import say
-from fusec.diagnostics import FusecError, InternalError, UsageError
+from fusec.diagnostics import FusecError, InputError, InternalError, UsageError
 
 app = typer.Typer(
     name="fusec",
@@ -30,6 +34,22 @@ DEBUG = "--debug"
 
 WRONG_CALL: Any = typer.BadParameter.__bases__
 """What typer raises for wrong options; between its releases it has had several homes."""
+
+MACHINE_ERRORS = frozenset(
+    (
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EPERM,
+        errno.EROFS,
+    )
+)
+"""What the system says of this machine, not of fusec: a full disk, a folder that is read-only."""
 
 
 def _version(wanted: bool) -> None:
@@ -56,11 +76,15 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
 
     A `FusecError` is for the person at the terminal: it gets no traceback unless `--debug`.
     """
+    _open_closed_streams()
+    if arguments is None:  # this is the process of the command
+        _clean_up_when_terminated()
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     debug = DEBUG in given
     given = [DEBUG] * debug + [argument for argument in given if argument != DEBUG]
     try:
         code = app(given, prog_name="fusec", standalone_mode=False)
+        sys.stdout.flush()
     except WRONG_CALL as error:
         if not given:  # the help
             say(error.format_message())
@@ -76,17 +100,83 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         say("interrupted")
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+    except _Terminated as end:
+        sys.exit(128 + end.signal)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    except Exception as error:  # the last resort: whatever comes here is a bug, and says so
-        if debug:
-            raise
-        say(f"error: a bug in fusec: {type(error).__name__}: {error}")
-        say(_how_to_report(given))
-        sys.exit(InternalError.exit_code)
+        _end_without_reader()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer has turned it into exit code 1
+            _end_without_reader()
+        raise
+    except (MemoryError, OSError) as error:
+        if debug or (isinstance(error, OSError) and error.errno not in MACHINE_ERRORS):
+            _fail(error, given, debug)
+        say(_machine_error(error).render())
+        sys.exit(InputError.exit_code)
+    except Exception as error:
+        _fail(error, given, debug)
     sys.exit(code or 0)
+
+
+def _fail(error: Exception, given: Sequence[str], debug: bool) -> NoReturn:
+    """The last resort: whatever comes here is a bug, and says so."""
+    if debug:
+        raise error
+    say(f"error: a bug in fusec: {type(error).__name__}: {error}")
+    say(_how_to_report(given))
+    sys.exit(InternalError.exit_code)
+
+
+def _machine_error(error: OSError | MemoryError) -> InputError:
+    """What the system says of this machine, in the form of all other errors."""
+    if isinstance(error, MemoryError):
+        return InputError("there is not enough memory", hint="`--debug` shows for what")
+    said = (error.strerror or str(error)).lower()
+    where = None if error.filename is None else str(error.filename)
+    return InputError(f"the system refuses: {said}", at=where, hint="`--debug` shows what was done")
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started without standard streams ones that hold nothing.
+
+    Otherwise messages go to standard output where there is no standard error, and the next file
+    that is opened gets the number of a standard stream.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
+class _Terminated(BaseException):
+    """The process was asked to end, by this signal."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
+
+
+def _clean_up_when_terminated() -> None:
+    """Let `SIGTERM` and `SIGHUP` remove what is half-written, as an interrupt does.
+
+    A second one ends the process at once.  What was ignored, as by `nohup`, stays ignored.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Terminated(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+
+
+def _end_without_reader() -> NoReturn:
+    """End quietly: whoever read what is printed here has gone, as `head` does."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):  # what they still hold is written when Python ends
+        os.dup2(nowhere, stream.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _how_to_report(given: Sequence[str]) -> str:

@@ -23,13 +23,15 @@ def say(text: str) -> None:
 
 
 def data(text: str) -> None:
-    """Print data to stdout."""
-    print(text)
+    """Print data to stdout; letters that its encoding does not have are escaped, as on stderr."""
+    encoding = sys.stdout.encoding or "utf-8"  # a stream of text alone has none
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def data_json(document: object) -> None:
     """Print one JSON document to stdout."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    as_is = (sys.stdout.encoding or "utf-8").lower() == "utf-8"
+    print(json.dumps(document, indent=2, ensure_ascii=not as_is))
 
 
 class Stages:

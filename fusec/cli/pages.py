@@ -42,6 +42,8 @@ EXIT_CODES: Mapping[int, str] = {
     6: "There is no such device, or no driver for it.",
     70: "A bug in fusec; `--debug` shows where.",
     130: "Interrupted.",
+    141: "What read its output has ended, as `head` does.",
+    143: "Terminated.",
 }
 
 ROOT = Page(

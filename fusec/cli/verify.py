@@ -11,6 +11,7 @@ import typer
 
 from fusec.cli.console import data, data_json, say, table
 from fusec.diagnostics import UsageError
+from fusec.runtime.files import write_errors
 
 
 def register(app: typer.Typer) -> None:
@@ -118,6 +119,9 @@ def verify(
             tuning=tuple(tuning or ()),
         ),
     )
+    if save is not None:
+        with write_errors(save):  # before the cases are run, which may take long
+            save.mkdir(parents=True, exist_ok=True)
     found = verified(request, (lambda _: None) if json else say)
     if save is not None:
         found.save(save)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
 
 from fusec.diagnostics import InputError
-from fusec.runtime.files import write_errors
 
-HINT = "set `XDG_CACHE_HOME` to a folder that can be written to, for kernels that are compiled"
+_HINT = "set `XDG_CACHE_HOME` to a folder that can be written to"
 
 
 def default_cache_directory() -> Path:
     """`fusec` in the cache folder of the user: the XDG Base Directory Specification.
 
     Raises:
-        InputError: none is set, and the user has no home.
+        InputError: the user has no home folder.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):
         return Path(base) / "fusec"
-    home = os.path.expanduser("~")
-    if not os.path.isabs(home):
-        raise InputError(f"user {os.getuid()} has no home with a cache folder", hint=HINT)
-    return Path(home) / ".cache" / "fusec"
+    try:
+        return Path.home() / ".cache" / "fusec"
+    except RuntimeError:
+        raise InputError("this user has no home folder to keep objects in", hint=_HINT) from None
 
 
 class ObjectCache:
@@ -57,12 +57,17 @@ class ObjectCache:
             InputError: the folder cannot be written to.
         """
         path = self.path(digest)
-        with write_errors(path, HINT):
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
             try:
                 temporary.write_bytes(made)
                 temporary.replace(path)
             finally:
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+        except OSError as error:
+            said = (error.strerror or str(error)).lower()
+            message = f"cannot keep objects in the cache: {said}"
+            raise InputError(message, at=str(self.directory), hint=_HINT) from error
         return path

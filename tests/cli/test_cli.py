@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -161,6 +163,21 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
     assert f"error: `{tmp_path}` is a folder\n" in done.err
 
 
+def test_folders_that_cannot_be_made(
+    fusec: Fusec, archive: Path, artifact: Path, rows: Path
+) -> None:
+    for arguments, place in (
+        (
+            ["compile", archive, "--target", "cpu", "--stop-after", "linear", "--dump-ir"],
+            rows / "x",
+        ),
+        (["verify", artifact, "--against", archive, "--save"], rows),
+    ):
+        done = fusec(*arguments, place)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.splitlines()[-1].startswith(f"error: cannot write `{place}`: ")
+
+
 def test_what_a_link_points_to_is_written(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
     held = tmp_path / "held"
     held.mkdir()
@@ -180,6 +197,126 @@ def test_graph_and_page_exclude_each_other(fusec: Fusec, artifact: Path, tmp_pat
     done = fusec("inspect", artifact, "--graph", "--html", tmp_path / "page.html")
     assert done.code == 2
     assert "`--html` and `--graph` exclude each other" in done.err
+
+
+HALF_WRITTEN = """
+import sys, time
+import fusec.link.artifact_writer as writer
+from fusec.cli import main
+
+def wait(path):
+    print("waiting", flush=True)
+    time.sleep(120)
+
+writer._check_readable = wait
+main()
+"""
+"""A `fusec` that stays at the moment before an artifact gets its name."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_half_written_is_left_by_a_signal(
+    number: signal.Signals, archive: Path, tmp_path: Path
+) -> None:
+    call = ["compile", archive, "--target", "x86-64-v3", "-o", tmp_path / "block.fusec"]
+    command = [sys.executable, "-c", HALF_WRITTEN, *map(str, call)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
+def shell(command: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What a script in bash does, in which `fusec` is this one and `$1` the first argument."""
+    prelude = f'set -o pipefail; fusec() {{ "{sys.executable}" -m fusec "$@"; }}; '
+    return subprocess.run(
+        ["bash", "-c", prelude + command, "bash", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fusec list targets",
+        "fusec --help",
+        'fusec inspect "$1" --json',
+        'fusec run "$1" -i "$2"',
+    ],
+)
+def test_standard_output_that_takes_nothing(command: str, artifact: Path, rows: Path) -> None:
+    unread = shell(f"{command} | true", artifact, rows)
+    assert (unread.returncode, unread.stderr) == (141, "")
+    full = shell(f"{command} > /dev/full", artifact, rows)
+    assert full.returncode == 1
+    assert full.stderr.startswith("error: ")
+    assert "no space left on device" in full.stderr
+    closed = shell(f"{command} >&-", artifact, rows)
+    assert closed.returncode == 0
+    assert "error" not in closed.stderr
+
+
+def test_closed_streams(artifact: Path, rows: Path) -> None:
+    done = shell('fusec run "$1" -i "$2" 2>&-', artifact, rows)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 5)
+    done = shell('fusec run "$1" -i - <&-', artifact)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_an_encoding_that_lacks_a_letter(fusec: Fusec, artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m\u00f6del.fusec"
+    path.write_bytes(artifact.read_bytes())
+    done = shell('fusec inspect "$1"', path, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "file      m\\xf6del.fusec" in done.stdout
+    done = shell('fusec inspect "$1" --json', path, PYTHONIOENCODING="ascii")
+    assert json.loads(done.stdout)["file"]["name"] == "m\u00f6del.fusec"
+
+
+@pytest.mark.parametrize("base", ["file/below", ""])
+def test_a_cache_that_cannot_be_written_to(
+    base: str, fusec: Fusec, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / base) if base else "")
+    if not base:
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(os, "getuid", lambda: 0x7FFFFFF0)
+    output = tmp_path / "block.fusec"
+    done = fusec("compile", archive, "--target", "x86-64-v3", "-o", output)
+    assert done.code == 1, done.err
+    assert "hint: set `XDG_CACHE_HOME` to a folder that can be written to" in done.err
+    assert not output.exists()
+
+
+def test_what_the_machine_refuses_is_no_bug(
+    fusec: Fusec, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/var/tmp/some.o")
+
+    monkeypatch.setattr("fusec.cli.inspect.inspect_document", full)
+    done = fusec("inspect", artifact)
+    assert done.code == 1
+    lines = done.err.splitlines()
+    assert lines[:2] == [
+        "error: the system refuses: no space left on device",
+        "  --> /var/tmp/some.o",
+    ]
+    with pytest.raises(OSError, match="No space left"):
+        fusec("--debug", "inspect", artifact)
+
+    def lost(_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "lost")
+
+    monkeypatch.setattr("fusec.cli.inspect.inspect_document", lost)
+    assert fusec("inspect", artifact).code == 70
 
 
 def test_compile_json_is_what_inspect_prints(fusec: Fusec, archive: Path, tmp_path: Path) -> None:

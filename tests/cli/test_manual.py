@@ -95,7 +95,7 @@ def test_see_also_names_commands(name: str) -> None:
 def test_man_pages_in_the_tree_are_current(name: str) -> None:
     written = (MAN / man_name(name)).read_text(encoding="utf-8")
     made = man_page(manual_of(command(name), name))
-    assert written == made, "run `python tests/cli/test_manual.py`"
+    assert written == made, "run `PYTHONPATH=tests/unit python tests/cli/test_manual.py`"
 
 
 @pytest.mark.skipif(shutil.which("man") is None, reason="man is not installed")
