@@ -7,13 +7,14 @@ import importlib
 import pickle
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from fusec.diagnostics import InputError, InternalError, UsageError
+from fusec.diagnostics import FusecError, InputError, InternalError, UsageError
 from fusec.frontend import graph_cache
 from fusec.frontend.aten import AtenProgram
 from fusec.frontend.dims import DimRequest, DimSpec, dim_specs
@@ -309,7 +310,7 @@ def made_by_factory(text: str) -> tuple[Any, ExampleInputs, Any]:
     """What `package.module:factory` gives: a model, and maybe example inputs and dynamic shapes.
 
     Raises:
-        InputError: there is no such module, or nothing of that name in it.
+        InputError: there is no such module, or nothing of that name in it, or its code fails.
     """
     module_name, _, path = text.partition(":")
     here = str(Path.cwd())
@@ -321,6 +322,8 @@ def made_by_factory(text: str) -> tuple[Any, ExampleInputs, Any]:
     except ModuleNotFoundError as error:
         hint = "a factory is `package.module:name`, importable from here"
         raise InputError(f"cannot import `{module_name}`: {error}", hint=hint) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(f"importing `{module_name}`", error) from error
     finally:
         if added:
             sys.path.remove(here)
@@ -333,11 +336,27 @@ def made_by_factory(text: str) -> tuple[Any, ExampleInputs, Any]:
     import torch
 
     if callable(made) and not isinstance(made, torch.nn.Module):
-        made = made()
+        try:
+            made = made()
+        except FusecError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise _failed(f"the factory `{text}`", error) from error
     if isinstance(made, tuple) and len(made) in (2, 3):
         model, inputs, shapes = (*made, None)[:3]
         return model, inputs, shapes
     return made, None, None
+
+
+def _failed(what: str, error: BaseException) -> InputError:
+    """That code which a person gave to make a model raises `error`, and at which line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = frames[-1].filename != __file__  # a call with wrong arguments is in no line of theirs
+    at = f"{frames[-1].filename}:{frames[-1].lineno}" if inside else None
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        at = f"{error.filename}:{error.lineno}"
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return InputError(f"{what} fails: {said}", at=at, hint="`--debug` shows the whole traceback")
 
 
 def _from_pickle(path: Path, kind: Kind, options: Options) -> Source:

@@ -319,6 +319,30 @@ def test_what_the_machine_refuses_is_no_bug(
     assert fusec("inspect", artifact).code == 70
 
 
+def test_a_factory_that_fails_is_the_source_at_fault(
+    fusec: Fusec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "failing_factories.py").write_text(
+        "import sys\n"
+        "def breaks():\n    raise RuntimeError('there are\\nno weights')\n"
+        "def leaves():\n    sys.exit(3)\n"
+        "def takes(path):\n    return path\n"
+    )
+    (tmp_path / "failing_import.py").write_text("def broken(:\n")
+    for source, said, at in (
+        ("failing_factories:breaks", "RuntimeError: there are no weights", "factories.py:3"),
+        ("failing_factories:leaves", "SystemExit: 3", "failing_factories.py:5"),
+        ("failing_factories:takes", "TypeError: takes() missing 1 required", None),
+        ("failing_import:model", "importing `failing_import` fails: Syntax", "failing_import.py:1"),
+    ):
+        done = fusec("compile", source, "--target", "cpu", "-o", tmp_path / "x.fusec")
+        assert done.code == 1, done.err
+        first, second, *_ = done.err.splitlines()
+        assert said in first
+        assert second.endswith(at) if at is not None else second == ""
+
+
 def test_compile_json_is_what_inspect_prints(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
     output = tmp_path / "block.fusec"
     made = fusec("compile", archive, "--target", "cpu", "-o", output, "--json")
