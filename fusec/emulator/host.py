@@ -73,7 +73,7 @@ def library(source: HipSource, fnuz: bool) -> ctypes.CDLL:
     parts = (hashlib.sha256(text).hexdigest(), headers, toolchain.version, *options)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     cache = ObjectCache(default_cache_directory())
-    found = cache.find(digest)
+    found = cache.find_object(digest)
     if found is None:
         driver = [*toolchain.command, "c++"] if toolchain.family == "zig" else toolchain.command
         with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from fusec.diagnostics import InputError
 
 _HINT = "set `XDG_CACHE_HOME` to a folder that can be written to"
+
+_SEAL = hashlib.sha256().digest_size
 
 
 def default_cache_directory() -> Path:
@@ -42,13 +45,29 @@ class ObjectCache:
         return self.directory / "objects" / digest[:2] / f"{digest}.o"
 
     def find(self, digest: str) -> Path | None:
-        """The object with this digest, if it is kept."""
+        """The file with this digest, if one is kept; whether it is whole is for its reader to say.
+
+        A power cut may leave an empty file, or half of one.
+        """
         path = self.path(digest)
         return path if path.is_file() else None
 
+    def find_object(self, digest: str) -> Path | None:
+        """The file of `keep` with this digest; `None` if there is none, or it is damaged."""
+        path = self.find(digest)
+        if path is None:
+            return None
+        data = path.read_bytes()
+        whole = hashlib.sha256(data[:-_SEAL]).digest() == data[-_SEAL:]
+        return path if whole else None
+
     def keep(self, digest: str, made: Path) -> Path:
-        """Copy the file `made` into the cache; whoever comes second with the same digest wins."""
-        return self.keep_bytes(digest, made.read_bytes())
+        """Copy the ELF file `made` into the cache; whoever comes second with the same digest wins.
+
+        The SHA-256 of its bytes is put behind them, where linkers and loaders do not look.
+        """
+        data = made.read_bytes()
+        return self.keep_bytes(digest, data + hashlib.sha256(data).digest())
 
     def keep_bytes(self, digest: str, made: bytes) -> Path:
         """Write `made` into the cache.

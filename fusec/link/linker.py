@@ -214,7 +214,7 @@ class _Work:
             state.update(part.encode() + b"\0")
         state.update(unit.text)
         digest = state.hexdigest()
-        found = self.cache.find(digest)
+        found = self.cache.find_object(digest)
         if found is not None:
             return found, True
         source = self.folder / unit.name

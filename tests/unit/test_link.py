@@ -102,10 +102,26 @@ def test_a_damaged_cache_is_no_hit(tmp_path: Path) -> None:
     cache = ObjectCache(tmp_path)
     made = tmp_path / "made.o"
     made.write_bytes(b"object")
-    assert cache.find("ab12") is None
-    assert cache.keep("ab12", made).read_bytes() == b"object"
-    assert cache.find("ab12") == cache.path("ab12")
-    assert [path.name for path in cache.path("ab12").parent.iterdir()] == ["ab12.o"]
+    assert cache.find_object("ab12") is None
+    path = cache.keep("ab12", made)
+    assert path.read_bytes().startswith(b"object")
+    assert cache.find_object("ab12") == cache.path("ab12") == path
+    assert [path.name for path in path.parent.iterdir()] == ["ab12.o"]
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:5], b"O" + whole[1:], bytes(len(whole)), b"object"):
+        path.write_bytes(damaged)
+        assert cache.find_object("ab12") is None
+
+
+def test_damaged_objects_are_compiled_again(tmp_path: Path) -> None:
+    cache = ObjectCache(tmp_path)
+    first = link(lowered_graph(), find_toolchain(), cache, jobs=2)
+    for number, path in enumerate(sorted(cache.directory.rglob("*.o"))):
+        data = path.read_bytes()
+        path.write_bytes(b"" if number % 2 else data[: len(data) // 2])
+    again = link(lowered_graph(), find_toolchain(), cache, jobs=2)
+    assert (again.compiled, again.cached) == (first.compiled, 0)
+    assert again.code == first.code
 
 
 def test_a_symbol_that_no_source_defines_is_an_error(cache: ObjectCache) -> None:
