@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, get_args
 
 from fusec import __version__
 from fusec.command import compile_command, dim_text
@@ -46,6 +46,9 @@ from fusec.runtime.artifact import TensorSpec, open_artifact
 from fusec.runtime.cpu import host_features
 from fusec.runtime.files import check_place
 from fusec.target import Target, best_cpu_arch, target_named
+
+Dims: TypeAlias = Sequence[str] | Mapping[str, DimRequest] | None
+"""Ranges of named sizes: `NAME=MIN:OPT:MAX`, one or several, or by name."""
 
 
 class Reporter(Protocol):
@@ -96,7 +99,7 @@ def compile(
     target: str | Sequence[str] = "cpu",
     example_inputs: Mapping[str, object] | Sequence[object] | None = None,
     dynamic_shapes: object = None,
-    dims: Sequence[str] | Mapping[str, DimRequest] = (),
+    dims: Dims = (),
     require: Sequence[str] = (),
     disable: Sequence[str] = (),
     quantize: Sequence[str] = (),
@@ -130,7 +133,8 @@ def compile(
         dynamic_shapes: names of the axes of these inputs that stay dynamic, in the form that
             `torch.export.export` takes, such as `{"x": {0: "batch"}}`.
         dims: ranges of named sizes: `NAME=MIN:OPT:MAX`, or a mapping to `(1, 64)` and the like.
-        require: fusions that must fire: `FUSION` or `FUSION>=N`.
+        require: fusions that must fire: `FUSION` or `FUSION>=N`; one, or several, as all options
+            that the command line takes repeatedly.
         disable: passes to leave out.
         quantize: formats of weights: `fp8-tensor`, `fp8-token`, `fp8-block`, `mxfp4` or `mxfp8`,
             for linears and experts, `FORMAT:experts`, or `FORMAT:PATTERN` over names of weights;
@@ -163,6 +167,12 @@ def compile(
     Raises:
         FusecError: a subclass for each exit code of the command line.
     """
+    require, disable, quantize = map(_texts, (require, disable, quantize))
+    provider, dump_ir_after = _texts(provider), _texts(dump_ir_after)
+    tuning = [tuning] if isinstance(tuning, str | os.PathLike) else tuning
+    if weights not in get_args(WeightStorage):
+        hint = "write `embed`, `external` or `none`"
+        raise UsageError(f"unknown `--weights {weights}`", hint=hint)
     asked = {
         "disable": sorted(disable),
         "quantize": quantize,
@@ -308,7 +318,7 @@ def decide(
     source: object,
     target: str | Sequence[str],
     *,
-    dims: Sequence[str] = (),
+    dims: Dims = (),
     disable: Sequence[str] = (),
     quantize: Sequence[str] = (),
     mxfp4_align: str = "pad",
@@ -344,7 +354,7 @@ def rewrite(
     source: object,
     target: str | Sequence[str],
     *,
-    dims: Sequence[str] = (),
+    dims: Dims = (),
     disable: Sequence[str] = (),
     quantize: Sequence[str] = (),
     mxfp4_align: str = "pad",
@@ -367,6 +377,7 @@ def rewrite(
     label such as `25-canonicalise`, as files of `dump_ir` are called.
     """
     report = reporter or Silent()
+    disable, quantize, dump_ir_after = map(_texts, (disable, quantize, dump_ir_after))
     targets = with_fp32_precision(_targets(target), fp32_precision)
     pipeline = _extensions(extensions).pipeline
     passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp), pipeline)
@@ -410,7 +421,7 @@ def _command(
     name: str,
     targets: Sequence[Target],
     example_inputs: object,
-    dims: Sequence[str] | Mapping[str, DimRequest],
+    dims: Dims,
     asked: Mapping[str, object],
 ) -> str | None:
     """The command that does the same; none for a model in memory, or inputs from there."""
@@ -433,8 +444,13 @@ def _targets(names: str | Sequence[str]) -> tuple[Target, ...]:
     return tuple(found.values())
 
 
-def _requests(dims: Sequence[str] | Mapping[str, DimRequest]) -> Mapping[str, DimRequest]:
-    return dims if isinstance(dims, Mapping) else parse_dims(dims)
+def _texts(given: Sequence[str]) -> Sequence[str]:
+    """What may be given several times; a text alone is one, not its letters."""
+    return [given] if isinstance(given, str) else given
+
+
+def _requests(dims: Dims) -> Mapping[str, DimRequest]:
+    return dims if isinstance(dims, Mapping) else parse_dims(_texts(dims or ()))
 
 
 def _rewritten(

@@ -343,6 +343,24 @@ def test_a_factory_that_fails_is_the_source_at_fault(
         assert second.endswith(at) if at is not None else second == ""
 
 
+def test_one_text_is_not_its_letters(archive: Path, tmp_path: Path) -> None:
+    from fusec.api import compile
+    from fusec.diagnostics import RequirementError, UsageError
+
+    def options(**given: Any) -> Any:
+        made = compile(archive, tmp_path / "block.fusec", target="x86-64-v3", **given)
+        return made.document["options"]
+
+    assert options(disable="silu_mul")["disable"] == ["silu_mul"]
+    assert options(require="silu_mul", dims=None)["dims"] == {}
+    assert options(dims="batch=1:32")["dims"] == {"batch": "1:32"}
+    assert options(quantize="mxfp4:*.nothing")["quantize"] == ["mxfp4:*.nothing"]
+    with pytest.raises(RequirementError, match="silu_mul>=2"):
+        options(require="silu_mul>=2")
+    with pytest.raises(UsageError, match="unknown `--weights embedded`"):
+        options(weights="embedded")
+
+
 def test_compile_json_is_what_inspect_prints(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
     output = tmp_path / "block.fusec"
     made = fusec("compile", archive, "--target", "cpu", "-o", output, "--json")
