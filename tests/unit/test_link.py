@@ -56,8 +56,9 @@ def test_the_same_graph_gives_the_same_bytes(cache: ObjectCache, tmp_path: Path)
 
 def test_a_cache_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot write `.*file/") as raised:
+    with pytest.raises(InputError, match="cannot keep objects in the cache") as raised:
         ObjectCache(tmp_path / "file").keep_bytes("ab12", b"made")
+    assert raised.value.at == str(tmp_path / "file")
     assert raised.value.hint is not None
     assert "XDG_CACHE_HOME" in raised.value.hint
 
