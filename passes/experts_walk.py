@@ -360,7 +360,8 @@ class ExpertsWalk:
         sources = [self._plain(node.inputs[0]) for node in slices]
         layout = gate_up_layout(graph, *slices)
         if sources[0] != sources[1] or layout is None:
-            reason = f"`%{gate}` and `%{up}` are not the halves or alternate columns of one product"
+            halves = "the halves, gate first, or alternate columns of one product"
+            reason = f"`%{gate}` and `%{up}` are not {halves}"
             raise RefusedError("gate", reason, gate)
         self.inner += slices
         return sources[0], layout

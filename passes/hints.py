@@ -109,7 +109,7 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "activation": "use an activation that `moe` has; the products run one by one now",
         "bias": "give both products a bias, picked by the expert of the row, or neither",
         "experts": "multiply by one batch of matrices, one matrix an expert",
-        "gate": "make gate and up the halves, or the alternate columns, of one product",
+        "gate": "make gate and up the halves, gate first, or the alternate columns, of one product",
         "matrix": "give all experts weights of one shape, stored with the model",
         "layout": "store both weights as [experts, out, in], or both as [experts, in, out]",
         "offsets": "count the rows of each expert from the sorted indices",

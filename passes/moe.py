@@ -17,7 +17,7 @@ experts that every token visits, stay as they are.
 Leaves it alone when
   activation  the activation is none that `moe` has
   bias        a bias is not picked by the expert of the row, or only one product has one
-  gate        gate and up are not the two halves, or alternate columns, of one product
+  gate        gate and up are not the two halves, gate first, or alternate columns, of one product
   layout      the two products read their weights in different orders
   offsets     the offsets are not the counts of the rows of each expert
   order       the rows are not those of the tokens in the order of their experts
