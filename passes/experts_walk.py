@@ -416,6 +416,8 @@ class ExpertsWalk:
         node = graph.producer(index)
         if node is None:
             return False
+        if self.k == 1:  # row // 1 is written as the row alone
+            return self._is_row_number(index, perm)
         if node.op == "floordiv" and graph.constant(node.inputs[1]) == self.k:
             return self._is_row_number(node.inputs[0], perm)
         if perm is None and node.op == "reshape":  # iota[T] repeated k times each
