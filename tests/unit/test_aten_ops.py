@@ -133,7 +133,8 @@ def reductions(x: Tensor, y: Tensor) -> object:
         torch.linalg.vector_norm(x, 1, dim=1), x.norm(), x.norm(dim=1),
         torch.linalg.vector_norm(x, math.inf, dim=0, keepdim=True), x.norm(3, dim=1),
         torch.linalg.norm(x, dim=1), F.normalize(x, dim=1), x.sum(()), (x > 0).cumsum(1),
-        x.cumsum(0), x.cumprod(1), i.cumsum(1), x.softmax(-1), x.log_softmax(0),
+        x.cumsum(0), x.cumprod(1), i.cumsum(1), (x * 99).logcumsumexp(1),
+        x.softmax(-1), x.log_softmax(0),
         F.softmax(x, 1, dtype=torch.float64), (x > 0).max(1).values,
         x.trace() if x.shape[0] == x.shape[1] else x[:, :3].trace(),
     )  # fmt: skip

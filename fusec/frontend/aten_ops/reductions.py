@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fusec.frontend.aten_ops.base import Axes, Builder, Number, Val, aten, numel
+from fusec.frontend.aten_ops.moving import triangle
 from fusec.symbolic import Dim, Expr
 
 
@@ -245,6 +246,20 @@ def _cumsum(build: Builder, x: Val, dim: int, *, dtype: str | None = None) -> Va
 def _cumprod(build: Builder, x: Val, dim: int, *, dtype: str | None = None) -> Val:
     x = _accumulator(build, x)
     return build.emit("cumprod", x, axis=x.axis(dim)) if x.rank else x
+
+
+@aten("logcumsumexp")
+def _logcumsumexp(build: Builder, x: Val, dim: int) -> Val:
+    """Of each element and those before it: a running sum of exponentials would lose small ones."""
+    if not x.rank:
+        return x
+    axis = x.axis(dim)
+    last = build.swap(x, axis, -1)
+    size = last.shape[-1]
+    each = build.expand(build.unsqueeze(last, -2), (*last.shape, size))
+    seen = triangle(build, size, size, 0, lower=True)
+    result = build.reduce("logsumexp", build.where(seen, each, -math.inf), (-1,))
+    return build.swap(result, axis, -1)
 
 
 @aten("softmax.int", "special_softmax")
