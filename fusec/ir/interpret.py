@@ -208,7 +208,11 @@ def _run(
 ) -> Sequence[Array]:
     if is_opaque(node.op):
         where = node.origin.path or node.name
-        raise UnsupportedError(f"`{node.op}` has no meaning to interpret", at=where)
+        raise UnsupportedError(
+            f"`{node.op}`, which is left to onnxruntime, has no meaning in float64",
+            at=where,
+            hint="compare what `fusec run` writes with the outputs of the source",
+        )
     if node.op not in OPS:
         message = f"`{node.op}` is an operation of an extension that is not installed"
         raise UnsupportedError(message, at=node.origin.path or node.name)
