@@ -39,6 +39,7 @@ from fusec.frontend.aten_ops.base import (
     SymFloat,
     Val,
     View,
+    numel,
 )
 from fusec.ir.graph import Graph, Origin
 from fusec.ir.types import Attr, TensorType
@@ -88,6 +89,9 @@ CONTROL_FLOW = frozenset(
 )
 
 _UNBACKED = re.compile(r"(u|zuf|zf)\d+")
+
+_GIVEN_RESULTS = ("out", "values", "max", "min")
+"""What the overloads that write into given tensors call the first of them."""
 
 
 def build_graph(
@@ -210,6 +214,14 @@ class _Tensor:
     version: int
     parent: _Tensor | None = None
     view: View | None = None
+
+    @property
+    def is_all(self) -> bool:
+        """Whether it is all of the storage: views of views of it have as many elements."""
+        base, count = self, numel(self.record.shape)
+        while base.parent is not None:
+            base = base.parent
+        return numel(base.record.shape) == count
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +430,7 @@ class _Translation:
         build.declared = tuple(self._declared(value) for value in node.outputs)
         first = self._first(node, values)
         build.source = None if first is None else first.record
+        build.source_is_all = first is None or first.is_all
         outputs = [value for value in node.outputs if isinstance(value, AtenTensor)]
         build.target = outputs[0]
         pure = functional(node.target)
@@ -427,10 +440,12 @@ class _Translation:
             self._write_in_place(node, pure, first, values)
             return
         handler = TABLE.get(node.target)
+        results: Sequence[Val | View | Complex | SymFloat | None]
         if handler is None:
-            results: Sequence[Val | View | Complex | SymFloat | None] = self._opaque(
-                node, node.target, values
-            )
+            self._refuse_given_results(node, values)
+            results = self._opaque(node, node.target, values)
+            if first is not None and node.target.startswith("aten."):
+                results = [_perhaps_shared(result) for result in results]
         else:
             results = _as_list(self._apply(handler, node, node.target, values))
         if len(results) < len(node.outputs):
@@ -519,23 +534,26 @@ class _Translation:
             given = [part(value, imaginary) for value in args]
             named = {key: part(value, imaginary) for key, value in kwargs.items()}
             results = _as_list(self._invoke(handler, target, given, named))
-            first = part(args[0], imaginary)
-            plain = []
+            plain: list[Val | View] = []
             for result in results:
-                if isinstance(result, View) and isinstance(first, Val):
-                    result = result.forward(first)
-                if not isinstance(result, Val):
+                if not isinstance(result, Val | View):
                     raise InternalError(f"`{target}` cannot be applied to parts")
                 plain.append(result)
             sides.append(plain)
-        return tuple(Complex(real, imag) for real, imag in zip(*sides, strict=True))
+        return tuple(
+            Complex(real, imag) if isinstance(real, Val) and isinstance(imag, Val) else real
+            for real, imag in zip(*sides, strict=True)
+        )
 
     # --- memory -----------------------------------------------------------------------------
 
     def _view(self, view: View, value: Val | Complex) -> Val | Complex:
-        if isinstance(value, Complex):
-            return Complex(view.forward(value.real), view.forward(value.imag))
-        return view.forward(value)
+        seen: Val | Complex
+        if isinstance(value, Complex) and not view.whole:
+            seen = Complex(view.forward(value.real), view.forward(value.imag))
+        else:
+            seen = view.forward(value)
+        return seen
 
     def _read(self, tensor: _Tensor) -> Val | Complex:
         """The present contents of a tensor."""
@@ -558,11 +576,16 @@ class _Translation:
             if not view.certain:
                 raise self._unclear(tensor)
             before = self._read(parent)
-            if view.backward is None or isinstance(before, Complex) or isinstance(new, Complex):
+            if view.backward is None:
                 raise self.build.unsupported(
                     f"`{self.build.origin.op}` writes through a view that cannot be written through"
                 )
-            new = view.backward(before, new)
+            if isinstance(before, Complex) and isinstance(new, Complex) and not view.whole:
+                new = Complex(
+                    view.backward(before.real, new.real), view.backward(before.imag, new.imag)
+                )
+            else:
+                new = view.backward(before, new)
             tensor = parent
             changed.append((tensor, new))
         storage.version += 1
@@ -664,6 +687,16 @@ class _Translation:
                 for dim in value.shape:
                     self._remember_makers(dim, node)
 
+    def _refuse_given_results(self, node: AtenNode, values: Mapping[str, _Held]) -> None:
+        """A call that writes into tensors it is given, such as `torch.add(x, y, out=z)`."""
+        for name in _GIVEN_RESULTS:
+            argument = node.kwargs.get(name)
+            if isinstance(argument, Ref) and isinstance(values[argument.name], _Tensor):
+                raise self.build.unsupported(
+                    f"`{node.target}` writes into a tensor that it is given as `{name}`",
+                    "assign what it returns instead, or copy it with `.copy_()`",
+                )
+
     def _refuse_unbacked(self, dim: Expr) -> None:
         for symbol in sorted(symbolic.symbols_of(dim)):
             if _UNBACKED.fullmatch(symbol):
@@ -710,6 +743,11 @@ class _Translation:
             Val(self.build, next(results)) if isinstance(value, AtenTensor) else None
             for value in node.outputs
         ]
+
+
+def _perhaps_shared(result: Val | None) -> View | None:
+    """What an unknown operation makes may be a view: later writes are refused."""
+    return None if result is None else View(lambda x: result, None, certain=False)
 
 
 def _real(dtype: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from aten_check import check, import_module
@@ -138,6 +137,31 @@ def activations_in_place(x: torch.Tensor, y: torch.Tensor) -> object:
     return a, b, c.tanh_().exp_()
 
 
+def complex_views(x: torch.Tensor, y: torch.Tensor) -> object:
+    pairs = y[:, :2] * 1
+    c = torch.view_as_complex(pairs)
+    c.mul_(2j)
+    c.real.add_(1)
+    c.imag[0] = 7.0
+    c[1:].mul_(3)
+    mirrored = c.conj()
+    c.add_(1)
+    torch.view_as_real(c)[2].zero_()
+    return pairs, torch.view_as_real(mirrored.conj_physical()), c.real * 1
+
+
+def strided_and_flat_views(x: torch.Tensor, y: torch.Tensor) -> object:
+    a = x + 0
+    a.as_strided((2, 2), (5, 3)).mul_(3)
+    a.as_strided((2,), (1,), 4)[1] = -1.0
+    a.ravel()[1:3].fill_(9)
+    torch.positive(a)[2].neg_()
+    left, middle, _ = torch.hsplit(a, [1, 3])
+    left.add_(middle[:, :1])
+    torch.vsplit(a, [2])[1].sub_(1)
+    return a
+
+
 def input_is_written(x: torch.Tensor, y: torch.Tensor) -> object:
     x.add_(1)
     return x * 2, x.reshape(-1)[3]
@@ -157,6 +181,8 @@ FUNCTIONS = [
     dtype_is_kept,
     shape_changes_in_place,
     activations_in_place,
+    complex_views,
+    strided_and_flat_views,
     input_is_written,
 ]
 
@@ -223,9 +249,41 @@ def test_a_buffer_may_be_overwritten() -> None:
             self.held.copy_(x[0])
             return x * self.held
 
-    graph = import_module(Overwrite(), (torch.randn(2, 3),))
+    graph = check(Overwrite(), torch.randn(2, 3))
     assert not graph.parameters
-    assert np.prod([1]) == 1
+
+
+def out_argument(x: torch.Tensor, y: torch.Tensor) -> object:
+    a = x + 0
+    torch.add(x, 1, out=a)
+    return a
+
+
+def perhaps_a_view(x: torch.Tensor, y: torch.Tensor) -> object:
+    a = x + 0
+    b = torch.special.i0(a)
+    b.add_(1)
+    return a
+
+
+def part_as_strided(x: torch.Tensor, y: torch.Tensor) -> object:
+    return x[1].as_strided((2,), (1,), 0)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (out_argument, r"`aten\.add\.out` writes into a tensor that it is given as `out`"),
+        (perhaps_a_view, "cannot be told whether it is shared"),
+        (part_as_strided, "`as_strided` of a part of a tensor"),
+    ],
+)
+def test_writes_that_cannot_be_followed_are_refused(
+    function: Callable[..., object], message: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=message) as caught:
+        import_module(Function(function), (torch.randn(3, 5), torch.randn(3, 4)))
+    assert caught.value.hint is not None
 
 
 def test_an_operation_that_gives_nothing_back_is_refused() -> None:

@@ -113,11 +113,13 @@ class View:
         backward: `(argument, new) -> argument` with the view's elements replaced by `new`; `None`
             where writing through the view is not supported.
         certain: false where it cannot be told whether PyTorch makes a view or a copy.
+        whole: true where both take a complex tensor as it is, not part by part.
     """
 
-    forward: Callable[[Val], Val]
-    backward: Callable[[Val, Val], Val] | None = None
+    forward: Callable[[Any], Any]
+    backward: Callable[[Any, Any], Any] | None = None
     certain: bool = True
+    whole: bool = False
 
 
 Number: TypeAlias = bool | int | float | Expr
@@ -178,6 +180,7 @@ class Builder:
         declared: the results of the current source node as the export recorded them; of a complex
             one, the type of a part.
         source: the first tensor argument of the current source node, as recorded.
+        source_is_all: whether that tensor is all of the memory that it lives in.
         ranges: bounds of the symbols.
     """
 
@@ -186,6 +189,7 @@ class Builder:
         self.origin = Origin()
         self.declared: tuple[TensorType | None, ...] = ()
         self.source: AtenTensor | None = None
+        self.source_is_all = True
         self.target: AtenTensor | None = None
         self.ranges: Mapping[str, Range] = graph.symbols
 

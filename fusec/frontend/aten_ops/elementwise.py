@@ -668,14 +668,23 @@ def _zero(build: Builder, x: Val) -> Val:
 
 
 @aten("view_as_complex", both=True)
-def _view_as_complex(build: Builder, x: Val) -> Complex:
+def _view_as_complex(build: Builder, x: Val) -> View:
+    return View(lambda v: _from_pairs(build, v), lambda base, new: _pairs(build, new), whole=True)
+
+
+def _from_pairs(build: Builder, x: Val) -> Complex:
     return Complex(build.select(x, -1, 0), build.select(x, -1, 1))
 
 
-@aten("view_as_real", both=True)
-def _view_as_real(build: Builder, x: Complex) -> Val:
+def _pairs(build: Builder, x: Complex) -> Val:
+    """[..., 2]: the parts side by side."""
     rank = x.real.rank
     return build.concat([build.unsqueeze(x.real, rank), build.unsqueeze(x.imag, rank)], rank)
+
+
+@aten("view_as_real", both=True)
+def _view_as_real(build: Builder, x: Complex) -> View:
+    return View(lambda v: _pairs(build, v), lambda base, new: _from_pairs(build, new), whole=True)
 
 
 @aten("complex", both=True)
@@ -690,13 +699,15 @@ def _polar(build: Builder, size: Val, angle: Val) -> Complex:
 
 
 @aten("real", both=True)
-def _real(build: Builder, x: Val | Complex) -> Val:
-    return x.real if isinstance(x, Complex) else x
+def _real(build: Builder, x: Val | Complex) -> View:
+    if isinstance(x, Complex):
+        return View(lambda v: v.real, lambda base, new: Complex(new, base.imag), whole=True)
+    return View(lambda v: v, lambda base, new: new)
 
 
 @aten("imag", both=True)
-def _imag(build: Builder, x: Complex) -> Val:
-    return x.imag
+def _imag(build: Builder, x: Complex) -> View:
+    return View(lambda v: v.imag, lambda base, new: Complex(base.real, new), whole=True)
 
 
 @aten("angle", both=True)
@@ -710,8 +721,23 @@ def _angle(build: Builder, x: Val | Complex) -> Val:
     return build.cast(result, build.result().dtype)
 
 
-@aten("conj", "_conj", "conj_physical", "_conj_physical", "resolve_conj", "resolve_neg", both=True)
-def _conj(build: Builder, x: Val | Complex) -> Val | Complex:
-    if isinstance(x, Complex) and "resolve" not in build.origin.op:
-        return Complex(x.real, -x.imag)
-    return x
+@aten("conj", "_conj", both=True)
+def _conj(build: Builder, x: Val | Complex) -> View:
+    if isinstance(x, Complex):
+        return View(_conjugate, lambda base, new: _conjugate(new), whole=True)
+    return View(lambda v: v, lambda base, new: new)
+
+
+def _conjugate(x: Complex) -> Complex:
+    return Complex(x.real, -x.imag)
+
+
+@aten("conj_physical", "_conj_physical", both=True)
+def _conj_physical(build: Builder, x: Val | Complex) -> Val | Complex:
+    return _conjugate(x) if isinstance(x, Complex) else x
+
+
+@aten("resolve_conj", "resolve_neg", both=True)
+def _resolve(build: Builder, x: Val | Complex) -> View:
+    """A copy of what is conjugated, and else the tensor itself; which, the graph does not say."""
+    return View(lambda v: v, None, certain=not isinstance(x, Complex), whole=True)

@@ -69,8 +69,8 @@ def selected(build: Builder, x: Val, axis: int, index: Dim) -> View:
 # --- the same elements ----------------------------------------------------------------------
 
 
-@aten("alias", "detach", "lift", "lift_fresh", "dropout", "feature_dropout", "alpha_dropout",
-      "feature_alpha_dropout", "requires_grad", parts=True)  # fmt: skip
+@aten("alias", "detach", "lift", "lift_fresh", "positive", "dropout", "feature_dropout",
+      "alpha_dropout", "feature_alpha_dropout", "requires_grad", parts=True)  # fmt: skip
 def _alias(build: Builder, x: Val, p: float | bool = 0.0, train: bool = False) -> View:
     if train and p != 0.0 and "dropout" in build.origin.op:
         raise build.unsupported(
@@ -121,7 +121,7 @@ def _view_dtype(build: Builder, x: Val, dtype: str) -> View:
     return same()
 
 
-@aten("reshape", "flatten.using_ints", "reshape_as", parts=True)
+@aten("reshape", "flatten.using_ints", "reshape_as", "ravel", parts=True)
 def _reshape(build: Builder, x: Val, *how: object, **named: object) -> Val | View:
     shape = build.result().shape
     record, target = build.source, build.target
@@ -252,7 +252,8 @@ def _select(build: Builder, x: Val, dim: int, index: Dim) -> View:
 
 @aten("split.Tensor", "split_with_sizes", "split.sizes", "chunk", "tensor_split.sections",
       "tensor_split.indices", "unsafe_split.Tensor", "unsafe_split_with_sizes", "unsafe_chunk",
-      "hsplit.int", "vsplit.int", "dsplit.int", parts=True)  # fmt: skip
+      "hsplit.int", "vsplit.int", "dsplit.int", "hsplit.array", "vsplit.array", "dsplit.array",
+      parts=True)  # fmt: skip
 def _split(build: Builder, x: Val, how: object, dim: int = 0) -> tuple[View, ...]:
     name = build.origin.op
     if "hsplit" in name:
@@ -329,17 +330,32 @@ def _as_strided(
     size: Sequence[Dim],
     stride: Sequence[Dim],
     storage_offset: Dim | None = None,
-) -> Val:
-    """Only of a tensor laid out row by row; a copy."""
+) -> View:
+    """Only of a tensor laid out row by row that is all of its memory, which offsets count from."""
     record = build.source
     if record is None or record.strides is None or not contiguous(record.shape, record.strides):
         raise build.unsupported("`as_strided` of a tensor that is not laid out row by row")
-    flat = build.reshape(x, (x.type.elements,))
-    places = build.scalar(storage_offset or 0, "i64")
-    for axis, (count, step) in enumerate(zip(size, stride, strict=True)):
-        offsets = build.iota(count) * step
-        places = places + build.reshape(offsets, (count, *(1,) * (len(size) - axis - 1)))
-    return build.emit("take", flat, places, axis=0)
+    if not build.source_is_all:
+        raise build.unsupported(
+            "`as_strided` of a part of a tensor", "call `.clone()` on the part first"
+        )
+
+    def places() -> Val:
+        result = build.scalar(storage_offset or 0, "i64")
+        for axis, (count, step) in enumerate(zip(size, stride, strict=True)):
+            offsets = build.iota(count) * step
+            result = result + build.reshape(offsets, (count, *(1,) * (len(size) - axis - 1)))
+        return result
+
+    def forward(v: Val) -> Val:
+        return build.emit("take", build.reshape(v, (v.type.elements,)), places(), axis=0)
+
+    def backward(base: Val, part: Val) -> Val:
+        flat = build.reshape(base, (base.type.elements,))
+        attrs: Mapping[str, Attr] = {"axes": (0,), "accumulate": False}
+        return build.reshape(build.emit_all("index_put", (flat, part, places()), attrs)[0], x.shape)
+
+    return View(forward, backward)
 
 
 def _register_copies() -> None:
@@ -351,7 +367,8 @@ def _register_copies() -> None:
         def translate(build: Builder, x: Val, *args: object, **kwargs: object) -> Val:
             view = viewing(build, x, *args, **kwargs)
             assert isinstance(view, View)
-            return view.forward(x)
+            copied: Val = view.forward(x)
+            return copied
 
         return translate
 
@@ -386,7 +403,8 @@ def _select_scatter(build: Builder, x: Val, src: Val, dim: int, index: Dim) -> V
         index = index + x.shape[axis]
     backward = selected(build, x, axis, index).backward
     assert backward is not None
-    return backward(x, build.cast(src, x.dtype))
+    replaced: Val = backward(x, build.cast(src, x.dtype))
+    return replaced
 
 
 @aten("diagonal_scatter")
