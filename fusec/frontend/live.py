@@ -28,6 +28,7 @@ from fusec.diagnostics import InputError, UsageError
 from fusec.frontend.aten import AtenProgram, AtenTensor
 from fusec.frontend.dims import DimRequest, DimSpec, dim_specs, range_text
 from fusec.frontend.pt2 import guard_shapes
+from fusec.frontend.translate import AUTOCAST
 from fusec.symbolic import Dim
 
 Axes: TypeAlias = Mapping[int, str]
@@ -404,7 +405,7 @@ def decomposed(
     table |= get_decompositions([torch.ops.aten.grid_sampler_2d])
     wanted = set(targets)
     chosen = {op: rule for op, rule in table.items() if str(op) in wanted}
-    if not chosen:
+    if not chosen and AUTOCAST not in wanted:
         return None
     try:
         with quiet():

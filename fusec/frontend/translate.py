@@ -88,6 +88,8 @@ CONTROL_FLOW = frozenset(
     )
 )
 
+AUTOCAST = "higher_order.wrap_with_autocast"
+
 _UNBACKED = re.compile(r"(u|zuf|zf)\d+")
 
 _GIVEN_RESULTS = ("out", "values", "max", "min")
@@ -147,11 +149,18 @@ def _all_nodes(graph: AtenGraph) -> Iterator[AtenNode]:
 
 
 def _is_unknown(node: AtenNode) -> bool:
+    if _autocasts(node):
+        return True
     if node.target in IGNORED or node.target in INLINED or node.target in CONTROL_FLOW:
         return False
     if not any(isinstance(value, AtenTensor) for value in node.outputs):
         return False
     return node.target not in TABLE and functional(node.target) not in TABLE
+
+
+def _autocasts(node: AtenNode) -> bool:
+    """Whether it is a region of autocast: its casts are written out by a decomposition only."""
+    return node.target == AUTOCAST and node.args[2] is True
 
 
 def functional(target: str) -> str | None:
@@ -372,6 +381,13 @@ class _Translation:
         place = next(i for i, given in enumerate(node.args) if isinstance(given, AtenGraph))
         body = node.args[place]
         assert isinstance(body, AtenGraph)
+        if _autocasts(node):
+            for first in body.nodes[:1]:
+                self.build.origin = Origin(first.path, first.source, node.target)
+            raise self.build.unsupported(
+                "the model computes in a region of autocast, whose casts the export leaves out",
+                "export it with `run_decompositions({})`, which writes them out",
+            )
         given = [item for item in node.args[place + 1 :] if not isinstance(item, str)]
         inner: dict[str, _Held] = {}
         for record, argument in zip(body.inputs, given, strict=True):

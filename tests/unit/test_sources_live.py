@@ -209,6 +209,19 @@ def test_what_checks_its_own_result_is_left_whole() -> None:
     assert [node.op for node in source.graph.nodes()] == ["aten.linalg_inv.default"]
 
 
+def test_a_region_of_autocast_computes_in_what_it_says() -> None:
+    class Mixed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                low = x @ x.t()
+            with torch.autocast("cpu", enabled=False):
+                full = x @ x.t()
+            return low, full
+
+    graph = load_source(Mixed(), example_inputs=torch.randn(3, 4)).graph
+    assert [graph.type(name).dtype for name in graph.outputs] == ["bf16", "f32"]
+
+
 def test_numbers_in_code_keep_their_values_on_meta() -> None:
     class Numbers(torch.nn.Module):
         def __init__(self) -> None:
