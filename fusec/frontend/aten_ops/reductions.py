@@ -19,10 +19,19 @@ def _sum_all(build: Builder, x: Val, *, dtype: str | None = None) -> Val:
     return build.reduce("reduce_sum", _accumulator(build, x), None)
 
 
-@aten("sum.dim_IntList", "nansum", parts=True)
+@aten("sum.dim_IntList", parts=True)
 def _sum(
     build: Builder, x: Val, dim: Axes = None, keepdim: bool = False, *, dtype: str | None = None
 ) -> Val:
+    return build.reduce("reduce_sum", _accumulator(build, x), dim, keepdim)
+
+
+@aten("nansum")
+def _nansum(
+    build: Builder, x: Val, dim: Axes = None, keepdim: bool = False, *, dtype: str | None = None
+) -> Val:
+    if x.type.element.is_float:
+        x = build.where(build.emit("isnan", x), 0.0, x)
     return build.reduce("reduce_sum", _accumulator(build, x), dim, keepdim)
 
 
@@ -120,12 +129,14 @@ def _argmin(build: Builder, x: Val, dim: int | None = None, keepdim: bool = Fals
 
 @aten("any", "any.dim", "any.dims")
 def _any(build: Builder, x: Val, dim: Axes = None, keepdim: bool = False) -> Val:
-    return build.reduce("reduce_any", build.cast(x, "bool"), dim, keepdim)
+    found = build.reduce("reduce_any", build.cast(x, "bool"), dim, keepdim)
+    return build.cast(found, build.result().dtype)  # of u8 it is u8
 
 
 @aten("all", "all.dim", "all.dims")
 def _all(build: Builder, x: Val, dim: Axes = None, keepdim: bool = False) -> Val:
-    return build.reduce("reduce_all", build.cast(x, "bool"), dim, keepdim)
+    found = build.reduce("reduce_all", build.cast(x, "bool"), dim, keepdim)
+    return build.cast(found, build.result().dtype)  # of u8 it is u8
 
 
 @aten("count_nonzero", "count_nonzero.dim_IntList")
@@ -210,7 +221,29 @@ def _linalg_vector_norm(
     return vector_norm(build, _accumulator(build, x), ord, dim, keepdim)
 
 
-@aten("norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype", "linalg_norm")
+@aten("linalg_norm")
+def _linalg_norm(
+    build: Builder, x: Val, ord: float | None = None, dim: Axes = None, keepdim: bool = False, *,
+    dtype: str | None = None,
+) -> Val:  # fmt: skip
+    """With an order and two axes it is the norm of a matrix, not of its elements."""
+    x = _accumulator(build, x)
+    axes = tuple(range(x.rank)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    if ord is None or len(axes) != 2:
+        return vector_norm(build, x, 2 if ord is None else ord, axes, keepdim)
+    rows, columns = (x.axis(axis) for axis in axes)
+    if abs(ord) not in (1, math.inf):
+        raise build.unsupported(
+            f"`linalg.norm` of a matrix with `ord={ord}` needs its singular values",
+            "use the norm of its elements, `torch.linalg.vector_norm`",
+        )
+    summed, kept = (rows, columns) if abs(ord) == 1 else (columns, rows)
+    sums = build.reduce("reduce_sum", build.emit("abs", x), (summed,), True)
+    norm = build.reduce("reduce_max" if ord > 0 else "reduce_min", sums, (kept,), True)
+    return norm if keepdim else build.reshape(norm, build.result().shape)
+
+
+@aten("norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype")
 def _norm_dim(
     build: Builder, x: Val, p: float | None = None, dim: Axes = None, keepdim: bool = False, *,
     dtype: str | None = None,
