@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fusec import symbolic
 from fusec.frontend.aten_ops.base import Builder, Number, Val, aten, broadcast_shape
 from fusec.symbolic import Dim
 
@@ -94,12 +95,14 @@ def _roll(
 
 def _rolled(build: Builder, x: Val, amount: Dim, axis: int) -> Val:
     size = x.shape[axis]
-    if isinstance(size, int):
-        amount = amount % size if size else 0
-    if amount == 0:
+    if amount == 0 or size == 0:
         return x
-    if build.bounds(amount)[1] <= 0:
+    if build.bounds(amount)[1] <= 0 and build.bounds(amount + size)[0] >= 0:
         amount = amount + size
+    if build.bounds(amount)[0] < 0 or build.bounds(size - amount)[0] < 0:
+        amount = symbolic.modulo(amount, size)
+    if amount in (0, size):
+        return x
     cut = size - amount
     return build.concat([build.slice(x, axis, cut, size), build.slice(x, axis, 0, cut)], axis)
 
@@ -136,7 +139,9 @@ def _pad(
     if mode == "constant":
         return constant_pad(build, x, pad, 0 if value is None else value)
     for axis, before, after in _sides(x, pad):
-        x = _extended(build, x, axis, before, after, mode)
+        low, high = (min(s, 0) if isinstance(s, int) else 0 for s in (before, after))
+        x = build.slice(x, axis, -low, x.shape[axis] + high)
+        x = _extended(build, x, axis, before if low == 0 else 0, after if high == 0 else 0, mode)
     return x
 
 
