@@ -463,7 +463,9 @@ def _avg_pool(
 
 def _along(build: Builder, x: Val, axis: int, matrix: Array) -> Val:
     """`matrix` [out, in] times `x` along one axis."""
-    weight = build.cast(build.array("resample", matrix.astype(np.float32), "f32"), x.dtype)
+    wide = "f64" if x.dtype == "f64" else "f32"
+    held = matrix.astype(np.float64 if wide == "f64" else np.float32)
+    weight = build.cast(build.array("resample", held, wide), x.dtype)
     moved = build.move(x, axis, x.rank - 1)
     return build.move(build.emit("linear", moved, weight), x.rank - 1, axis)
 
@@ -656,9 +658,9 @@ def _nearest_by(build: Builder, x: Val, scales: Sequence[float | None]) -> Val:
     middle = 0.5 if "exact" in build.origin.op else 0.0
     for axis in range(2, x.rank):
         size, wanted = x.shape[axis], out[axis]
-        if size == wanted:
-            continue
         scale = scales[axis - 2] if axis - 2 < len(scales) else None
+        if size == wanted and (not middle or scale is None or scale == 1):
+            continue
         if scale is not None and float(scale).is_integer() and wanted == size * int(scale):
             wide = build.unsqueeze(x, axis + 1)
             shape = (*wide.shape[: axis + 1], int(scale), *wide.shape[axis + 2 :])
