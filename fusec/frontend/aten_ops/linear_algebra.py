@@ -58,7 +58,11 @@ def _plain(build: Builder, a: Val, b: Val) -> Val:
 
 @aten("addmm", "baddbmm", "addmv")
 def _addmm(build: Builder, x: Val, a: Val, b: Val, *, beta: Number = 1, alpha: Number = 1) -> Val:
-    product = _plain(build, a, b)
+    return _weighted(x, _plain(build, a, b), beta, alpha)
+
+
+def _weighted(x: Val, product: Val, beta: Number, alpha: Number) -> Val:
+    """`beta x + alpha product`; with a `beta` of 0, `x` is not read."""
     if alpha != 1:
         product = product * alpha
     if beta == 0:
@@ -68,8 +72,8 @@ def _addmm(build: Builder, x: Val, a: Val, b: Val, *, beta: Number = 1, alpha: N
 
 @aten("addbmm")
 def _addbmm(build: Builder, x: Val, a: Val, b: Val, *, beta: Number = 1, alpha: Number = 1) -> Val:
-    product = build.reduce("reduce_sum", _plain(build, a, b), (0,)) * alpha
-    return x * beta + product
+    product = build.reduce("reduce_sum", _plain(build, a, b), (0,))
+    return _weighted(x, product, beta, alpha)
 
 
 @aten("bmm.dtype", "mm.dtype")
