@@ -51,6 +51,9 @@ def arange_of(build: Builder, start: Number | SymFloat, step: Number | SymFloat)
     """`start`, `start + step`, ... as many as the export recorded."""
     kind = build.result()
     (size,) = kind.shape
+    if not kind.element.is_float:  # PyTorch makes the bounds whole first
+        start = int(start) if isinstance(start, float) else start
+        step = int(step) if isinstance(step, float) else step
     exact = isinstance(start, int | Expr) and isinstance(step, int)
     if isinstance(start, float) and start.is_integer() and isinstance(step, int | float):
         if float(step).is_integer():
