@@ -286,9 +286,15 @@ def _lerp(build: Builder, x: Val, end: Val, weight: Operand) -> Val:
     return x + build.emit("mul", end - x, build.operand(weight, x.dtype))
 
 
-@aten("cross", "linalg_cross")
-def _cross(build: Builder, x: Val, y: Val, dim: int | None = -1) -> Val:
-    axis = x.axis(-1 if dim is None else dim)
+@aten("cross")
+def _first_cross(build: Builder, x: Val, y: Val, dim: int | None = None) -> Val:
+    """Without `dim`, along the first axis of size 3."""
+    return _cross(build, x, y, build.result().shape.index(3) if dim is None else dim)
+
+
+@aten("linalg_cross")
+def _cross(build: Builder, x: Val, y: Val, dim: int = -1) -> Val:
+    axis = x.axis(dim)
     a = [build.slice(x, axis, i, i + 1) for i in range(3)]
     b = [build.slice(y, axis, i, i + 1) for i in range(3)]
     order = ((1, 2), (2, 0), (0, 1))
@@ -365,9 +371,10 @@ def _isin(
 def _isclose(
     build: Builder, x: Val, y: Val, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Val:
-    apart = build.emit("abs", x - y)
-    near = build.elementwise("le", apart, build.emit("abs", y) * rtol + atol)
-    near = build.emit("and", near, build.elementwise("lt", build.floats(apart), math.inf))
+    a, b = build.floats(x), build.floats(y)
+    gap = build.emit("abs", a - b)
+    near = build.elementwise("le", gap, build.emit("abs", b) * rtol + atol)
+    near = build.emit("and", near, build.emit("not", isinf(build, gap)))
     near = build.emit("or", near, build.elementwise("eq", x, y))
     if equal_nan:
         both = build.emit("and", isnan(build, x), isnan(build, y))
@@ -714,11 +721,10 @@ def _imag(build: Builder, x: Complex) -> View:
 def _angle(build: Builder, x: Val | Complex) -> Val:
     if isinstance(x, Complex):
         return build.emit("atan2", x.imag, x.real)
-    negative = build.elementwise("lt", x, 0)
-    result = build.where(negative, math.pi, 0.0)
-    if x.type.element.is_float:
-        result = build.where(isnan(build, x), math.nan, result)
-    return build.cast(result, build.result().dtype)
+    x = build.cast(x, build.result().dtype)
+    straight = build.operand(math.pi, x.dtype)
+    result = build.where(build.elementwise("lt", x, 0), straight, build.operand(0.0, x.dtype))
+    return build.where(isnan(build, x), x, result)
 
 
 @aten("conj", "_conj", both=True)
