@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter:UserWarning"),
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
+    pytest.mark.filterwarnings("ignore:Using torch.cross without specifying the dim:UserWarning"),
 ]
 
 Body = Callable[[Tensor, Tensor], object]
@@ -95,6 +96,39 @@ def promotion(x: Tensor, y: Tensor) -> object:
         torch.where(flag, x, 0.0), torch.where(flag, byte, x), x.type_as(scalar), x.to(scalar),
         x.double() + y[:, :1],
     )  # fmt: skip
+
+
+def defaults_and_corners(x: Tensor, y: Tensor) -> object:
+    inf, nan = math.inf, math.nan
+    odd = torch.tensor([1.0, inf, -inf, nan, 0.0, -0.0, 2.5, -inf])
+    other = torch.tensor([inf, inf, -inf, nan, -0.0, 1e-9, 2.5, 1.0])
+    whole = torch.tensor([100000, 3, -100000])
+    cube = torch.stack([x, x * 2, x + 1])[:, :, :3]
+    square = x[:, :3]
+    image = torch.stack([y, y - 1])[None].repeat(1, 1, 3, 2)[:, :, :7, :5]
+    return (
+        torch.nansum(odd[3:7]), torch.nansum(odd[3:7].reshape(2, 2), 1, keepdim=True),
+        torch.isclose(odd, other), torch.isclose(odd, other, equal_nan=True),
+        torch.isclose(whole, whole + 1), torch.logaddexp(odd, other), torch.signbit(odd),
+        F.threshold(odd, 0.1, 5.0), torch.angle(odd), torch.angle(x.double()),
+        torch.cross(cube, cube + y[0, :3]), torch.linalg.cross(cube, cube + y[0, :3]),
+        torch.linalg.norm(x), torch.linalg.norm(x, 1), torch.linalg.norm(x, inf),
+        torch.linalg.norm(cube, -1, dim=(2, 0), keepdim=True),
+        torch.linalg.norm(cube, -inf, dim=(-2, 0)), torch.linalg.norm(x, 3, dim=1),
+        torch.addbmm(square * nan, cube, cube, beta=0),
+        torch.addbmm(square, cube, cube, beta=0.5, alpha=2),
+        x.roll(8, 1), x.roll(-8, 1), x.roll(5, 1),
+        F.avg_pool2d(image, 2, ceil_mode=True), F.pad(image, (-1, 2, 3, -2), mode="reflect"),
+        F.pad(image, (-1, 2, 2, -2), mode="replicate"), F.pad(image[0], (2, -2), mode="circular"),
+        F.interpolate(image.repeat(1, 1, 3, 3), scale_factor=1.05, mode="nearest-exact"),
+        torch.arange(0, 6, 1.5, dtype=torch.int64), torch.arange(0.5, 5, dtype=torch.int64),
+        torch.ones(2, 2, dtype=torch.uint8).any(), torch.ones(2, 2, dtype=torch.uint8).all(1),
+    )  # fmt: skip
+
+
+def in_autocast(x: Tensor, y: Tensor) -> object:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return x.t() @ y
 
 
 def comparisons(x: Tensor, y: Tensor) -> object:
@@ -372,8 +406,8 @@ def fourier(x: Tensor, y: Tensor) -> object:
 
 BODIES: list[Body] = [
     unary, unary_of_integers, activations, binary, promotion, comparisons, reductions, ordering,
-    views, moving, creation, indexing, products, norms, attention, convolutions, resampling,
-    complex_numbers, fourier,
+    defaults_and_corners, views, moving, creation, indexing, products, norms, attention,
+    convolutions, resampling, complex_numbers, fourier,
 ]  # fmt: skip
 
 
@@ -422,6 +456,26 @@ def dynamic_sizes(x: Tensor, y: Tensor) -> object:
         x.cumsum(1), x[torch.arange(batch), torch.full((batch,), seq - 1)], x.clamp(max=seq),
         torch.einsum("bsw,btw->bst", x, x),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_epsilon_of_a_norm_is_that_of_what_it_computes_in(dtype: torch.dtype) -> None:
+    x, y = torch.randn(3, 16).to(dtype) * 1e-3, torch.randn(3, 4)
+    check(Function(lambda x, y: F.rms_norm(x, (16,))), x, y, tolerance=8e-3)
+
+
+def test_a_matrix_that_resamples_is_as_wide_as_the_input() -> None:
+    x, y = torch.randn(1, 1, 15, 19, dtype=torch.float64), torch.randn(3, 4)
+    body = Function(lambda x, y: F.interpolate(x, size=(30, 40), mode="bilinear"))
+    check(body, x, y, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 7])
+def test_a_roll_goes_round_more_than_once(rows: int) -> None:
+    body = Function(lambda x, y: (x.roll(5, 0), x.roll(-5, 0), x.roll(1, 0), x.roll(-1, 0)))
+    dynamic = {"x": {0: torch.export.Dim("rows", min=2)}, "y": None}
+    y = torch.randn(3, 4)
+    check(body, torch.randn(rows, 2), y, traced=(torch.randn(11, 2), y), dynamic=dynamic)
 
 
 def test_dynamic_sizes() -> None:
@@ -513,6 +567,8 @@ def test_an_unknown_operation_stays_opaque() -> None:
         (lambda x, y: torch.nonzero(x), "depends on data"),
         (lambda x, y: torch.rand_like(x) + x, "random numbers"),
         (lambda x, y: torch.polar(x, x).sinh().real, "complex"),
+        (lambda x, y: torch.linalg.norm(x, 2), "singular values"),
+        (in_autocast, "region of autocast"),
         (lambda x, y: x * x.sum().item(), "depends on data"),
         (
             lambda x, y: F.max_pool2d(x[None], 2, return_indices=True)[1],
