@@ -333,6 +333,16 @@ def reference(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def relative_error(got: list[Tensor], wanted: list[Tensor]) -> float:
-    """The largest error of an output, in the root mean square, relative to that of the output."""
-    pairs = [(a.double().flatten(), b.flatten()) for a, b in zip(got, wanted, strict=True)]
-    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+    """The largest error of an output, in the root mean square, relative to that of the output.
+
+    NaN if one is not a number, wherever it stands among the outputs.
+
+    Raises:
+        ValueError: an output has another number of elements.
+    """
+    errors = []
+    for ours, meant in zip(got, wanted, strict=True):
+        if ours.numel() != meant.numel():
+            raise ValueError(f"an output is {[*ours.shape]}, not {[*meant.shape]}")
+        errors.append((ours.double().flatten() - meant.flatten()).norm() / meant.norm())
+    return float(torch.stack(errors).max())

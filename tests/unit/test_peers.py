@@ -61,6 +61,14 @@ def test_the_reference_is_computed_in_float64() -> None:
     assert relative_error(wrong, [codes, scale, total]) == pytest.approx(0.01)
 
 
+def test_an_error_is_never_hidden() -> None:
+    right, lost = torch.ones(3).double(), torch.full((3,), float("nan"))
+    assert np.isnan(relative_error([right, lost], [right, right]))
+    assert np.isnan(relative_error([lost, right], [right, right]))
+    with pytest.raises(ValueError, match=r"an output is \[1\], not \[3\]"):
+        relative_error([right[:1]], [right])
+
+
 @pytest.mark.parametrize("name", ["llama/prefill/bf16", "ops/silu_mul_fp8/bf16", "mxfp4/m8"])
 def test_every_kind_of_workload_is_one_graph(name: str) -> None:
     (workload,) = (each for each in workloads(smoke=True) if each.name == name)
