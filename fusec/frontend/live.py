@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fusec.diagnostics import InputError, UsageError
 from fusec.frontend.aten import AtenProgram, AtenTensor
-from fusec.frontend.dims import DimRequest, DimSpec, dim_specs, range_text
+from fusec.frontend.dims import RESERVED, DimRequest, DimSpec, dim_specs, range_text
 from fusec.frontend.pt2 import guard_shapes
 from fusec.frontend.translate import AUTOCAST
 from fusec.symbolic import Dim
@@ -459,6 +459,10 @@ def module_call(
             raise UsageError(f"no axis of the inputs is called `{name}`", hint=hint)
     wanted = {}
     for name, size in sizes.items():
+        if not name.isidentifier() or name in RESERVED:
+            reserved = ", ".join(f"`{word}`" for word in sorted(RESERVED))
+            hint = f"take another word of letters, digits and `_`; reserved are {reserved}"
+            raise UsageError(f"a size cannot be called `{name}`", hint=hint)
         spec = specs.setdefault(name, DimSpec())
         keep = size >= 2 and _within(size, spec) and spec.static is None
         wanted[name] = size if keep else sample_sizes({name: spec}, set())[name]

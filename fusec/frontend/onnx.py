@@ -23,7 +23,7 @@ from fusec.diagnostics import (
     UsageError,
     VerifyError,
 )
-from fusec.frontend.dims import DimRequest, DimSpec, dim_specs, range_text
+from fusec.frontend.dims import RESERVED, DimRequest, DimSpec, dim_specs, range_text
 from fusec.frontend.onnx_ops.base import (
     HANDLERS,
     Call,
@@ -55,7 +55,6 @@ MAX_RESTARTS = 128
 MAX_DEPTH = 16
 """How deep conditionals may nest."""
 
-_RESERVED = frozenset(("threads", "min", "max", "Min", "Max", "Mod", "FloorDiv"))
 _NAMELESS = re.compile(r"(val_\d+|onnx::\w+_\d+|_inlfunc_.*|\d+)(_transposed)?$")
 _STACK_LINE = re.compile(r'File "([^"<]+)", line (\d+)')
 _SCOPE = re.compile(r"'([^']*)'")
@@ -286,7 +285,7 @@ class _Reader:
                 expression = symbolic.symbol(_as_symbol(text))
         else:
             expression = symbolic.symbol(_as_symbol(f"{name}_{axis}"))
-        for part in sorted(symbolic.symbols_of(expression) & _RESERVED):
+        for part in sorted(symbolic.symbols_of(expression) & RESERVED):
             renamed = symbolic.symbol(f"{part}_")
             expression = symbolic.substitute(expression, {part: renamed})
         self.declared.update(dict.fromkeys(sorted(symbolic.symbols_of(expression))))

@@ -129,6 +129,20 @@ def test_the_dtype_is_changed_in_a_copy(inputs: dict[str, torch.Tensor]) -> None
             },
             "`a` is 2 in one example input and 4 in another",
         ),
+        (
+            {
+                "example_inputs": (torch.ones(2, 3, 6), torch.ones(2, 3)),
+                "dynamic_shapes": ({0: "threads"}, {0: "threads"}),
+            },
+            "a size cannot be called `threads`",
+        ),
+        (
+            {
+                "example_inputs": (torch.ones(2, 3, 6), torch.ones(2, 3)),
+                "dynamic_shapes": ({0: "my rows"}, None),
+            },
+            "a size cannot be called `my rows`",
+        ),
     ],
 )
 def test_wrong_use_is_said(options: dict[str, Any], message: str) -> None:
