@@ -40,7 +40,9 @@ void softmax(void* const* buffers, const int64_t* p) {
                         : top;
       float total = sum_row(n, [=](int64_t i, int count) {
         // NaN makes the sum NaN, and with that the whole row.
-        Vec power = exp_below(value(i, count) - set(shift));
+        // With no shift for a row that has +inf, logsumexp sees any number.
+        Vec less_top = value(i, count) - set(shift);
+        Vec power = KIND == Kind::LOGSUMEXP ? exp(less_top) : exp_below(less_top);
         if (KIND == Kind::SOFTMAX) store_some(powers + i, power, count);
         return count == LANES ? power : select(first_lanes(count), power, zero());
       });

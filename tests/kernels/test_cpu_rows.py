@@ -173,3 +173,12 @@ def test_softmax(module: Module, dtype: str, op: str, n: int, last: bool) -> Non
     assert (actual[infinite] == expected[infinite]).all()
     tolerance = 1e-14 if dtype == "f64" else 1.01 * ULP[dtype] + 1e-6
     assert_close(np.where(infinite, 0, actual), np.where(infinite, 0, expected), tolerance)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "f64"])
+def test_logsumexp_of_infinite_rows(module: Module, dtype: str) -> None:
+    inf, nan = np.inf, np.nan
+    x = encode(np.array([[inf, 1, -inf], [inf, inf, 99], [-inf] * 3, [inf, nan, 0]]), dtype)
+    params = [1, 1, 1, 4, 0, 0, 0, 3, 0, 0, 0, 1, 3, 1, 1]
+    out = module.call(f"fusec_logsumexp_{dtype}", [x, blank((4,), dtype)], params)[-1]
+    np.testing.assert_array_equal(decode(out, dtype), [inf, inf, -inf, nan])
