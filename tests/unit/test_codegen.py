@@ -79,6 +79,13 @@ def test_functions_are_accurate(unary: Compiled, op: str) -> None:
     assert (np.isnan(result) == np.isnan(right)).all()
 
 
+def test_logarithms_of_powers_of_two_are_exact(unary: Compiled) -> None:
+    exponents = np.arange(-149, 128)
+    x = np.ldexp(np.float32(1), exponents).astype(np.float32)
+    result = unary({"x": x})[f"y{list(FUNCTIONS).index('log2')}"]
+    np.testing.assert_array_equal(result, exponents)
+
+
 def test_special_values(unary: Compiled) -> None:
     results = unary({"x": SPECIAL})
     with np.errstate(all="ignore"):

@@ -336,34 +336,48 @@ FUSEC_INLINE float exp2(float x) {
   return x != x ? x : result;
 }
 
-// log(m * 2^e) = log(m) + e ln(2) with m in [sqrt(1/2), sqrt(2)); polynomial of Cephes logf.
-FUSEC_INLINE float log(float x) {
+// x = m * 2^e with m in [sqrt(1/2), sqrt(2)), for positive x. log(m) = f + rest, where f = m - 1: the
+// polynomial of Cephes logf, whose term -square / 2 is not in `rest`.
+struct LogParts {
+  float e, f, square, rest;
+};
+FUSEC_INLINE LogParts log_parts(float x) {
   bool tiny = x < 1.17549435e-38f;
   float scaled = tiny ? x * 8388608.0f : x;
   uint32_t bits = bits_of(scaled) - 0x3f3504f3u;
   int32_t exponent = static_cast<int32_t>(bits) >> 23;
-  float m = float_of((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
-  float e = static_cast<float>(exponent) - (tiny ? 23.0f : 0.0f);
+  float f = float_of((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
   float p = 7.0376836292e-2f;
-  p = fma(p, m, -1.1514610310e-1f);
-  p = fma(p, m, 1.1676998740e-1f);
-  p = fma(p, m, -1.2420140846e-1f);
-  p = fma(p, m, 1.4249322787e-1f);
-  p = fma(p, m, -1.6668057665e-1f);
-  p = fma(p, m, 2.0000714765e-1f);
-  p = fma(p, m, -2.4999993993e-1f);
-  p = fma(p, m, 3.3333331174e-1f);
-  float square = m * m;
-  float y = p * m * square;
-  y = fma(e, -2.12194440e-4f, y);
-  y = fma(square, -0.5f, y);
-  float result = fma(e, 0.693359375f, m + y);
+  p = fma(p, f, -1.1514610310e-1f);
+  p = fma(p, f, 1.1676998740e-1f);
+  p = fma(p, f, -1.2420140846e-1f);
+  p = fma(p, f, 1.4249322787e-1f);
+  p = fma(p, f, -1.6668057665e-1f);
+  p = fma(p, f, 2.0000714765e-1f);
+  p = fma(p, f, -2.4999993993e-1f);
+  p = fma(p, f, 3.3333331174e-1f);
+  float square = f * f;
+  return {static_cast<float>(exponent) - (tiny ? 23.0f : 0.0f), f, square, p * f * square};
+}
+// `result` but for what has no finite logarithm.
+FUSEC_INLINE float log_of(float x, float result) {
   float infinity = float_of(0x7f800000u);
   result = x == infinity ? x : result;
   result = x == 0.0f ? -infinity : result;
   return x >= 0.0f ? result : float_of(0x7fc00000u);
 }
-FUSEC_INLINE float log2(float x) { return log(x) * 1.44269504088896341f; }
+FUSEC_INLINE float log(float x) {
+  LogParts parts = log_parts(x);
+  float y = fma(parts.e, -2.12194440e-4f, parts.rest);
+  y = fma(parts.square, -0.5f, y);
+  return log_of(x, fma(parts.e, 0.693359375f, parts.f + y));
+}
+// e is added last, so that powers of two, of which the floor and the ceiling matter, are exact.
+FUSEC_INLINE float log2(float x) {
+  LogParts parts = log_parts(x);
+  float y = parts.f + fma(parts.square, -0.5f, parts.rest);
+  return log_of(x, fma(y, 1.44269504088896341f, parts.e));
+}
 // Kahan: the rounding of 1 + x is made good by the quotient.
 FUSEC_INLINE float log1p(float x) {
   float w = 1.0f + x;
