@@ -69,11 +69,13 @@ def binary(x: Tensor, y: Tensor) -> object:
     a, b = x, y[:, :1]
     i = (x * 10).to(torch.int64)
     j = torch.where(i % 3 == 0, -2, 3)
+    least = torch.iinfo(torch.int64).min + i * 0
     return (
         a + b, a - b, a * b, a / b, torch.add(a, b, alpha=2), torch.sub(a, b, alpha=0.5),
         torch.rsub(a, b, alpha=3), 2 - a, a + 1, a * 2.5, 3 / a, a // b, a % b, torch.fmod(a, b),
         torch.remainder(i, j), torch.fmod(i, j), i // j, torch.div(i, j, rounding_mode="trunc"),
         torch.div(a, b, rounding_mode="trunc"), torch.div(i, j, rounding_mode="floor"), i / j,
+        torch.div(least, j, rounding_mode="trunc"), torch.div(j, least, rounding_mode="trunc"),
         torch.minimum(a, b), torch.maximum(a, b), torch.max(a, b), torch.atan2(a, b),
         torch.hypot(a, b), torch.logaddexp(a, b), torch.addcmul(a, b, a, value=0.3),
         torch.addcdiv(a, b, a, value=2), torch.lerp(a, b, 0.25), torch.lerp(a, b, a),

@@ -185,8 +185,8 @@ def _truncated_quotient(build: Builder, x: Operand, y: Operand) -> Val:
     a, b = build.operand(x, dtype), build.operand(y, dtype)
     if a.type.element.is_float:
         return build.emit("trunc", a / b)
-    size = build.emit("floordiv", build.emit("abs", a), build.emit("abs", b))
-    return size * build.emit("sign", a) * build.emit("sign", b)
+    # Not by magnitudes: the least integer has none.
+    return build.emit("floordiv", a - build.emit("fmod", a, b), b)
 
 
 def _binary(op: str) -> Callable[[Builder, Operand, Operand], Val]:
