@@ -365,8 +365,8 @@ def exp(x):
 
 @triton.jit
 def log2(x):
-    """The logarithm to base 2."""
-    return tl.log(x) * 1.4426950408889634
+    """The logarithm to base 2; not of `log`, whose multiple misses the whole numbers."""
+    return tl.log2(x)
 
 
 @triton.jit

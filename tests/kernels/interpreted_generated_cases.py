@@ -260,6 +260,13 @@ def test_functions_of_two_floats(dtype: str) -> None:
     check(graph, stored(x, dtype), stored(y, dtype))
 
 
+def test_logarithms_of_powers_of_two_are_exact() -> None:
+    graph = graph_of([TensorType("f32", (SIZE,))], lambda g, x: [g.add("log2", [x]).output])
+    exponents = np.arange(-126, 128)
+    x = np.ldexp(np.float32(1), exponents).astype(np.float32)
+    np.testing.assert_array_equal(run_graph(graph, {"x0": x}, TARGET)["y0"], exponents)
+
+
 def test_remainders_of_large_quotients_are_exact() -> None:
     kind = TensorType("f32", (SIZE,))
     graph = graph_of([kind, kind], lambda g, *x: [g.add("fmod", [*x]).output])
