@@ -337,7 +337,10 @@ def float_mod(a, b):
 def float_floordiv(a, b):
     """The quotient that belongs to `float_mod`."""
     ratio = divide(a, b)
-    quotient = divide(a - float_mod(a, b), b)
+    # Not by `float_mod`, which is infinite where `b` is.
+    rest = fmod(a, b)
+    quotient = divide(a - rest, b)
+    quotient = tl.where((rest != 0) & ((rest < 0) != (b < 0)), quotient - 1.0, quotient)
     whole = tl.floor(quotient)
     whole = tl.where(quotient - whole > 0.5, whole + 1.0, whole)
     whole = tl.where(quotient == 0, copy_sign(quotient, ratio), whole)

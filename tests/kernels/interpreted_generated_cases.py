@@ -257,6 +257,7 @@ def test_functions_of_two_floats(dtype: str) -> None:
     x, y = rng.normal(size=401) * 9, rng.normal(size=401)
     x[:9] = [np.nan, 1, 0, -0.0, 3, -3, 7, 7, 0]
     y[:9] = [1, np.nan, 0.5, -0.5, 3, 3, 7, -7, -1]
+    x[9:15], y[9:15] = [1, -1, 0, 1, -1, np.inf], [np.inf, np.inf, -np.inf, -np.inf, -np.inf, 2]
     check(graph, stored(x, dtype), stored(y, dtype))
 
 

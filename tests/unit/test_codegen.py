@@ -86,6 +86,21 @@ def test_logarithms_of_powers_of_two_are_exact(unary: Compiled) -> None:
     np.testing.assert_array_equal(result, exponents)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_quotients_by_infinity_are_floored(cache: Path, dtype: str) -> None:
+    graph = Graph("case", {"size": (0, 1 << 20)})
+    for name in "xy":
+        graph.add_input(name, TensorType(dtype, (SIZE,)))
+    graph.outputs = [graph.add("floordiv", ["x", "y"]).output]
+    graph.output_names = ["floor"]
+    kind = np.float32 if dtype == "f32" else np.float64
+    x = np.array([1, -1, 0, 1, -1, np.inf, -7, 7, -1e-20, np.nan], kind)
+    y = np.array([np.inf, np.inf, -np.inf, -np.inf, -np.inf, 2, 2, -2, 1, 1], kind)
+    result = Compiled(graph, cache)({"x": x, "y": y})["floor"]
+    right = [0, -1, 0, -1, 0, np.nan, -4, -4, -1, np.nan]
+    np.testing.assert_array_equal(result, np.array(right, kind))
+
+
 def test_special_values(unary: Compiled) -> None:
     results = unary({"x": SPECIAL})
     with np.errstate(all="ignore"):

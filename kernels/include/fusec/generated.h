@@ -551,7 +551,9 @@ FUSEC_INLINE T float_mod(T a, T b) {
 }
 template <class T>
 FUSEC_INLINE T float_floordiv(T a, T b) {
-  T quotient = (a - float_mod(a, b)) / b;
+  // Not by `float_mod`, which is infinite where b is.
+  T rest = float_fmod(a, b), quotient = (a - rest) / b;
+  quotient = rest != 0 && (rest < 0) != (b < 0) ? quotient - T(1) : quotient;
   T whole = floor(quotient);
   whole = quotient - whole > T(0.5) ? whole + T(1) : whole;
   whole = quotient == 0 ? copy_sign(T(0), a / b) : whole;
