@@ -1,7 +1,7 @@
 """Runs a graph through the meanings of its operations: slow, exact, and all there is to agree with.
 
 Floats are float64, integers int64 and flags bool, whatever the dtypes say, so the result is what
-the model means before any rounding.
+the model means before any rounding.  Integers wrap at the width that the dtype says.
 """
 
 from __future__ import annotations

@@ -86,6 +86,17 @@ def binary(x: Tensor, y: Tensor) -> object:
     )  # fmt: skip
 
 
+def integers_wrap(x: Tensor, y: Tensor) -> object:
+    byte = torch.tensor([0, 1, 7, 100, 200, 255], dtype=torch.uint8)
+    short = torch.tensor([-32768, -3, 0, 9, 300, 32767], dtype=torch.int16)
+    place = torch.tensor([0, 1, 2, 3, 5, 7], dtype=torch.uint8)
+    return (
+        ~byte, -byte, byte - 1, byte * 3, byte + 200, byte << place, (~byte) // 2, ~byte > 250,
+        short * 3, -short, short + 1, short.abs(), short.to(torch.int8), short << 1,
+        (short.int() * 70000), byte.cumsum(0, dtype=torch.uint8), byte.sum(),
+    )  # fmt: skip
+
+
 def promotion(x: Tensor, y: Tensor) -> object:
     half, brain = x.half(), x.bfloat16()
     byte, flag = (x.abs() * 3).to(torch.uint8), x > 0
@@ -408,8 +419,8 @@ def fourier(x: Tensor, y: Tensor) -> object:
 
 BODIES: list[Body] = [
     unary, unary_of_integers, activations, binary, promotion, comparisons, reductions, ordering,
-    defaults_and_corners, views, moving, creation, indexing, products, norms, attention,
-    convolutions, resampling, complex_numbers, fourier,
+    defaults_and_corners, integers_wrap, views, moving, creation, indexing, products, norms,
+    attention, convolutions, resampling, complex_numbers, fourier,
 ]  # fmt: skip
 
 

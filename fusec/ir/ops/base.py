@@ -105,7 +105,9 @@ def integer_operand(type: TensorType) -> TensorType:
 
 
 def result_array(array: Any, type: TensorType) -> Array:
-    """`array` in the reference's storage for `type.dtype`."""
+    """`array` in the reference's storage for `type.dtype`; integers wrap at their own width."""
     if type.element.is_float:
         return np.asarray(array, dtype=np.float64)
-    return np.asarray(array, dtype=np.bool_ if type.dtype == "bool" else np.int64)
+    if not type.element.is_integer:
+        return np.asarray(array, dtype=np.bool_ if type.dtype == "bool" else np.int64)
+    return np.asarray(array, np.int64).astype(type.element.numpy).astype(np.int64)
