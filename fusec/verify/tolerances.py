@@ -49,6 +49,10 @@ TOLERANCES: Mapping[str, Tolerance] = {
 CODES_THAT_DIFFER = 0.02
 """The share of the codes of a narrow format, and of integers made from floats, that may differ."""
 
+INTEGERS_READ = 0.5
+"""The share of an integer output's elements in which the framework may differ from the graph as it
+was read: of several that are largest, either may give any."""
+
 CODES = ("f8", "f4")
 """The narrow formats, by the first letters of their dtypes."""
 

@@ -25,6 +25,7 @@ from fusec.verify.compilation import Compilation, Given, Stage, read_again
 from fusec.verify.measures import Measures, measured
 from fusec.verify.place import Place, find_place
 from fusec.verify.tolerances import (
+    INTEGERS_READ,
     LARGEST_RATIO,
     PRECISION,
     QUANTISED_ROWS,
@@ -421,6 +422,13 @@ class _Verifying:
             for what, value, allowed in checks
             if not value <= allowed
         ]
+        if not is_float and self.eager is not None and self.quantised is None:
+            read_apart = max(each.differing for each in own)
+            if read_apart > INTEGERS_READ:
+                said.append(
+                    f"{self.eager.name} itself differs from what fusec has read in "
+                    f"{read_apart:.0%} of the elements"
+                )
         if misplaced:
             said.append(f"{misplaced} places are not finite, or should not be")
         if is_float and self.eager is not None and not read[name] <= TOLERANCES[self.dtype].read:

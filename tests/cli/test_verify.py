@@ -23,6 +23,7 @@ from verify_models import HIDDEN
 
 from fusec.emulator import host
 from fusec.formats import encode_e8m0
+from fusec.frontend.aten_ops import TABLE
 from fusec.ir import Graph, quantise_weights
 from fusec.kernels import sources
 from fusec.rewrite.driver import Builder
@@ -91,6 +92,17 @@ def test_a_factory_is_a_source(
         assert found["reference"] == "the quantised graph with each value rounded to f32"
         assert 0.01 < found["format_cost"]["y"] < 0.3
         assert found["looked_at"]["passes"] > 1 and found["looked_at"]["values"] > 10
+
+
+def test_integers_that_were_misread_are_told(
+    verified: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(verify_models.__file__).parent))
+    assert verified("verify_models:codes")["verdict"] == "right"
+    monkeypatch.setitem(TABLE, "aten.bitwise_not.default", lambda build, x: x)
+    found = verified("verify_models:codes")
+    assert found["verdict"] == "wrong"
+    assert "differs from what fusec has read in 100% of the elements" in found["outputs"][0]["said"]
 
 
 def test_an_onnx_model_is_held_against_onnxruntime(

@@ -57,6 +57,18 @@ def model(seed: int = 0) -> tuple[nn.Module, tuple[torch.Tensor], tuple[dict[int
     return Layers().eval(), (torch.randn(3, WIDTH),), ({0: "batch"},)
 
 
+class Codes(nn.Module):
+    """Its output is integers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ~(x * 100).long()
+
+
+def codes() -> tuple[nn.Module, tuple[torch.Tensor], tuple[dict[int, str]]]:
+    """The integers with an example and its dynamic axis."""
+    return Codes(), (torch.randn(3, 4),), ({0: "batch"},)
+
+
 def export(path: Path, seed: int = 0) -> Path:
     """Save the model as an archive whose size `batch` may be 1 to 64."""
     made, inputs, _ = model(seed)
