@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from aten_check import check, import_module
 from torch import Tensor
 
+import fusec
 from fusec.diagnostics import UnsupportedError
 from fusec.frontend.aten_ops import TABLE
 from fusec.frontend.exported import from_exported_program
@@ -489,6 +492,16 @@ def test_a_roll_goes_round_more_than_once(rows: int) -> None:
     dynamic = {"x": {0: torch.export.Dim("rows", min=2)}, "y": None}
     y = torch.randn(3, 4)
     check(body, torch.randn(rows, 2), y, traced=(torch.randn(11, 2), y), dynamic=dynamic)
+
+
+def test_hypot_of_numbers_whose_squares_are_no_f32(tmp_path: Path) -> None:
+    legs = torch.tensor([3e30, 3e-30, 0.0, 3.0, math.inf, 3e38])
+    other = torch.tensor([4e30, 4e-30, 0.0, 4.0, -2.0, 1.0])
+    path = tmp_path / "hypot.fusec"
+    fusec.compile(Function(torch.hypot), path, target="x86-64-v3", example_inputs=(legs, other))
+    (result,) = fusec.load(path)(x=legs.numpy(), y=other.numpy()).values()
+    right = torch.hypot(legs, other).numpy()
+    np.testing.assert_allclose(np.asarray(result, np.float64), right, rtol=1e-6)
 
 
 def test_dynamic_sizes() -> None:
