@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from fusec.diagnostics import InputError, UsageError
 from fusec.runtime.artifact import Artifact, TensorSpec
 from fusec.runtime.batches import BadRecord, Batch, Batching
@@ -69,10 +71,12 @@ class Batches:
     Attributes:
         at: the file, for messages.
         records: how many it holds, bad ones included; `None` if that is not known.
+        batching: how they go together.
     """
 
     at: str
     records: int | None
+    batching: Batching
     _start: Callable[[], Iterator[Batch | BadRecord]]
 
     def __iter__(self) -> Iterator[Batch | BadRecord]:
@@ -116,7 +120,7 @@ def read_batches(
             with contextlib.closing(open_file(path)) as file:
                 yield from array_batches(path, file, inputs, symbols, batching)
 
-        return Batches(str(path), rows, arrays)
+        return Batches(str(path), rows, batching, arrays)
     if path.suffix != ".jsonl" and path != STANDARD:
         raise InputError(
             f"cannot tell what `{path}` is from its name",
@@ -129,7 +133,8 @@ def read_batches(
         reader = RecordReader(inputs, symbols, batching, tokenizer)
         yield from reader.batches(lines(), at)
 
-    return Batches(at, None if path == STANDARD else count_lines(path), records)
+    count = None if path == STANDARD else count_lines(path)
+    return Batches(at, count, batching, records)
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
@@ -212,7 +217,7 @@ def run_batches(
     """
     done = failed = 0
     for item in batches:
-        for outcome in _outcomes(model, item, batches.at):
+        for outcome in _outcomes(model, item, batches):
             if isinstance(outcome, BadRecord):
                 failed += 1
                 writer.write_error(outcome)
@@ -228,15 +233,16 @@ def run_batches(
 
 
 def _outcomes(
-    model: Runs, item: Batch | BadRecord, at: str
+    model: Runs, item: Batch | BadRecord, batches: Batches
 ) -> Iterator[tuple[Batch, dict[str, Array]] | BadRecord]:
     """The outputs of a batch, or of each of its records if it fails as a whole."""
     if isinstance(item, BadRecord):
         yield item
         return
     try:
-        outputs = model.run(item.inputs)
+        outputs = _run(model, item, batches.batching)
     except InputError as error:
+        at = batches.at
         if not item.lines:
             last = item.first + item.records - 1
             raise located(error, f"{at}: records {item.first} to {last}") from None
@@ -248,7 +254,19 @@ def _outcomes(
         yield item, outputs
         return
     for single in item.single():
-        yield from _outcomes(model, single, at)
+        yield from _outcomes(model, single, batches)
+
+
+def _run(model: Runs, batch: Batch, batching: Batching) -> dict[str, Array]:
+    """The outputs of a batch; one too small for the model is filled up with its last row."""
+    missing = batching.low - batch.records if batch.rows else 0
+    if missing <= 0:
+        return model.run(batch.inputs)
+    filled = dict(batch.inputs)
+    for name in batching.inputs:
+        rows = batch.inputs[name]
+        filled[name] = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+    return {name: rows[: batch.records] for name, rows in model.run(filled).items()}
 
 
 def tokenizer_of(artifact: Artifact) -> bytes | None:

@@ -390,6 +390,18 @@ def test_one_bad_record_does_not_spoil_its_batch(tmp_path: Path) -> None:
     assert ["error" in line for line in lines] == [False, True, False, False]
 
 
+def test_fewer_records_than_the_model_takes_are_filled_up(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "in.jsonl", *({"ids": [row, 20]} for row in (20, 13, 22)))
+    model = Doubler()
+    batches = read_batches(path, IDS, SUMS, {**SYMBOLS, "batch": (2, 8)})
+    with open_writer(tmp_path / "out.jsonl", SUMS) as writer:
+        summary = run_batches(model, batches, writer)
+    assert (summary.records, summary.failed) == (2, 1)
+    assert model.calls == [(3, 2), (2, 2), (2, 2), (2, 2)]
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line.get("ids2") for line in lines] == [[40, 40], None, [44, 40]]
+
+
 def test_records_that_are_batches_themselves(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "in.jsonl", {"ids": [[20, 21], [22, 23]]}, {"ids": [20, 21]})
     _, model, _ = run(path, tmp_path / "out.jsonl")
