@@ -200,7 +200,7 @@ def test_graph_and_page_exclude_each_other(fusec: Fusec, artifact: Path, tmp_pat
 
 
 HALF_WRITTEN = """
-import sys, time
+import signal, sys, time
 import fusec.link.artifact_writer as writer
 from fusec.cli import main
 
@@ -208,6 +208,10 @@ def wait(path):
     print("waiting", flush=True)
     time.sleep(120)
 
+# A test that is run by `nohup`, or in the background, begins with ignored signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 writer._check_readable = wait
 main()
 """
