@@ -227,7 +227,8 @@ def compile(
             quantize, read.graph, {each: rewritten[each.name][1] for each in targets}
         )
     path = Path(artifact_name(read.name) if output is None else output)
-    check_place(path, source)
+    if output is None:
+        check_place(path, source)
     if tp > 1:
         raise UnsupportedError(
             f"programs for one of {tp} ranks are not lowered yet",

@@ -109,29 +109,25 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
         if isinstance(end.__context__, BrokenPipeError):  # typer has turned it into exit code 1
             _end_without_reader()
         raise
-    except (MemoryError, OSError) as error:
-        if debug or (isinstance(error, OSError) and error.errno not in MACHINE_ERRORS):
-            _fail(error, given, debug)
-        say(_machine_error(error).render())
-        sys.exit(InputError.exit_code)
-    except Exception as error:
-        _fail(error, given, debug)
+    except Exception as error:  # the last resort: whatever the machine does not explain is a bug
+        if debug:
+            raise
+        refused = _machine_error(error)
+        if refused is not None:
+            say(refused.render())
+            sys.exit(refused.exit_code)
+        say(f"error: a bug in fusec: {type(error).__name__}: {error}")
+        say(_how_to_report(given))
+        sys.exit(InternalError.exit_code)
     sys.exit(code or 0)
 
 
-def _fail(error: Exception, given: Sequence[str], debug: bool) -> NoReturn:
-    """The last resort: whatever comes here is a bug, and says so."""
-    if debug:
-        raise error
-    say(f"error: a bug in fusec: {type(error).__name__}: {error}")
-    say(_how_to_report(given))
-    sys.exit(InternalError.exit_code)
-
-
-def _machine_error(error: OSError | MemoryError) -> InputError:
-    """What the system says of this machine, in the form of all other errors."""
+def _machine_error(error: Exception) -> InputError | None:
+    """What the system says of this machine, in the form of all other errors; `None` for others."""
     if isinstance(error, MemoryError):
         return InputError("there is not enough memory", hint="`--debug` shows for what")
+    if not isinstance(error, OSError) or error.errno not in MACHINE_ERRORS:
+        return None
     said = (error.strerror or str(error)).lower()
     where = None if error.filename is None else str(error.filename)
     return InputError(f"the system refuses: {said}", at=where, hint="`--debug` shows what was done")

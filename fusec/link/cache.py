@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import secrets
@@ -83,8 +82,7 @@ class ObjectCache:
                 temporary.write_bytes(made)
                 temporary.replace(path)
             finally:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
+                temporary.unlink(missing_ok=True)
         except OSError as error:
             said = (error.strerror or str(error)).lower()
             message = f"cannot keep objects in the cache: {said}"

@@ -16,6 +16,7 @@ from fusec.frontend.aten_ops.base import (
     aten,
     broadcast_shape,
 )
+from fusec.frontend.aten_ops.views import same
 from fusec.symbolic import Expr
 
 Scalar = Number | SymFloat
@@ -33,7 +34,7 @@ def _register_unary() -> None:
     def floats(op: str) -> Callable[[Builder, Val], Val]:
         return lambda build, x: build.emit(op, build.floats(x))
 
-    def same(op: str) -> Callable[[Builder, Val], Val]:
+    def kept(op: str) -> Callable[[Builder, Val], Val]:
         def translate(build: Builder, x: Val) -> Val:
             if x.dtype == "bool" or (x.type.element.is_integer and op in _ROUNDING):
                 return x
@@ -44,7 +45,7 @@ def _register_unary() -> None:
     for name in FLOAT_UNARY:
         aten(name)(floats(name))
     for name in SAME_UNARY:
-        aten(name, parts=name == "neg")(same(name))
+        aten(name, parts=name == "neg")(kept(name))
     for name in FLOAT_ONLY:
         aten(name)(floats(name))
     for alias, name in {
@@ -709,7 +710,7 @@ def _polar(build: Builder, size: Val, angle: Val) -> Complex:
 def _real(build: Builder, x: Val | Complex) -> View:
     if isinstance(x, Complex):
         return View(lambda v: v.real, lambda base, new: Complex(new, base.imag), whole=True)
-    return View(lambda v: v, lambda base, new: new)
+    return same()
 
 
 @aten("imag", both=True)
@@ -731,7 +732,7 @@ def _angle(build: Builder, x: Val | Complex) -> Val:
 def _conj(build: Builder, x: Val | Complex) -> View:
     if isinstance(x, Complex):
         return View(_conjugate, lambda base, new: _conjugate(new), whole=True)
-    return View(lambda v: v, lambda base, new: new)
+    return same()
 
 
 def _conjugate(x: Complex) -> Complex:

@@ -32,7 +32,7 @@ def _nansum(
 ) -> Val:
     if x.type.element.is_float:
         x = build.where(build.emit("isnan", x), 0.0, x)
-    return build.reduce("reduce_sum", _accumulator(build, x), dim, keepdim)
+    return _sum(build, x, dim, keepdim)
 
 
 @aten("mean", parts=True)
