@@ -328,9 +328,16 @@ void vector_product(const Activations<T>* a, int64_t pitch, int64_t rows, const 
 
 // ---- tiles ----
 
-// Depth of the stretch of a bf16 panel that stays in the L1 cache while all rows pass by.
+// Depth of the stretch of a bf16 panel that stays in the L1 cache while all rows pass by, whether rows
+// are fetched before they are loaded, and with how many products other ways are tried.
 #ifndef FUSEC_TILE_STRETCH
 #define FUSEC_TILE_STRETCH 256
+#endif
+#ifndef FUSEC_TILE_FETCH
+#define FUSEC_TILE_FETCH 0
+#endif
+#ifndef FUSEC_TILE_TRIALS
+#define FUSEC_TILE_TRIALS 24
 #endif
 
 constexpr int64_t PAIR_ROW_BYTES = 2 * PANEL * sizeof(bf16);
@@ -479,25 +486,87 @@ FUSEC_INLINE void multiply_groups(int64_t groups, const TileRows& a, const Piece
   }
 }
 
+// Fetches what two groups of rows need in two steps, which may be of the next two groups.
+template <class Pairs>
+FUSEC_INLINE void fetch_rows(const TileRows& these, const TileRows& next, int64_t step,
+                             int64_t steps) {
+  int64_t coming = step + 2;
+  const char* first = coming < steps ? these.data + coming * these.step
+                                     : next.data + (coming - steps) * next.step;
+  for (int64_t line = 0; line < Pairs::PLANES * Tiles::ROWS; ++line) {
+    __builtin_prefetch(first + line * these.pitch, 0, 3);
+    __builtin_prefetch(first + these.group + line * these.pitch, 0, 3);
+  }
+}
+
+// How rows pass by a panel. A short stretch of it stays in the L1 cache; with a long one sums go to
+// memory and back less often.
+struct TileWay {
+  int64_t stretch;  // numbers along k that all rows are multiplied with before the next ones
+  bool fetches_rows = false;
+};
+constexpr TileWay PLANES_WAY = {FUSEC_TILE_STRETCH / 2};
+
+// Which way is fastest differs between processors, and the sums are the same: a thread tries all of
+// them with its first products of many rows, and keeps the one that took the fewest cycles.
+class FastestWay {
+ public:
+  template <class Multiply>
+  void multiply(int64_t rows, int64_t k, const Multiply& multiply_by) {
+    bool differ = rows >= LEAST_ROWS && k > WAYS[COUNT - 2].stretch;
+    if (trial_ == TRIALS || !differ) return multiply_by(WAYS[fastest_]);
+    // Two products in a row, because gates have no epilogue and what they are multiplied with has.
+    int way = trial_ / 2 % COUNT;
+    uint64_t begin = __rdtsc();
+    multiply_by(WAYS[way]);
+    double cycles = static_cast<double>(__rdtsc() - begin) / static_cast<double>(rows * k);
+    if (trial_ == 2 * way || cycles < least_[way]) least_[way] = cycles;
+    if (++trial_ < TRIALS) return;
+    for (int i = 1; i < COUNT; ++i) {
+      if (least_[i] < GAIN * least_[fastest_]) fastest_ = i;
+    }
+  }
+
+ private:
+  static constexpr int COUNT = 4, TRIALS = FUSEC_TILE_TRIALS;
+  static constexpr int64_t LEAST_ROWS = 128;
+  static constexpr double GAIN = 0.98;  // less than this may be chance
+  static constexpr TileWay WAYS[COUNT] = {{FUSEC_TILE_STRETCH, FUSEC_TILE_FETCH != 0},
+                                          {FUSEC_TILE_STRETCH, true},
+                                          {2 * FUSEC_TILE_STRETCH},
+                                          {INT64_MAX}};
+
+  static_assert(TRIALS % (2 * COUNT) == 0, "every way is tried as often");
+
+  int trial_ = 0, fastest_ = 0;
+  double least_[COUNT] = {};
+};
+thread_local FastestWay fastest_way;
+
 // Rows [from, to) of the product with a bf16 panel, or the planes of a panel, two groups of 16 at a
-// time; the tiles are configured for all of them.
+// time; the tiles are configured for all of them. Sums do not depend on the way.
 template <class Pairs>
 void multiply_panel(const TileRows& a, int64_t from, int64_t to, const bf16* panel, int64_t k,
-                    float* c, const RowsDone& done, bool accumulate) {
-  constexpr int64_t ROWS = 2 * Tiles::ROWS, PLANES = Pairs::PLANES;
-  constexpr int64_t STRETCH = PLANES > 1 ? FUSEC_TILE_STRETCH / 2 : FUSEC_TILE_STRETCH;
+                    float* c, const RowsDone& done, bool accumulate, const TileWay& way) {
+  constexpr int64_t ROWS = 2 * Tiles::ROWS, STEP = Pairs::PLANES * B_STEP;
   int64_t pairs = ceil_div(to - from, ROWS);
-  for (int64_t depth = 0; depth < k; depth += STRETCH) {
-    int64_t count = min_of(STRETCH, k - depth), steps = count / TILE_DEPTH;
-    const bf16* stretch = panel + depth * PANEL * PLANES;
+  // Two groups alone read the panel once: their sums stay in the tiles.
+  int64_t longest = pairs == 1 ? k : way.stretch;
+  for (int64_t depth = 0; depth < k; depth += longest) {
+    int64_t count = min_of(longest, k - depth), steps = count / TILE_DEPTH;
+    const bf16* stretch = panel + depth / TILE_DEPTH * STEP;
     // The next stretch, or that of the next panel, is fetched bit by bit meanwhile.
-    Ahead ahead{reinterpret_cast<const char*>(stretch + count * PANEL * PLANES),
-                ceil_div(PLANES * B_STEP * int64_t{sizeof(bf16)}, pairs), pairs == 1};
+    int64_t distance = min_of(count, way.stretch) / TILE_DEPTH * STEP;
+    Ahead ahead{reinterpret_cast<const char*>(stretch + distance),
+                ceil_div(STEP * int64_t{sizeof(bf16)}, pairs), pairs == 1};
     for (int64_t row = from; row < to; row += ROWS) {
       int64_t rows = min_of(ROWS, to - row);
-      multiply_groups<Pairs>(ceil_div(rows, Tiles::ROWS), a.from(row, depth), {stretch}, steps,
-                             c + row * PANEL, depth > 0 || accumulate,
-                             [&](int64_t) { ahead.fetch(); });
+      TileRows these = a.from(row, depth), next = a.from(row + ROWS, depth);
+      multiply_groups<Pairs>(ceil_div(rows, Tiles::ROWS), these, {stretch}, steps,
+                             c + row * PANEL, depth > 0 || accumulate, [&](int64_t step) {
+                               ahead.fetch();
+                               if (way.fetches_rows) fetch_rows<Pairs>(these, next, step, steps);
+                             });
       if (depth + count == k) done(row, rows);
     }
   }
@@ -505,15 +574,16 @@ void multiply_panel(const TileRows& a, int64_t from, int64_t to, const bf16* pan
 
 void tile_product(const bf16* a, int64_t pitch, int64_t rows, const bf16* panel, int64_t k,
                   float* c, const RowsDone& done, bool accumulate) {
+  constexpr TileWay way = {FUSEC_TILE_STRETCH};
   TileRows source(a, pitch);
   int64_t whole = rows / (2 * Tiles::ROWS) * (2 * Tiles::ROWS), rest = rows - whole;
   if (whole > 0) {
     configure(Tiles::ROWS, Tiles::ROWS);
-    multiply_panel<OnePlane>(source, 0, whole, panel, k, c, done, accumulate);
+    multiply_panel<OnePlane>(source, 0, whole, panel, k, c, done, accumulate, way);
   }
   if (rest > 0) {
     configure_rows(rest);
-    multiply_panel<OnePlane>(source, whole, rows, panel, k, c, done, accumulate);
+    multiply_panel<OnePlane>(source, whole, rows, panel, k, c, done, accumulate, way);
   }
   release();
 }
@@ -672,7 +742,9 @@ TileScope::~TileScope() {
 void tiled_product(const TiledRows& a, int64_t rows, const bf16* panel, int64_t k, float* c,
                    const RowsDone& done, bool accumulate) {
   configure(Tiles::ROWS, Tiles::ROWS);
-  multiply_panel<OnePlane>(TileRows(a, 1), 0, rows, panel, k, c, done, accumulate);
+  fastest_way.multiply(rows, k, [&](const TileWay& way) {
+    multiply_panel<OnePlane>(TileRows(a, 1), 0, rows, panel, k, c, done, accumulate, way);
+  });
   release();
 }
 
@@ -734,7 +806,7 @@ void split_product(const TiledRows& a, int64_t rows, const bf16* planes, int64_t
                    const RowsDone& done) {
   configure(Tiles::ROWS, Tiles::ROWS);
   multiply_panel<Products<PLANES, T>>(TileRows(a, PLANES), 0, rows, planes,
-                                      round_up(k, TILE_DEPTH), c, done, false);
+                                      round_up(k, TILE_DEPTH), c, done, false, PLANES_WAY);
   release();
 }
 

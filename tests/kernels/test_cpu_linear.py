@@ -144,6 +144,20 @@ def test_blocks_of_rows(matrices: Module, dtype: str, m: int, k: int) -> None:
     np.testing.assert_array_equal(results[2], results[0])
 
 
+@pytest.mark.parametrize("matrices", ["emulated", "sapphirerapids"], indirect=True)
+@pytest.mark.parametrize("k", [544, 1100])
+def test_ways_to_pass_by_a_panel_give_the_same_sums(matrices: Module, k: int) -> None:
+    """The first products of many rows are made in several ways, to find the fastest."""
+    rng = np.random.default_rng(k)
+    x, panel = random(rng, (130, k), "bf16"), random(rng, (32, k), "bf16")
+    expected = decode(x, "bf16") @ decode(panel, "bf16").T
+    matrices.threads(1)
+    out = linear(matrices, x, np.tile(panel, (40, 1)), "bf16").reshape(130, 40, 32)
+    scale = float(np.sqrt(k))
+    assert_close(out[:, 0] / scale, expected / scale, ULP["bf16"] * 2)
+    assert (out == out[:, :1]).all()
+
+
 @pytest.mark.parametrize("m", [2, 8, 64])
 def test_long_sums_keep_f32_accuracy(matrices: Module, m: int) -> None:
     rng = np.random.default_rng(1)
