@@ -92,7 +92,7 @@ def _repeated(graph: Graph, value: str, terms: Terms) -> tuple[str, Dim, Dim] | 
     if node.op == "expand":
         inner = graph.type(node.inputs[0]).shape
         wanted = (shape[0], 1, *shape[2:])
-        return (node.inputs[0], 1, shape[1]) if inner == wanted and shape[1] != 1 else None
+        return (node.inputs[0], 1, shape[1]) if inner == wanted else None
     if node.op == "take" and int_attr(node.attrs, "axis") % 4 == 1:
         return _taken(graph, node, terms)
     if node.op != "reshape":
@@ -103,7 +103,7 @@ def _repeated(graph: Graph, value: str, terms: Terms) -> tuple[str, Dim, Dim] | 
     wide, thin = (graph.type(each).shape for each in (spread.output, spread.inputs[0]))
     if len(wide) != 5 or (wide[0], *wide[3:]) != (shape[0], *shape[2:]):
         return None
-    if thin != (*wide[:2], 1, *wide[3:]) or wide[1] * wide[2] != shape[1]:
+    if thin != (*wide[:2], 1, *wide[3:]):
         return None
     return spread.inputs[0], wide[1], wide[2]
 
@@ -114,7 +114,7 @@ def _taken(graph: Graph, node: Node, terms: Terms) -> tuple[str, Dim, Dim] | Non
     heads, repeated = graph.type(source).shape[1], graph.type(index).shape
     if len(repeated) != 1 or not isinstance(heads, int) or not isinstance(repeated[0], int):
         return None
-    if repeated[0] % heads or repeated[0] == heads:
+    if repeated[0] % heads:
         return None
     times = repeated[0] // heads
     if terms().term(index) != symbolic.floor_divide(coordinate(0), times):
