@@ -71,7 +71,7 @@ class CausalConv1d(FusionPass):
         channels = graph.type(node.inputs[0]).shape[1]
         plain = all(ints_attr(node.attrs, key) == (1,) for key in ("stride", "dilation"))
         depthwise = node.attrs["groups"] == channels == kind.shape[0]
-        if kind.rank != 3 or not plain or not depthwise or channels == 1:
+        if not plain or not depthwise or channels == 1:
             return None
         x, low, before = _padded(graph, node.inputs[0])
         padding = ints_attr(node.attrs, "padding")[0]

@@ -18,6 +18,7 @@ Leaves it alone when
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from typing import ClassVar
 
 from fusec.ir import Attr, Graph, Node
@@ -84,11 +85,9 @@ class DualRmsNorm(FusionPass):
 
     def site(self, match: Match) -> str:
         """The attention module, which owns the modules of both norms."""
-        first, last = (match.inner[at].origin.path.split(".") for at in (0, -1))
-        if len(match.inner) == 1:
-            return ".".join(first[:-1]) or match.root.name
-        common = [a for a, b in zip(first, last, strict=False) if a == b]
-        return ".".join(common) or match.root.name
+        paths = [node.origin.path.split(".") for node in match.inner]
+        owner = commonprefix(paths) if len(paths) == 2 else paths[0][:-1]
+        return ".".join(owner) or match.root.name
 
     def details(self, match: Match, target: Target) -> Mapping[str, str | int | float]:
         """The sizes and eps of both norms, and how many columns pass beside them."""
