@@ -267,6 +267,8 @@ def _scattered(
         return 0, ""
     if picks is None or picks.op != "topk" or indices != picks.outputs[1]:
         return 0, ""
+    if int_attr(picks.attrs, "axis") % 2 != 1:  # a token may have an expert twice
+        return 0, ""
     values |= {"indices": indices, "chosen": chosen}
     return dim_attr(picks.attrs, "k"), function
 

@@ -18,7 +18,7 @@ Leaves it alone when
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from typing import ClassVar
 
 from fusec.ir import Attr, Graph, Node
@@ -86,7 +86,10 @@ class DualRmsNorm(FusionPass):
     def site(self, match: Match) -> str:
         """The attention module, which owns the modules of both norms."""
         paths = [node.origin.path.split(".") for node in match.inner]
-        owner = commonprefix(paths) if len(paths) == 2 else paths[0][:-1]
+        if len(paths) == 1:
+            return ".".join(paths[0][:-1]) or match.root.name
+        alike = takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+        owner = [first for first, _ in alike]
         return ".".join(owner) or match.root.name
 
     def details(self, match: Match, target: Target) -> Mapping[str, str | int | float]:

@@ -255,7 +255,7 @@ class ExpertsWalk:
         """The order of rows whose experts, sorted or not, are counted in `experts`."""
         graph = self.graph
         node = graph.producer(experts)
-        if node is None or node.op != "sort":
+        if node is None or node.op != "sort" or experts != node.outputs[0]:
             sorts = [user for user in graph.users(experts) if user.op == "sort"]
             node = sorts[0] if len(sorts) == 1 else None
         if node is None or graph.type(node.inputs[0]).rank != 1:

@@ -72,8 +72,9 @@ def test_a_mixer_with_a_skip_has_one_row() -> None:
 
 
 def test_the_site_of_two_norms_is_the_module_that_owns_both() -> None:
-    (case,) = [case for case in CASES if case.title.startswith("two slices of one projection, each")]
-    text = case.before.replace("q_a_layernorm", "q.norm").replace("kv_a_layernorm", "kv.norm")
+    title = "two slices of one projection, each with its eps"
+    (text,) = [case.before for case in CASES if case.title == title]
+    text = text.replace("q_a_layernorm", "q.norm").replace("kv_a_layernorm", "kv.norm")
     log = _through_pipeline(parse_graph(text), TARGET, DEFAULTS)
     (site,) = [row.site for row in log if row.fusion == "dual_rms_norm"]
     assert site == "model.layers.0.self_attn"
