@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from fusec.ir import OPS, Node
 from fusec.ir.ops.base import axis_of
 from fusec.ir.types import Attrs, bool_attr, int_attr, ints_attr
@@ -34,6 +36,8 @@ _SAME_TWICE = ("abs", "floor", "ceil", "round", "trunc", "relu", "sign")
 def neutral(build: Rewriter, node: Node) -> str | None:
     """x + 0, x * 1, x & true and the like are x; also with the operands exchanged."""
     wanted = _NEUTRAL_RIGHT[node.op]
+    if node.op == "floordiv" and build.type(node.output).element.is_float:
+        return None  # x // 1 is rounded down
     pairs = [node.inputs]
     if OPS[node.op].commutative:
         pairs.append(node.inputs[::-1])
@@ -80,7 +84,9 @@ def division(build: Rewriter, node: Node) -> str | None:
     if build.graph.constant(x) == 1 and build.type(y) == build.type(node.output):
         return build.value("reciprocal", [y])
     divisor = build.graph.constant(y)
-    if not isinstance(divisor, int | float) or divisor == 0 or not math.isfinite(1 / divisor):
+    if not isinstance(divisor, int | float) or divisor == 0:
+        return None
+    if not _is_normal(1 / divisor, build.type(y).dtype):
         return None
     exact = math.frexp(divisor)[0] in (0.5, -0.5)
     if not exact and _becomes_integer(build, node.output):
@@ -143,11 +149,16 @@ def product(build: Rewriter, node: Node) -> str | None:
         for y, second in (inner.inputs, inner.inputs[::-1]):
             held = build.graph.constant(second)
             if isinstance(held, int | float) and build.type(second).rank == 0:
-                if build.graph.constant(y) is None:
-                    return build.value(
-                        "mul", [y, build.constant(held * factor, build.type(y).dtype)]
-                    )
+                dtype = build.type(y).dtype
+                if build.graph.constant(y) is None and _is_normal(held * factor, dtype):
+                    return build.value("mul", [y, build.constant(held * factor, dtype)])
     return None
+
+
+def _is_normal(number: float, dtype: str) -> bool:
+    """Whether arithmetic on `dtype`, which is at least that of f32, holds `number` in full."""
+    limits = np.finfo(np.float64 if dtype == "f64" else np.float32)
+    return float(limits.tiny) <= abs(number) <= float(limits.max)
 
 
 def twice(build: Rewriter, node: Node) -> str | None:
