@@ -144,12 +144,7 @@ class _Walk:
     def _rows(self) -> None:
         kind = self.graph.type(self.root.inputs[0])
         last = int_attr(self.root.attrs, "axis") % kind.rank == kind.rank - 1
-        if (
-            kind.rank == 2
-            and kind.element.is_float
-            and last
-            and bool_attr(self.root.attrs, "largest")
-        ):
+        if kind.element.is_float and last and bool_attr(self.root.attrs, "largest"):
             return
         reason = f"`%{self.root.name}` does not choose the largest in rows of `{kind}`"
         raise RefusedError("axis", reason, self.root.name)
