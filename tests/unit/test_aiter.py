@@ -462,9 +462,8 @@ def test_a_node_beyond_a_function_is_refused(
 def test_a_norm_without_a_weight_is_refused(name: str) -> None:
     attrs = {key: held for key, held in SAMPLES[name].attrs.items() if key != "has_weight"}
     sample = replace(SAMPLES[name], attrs=attrs, shapes=((ROWS, 4096),))
-    for kernel in records(parse_provider("aiter==0.1.14")):
-        if kernel.op == sample.op:
-            assert refusal(kernel, sample) == "it needs a weight"
+    kernels = [each for each in records(parse_provider("aiter==0.1.14")) if each.op == sample.op]
+    assert {refusal(kernel, sample) for kernel in kernels} == {"it needs a weight"}
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -480,19 +479,23 @@ def test_rows_of_unknown_length_are_refused(name: str) -> None:
     ]
     attrs = {key: held for key, held in sample.attrs.items() if key != "shape"}
     open_sample = replace(sample, shapes=tuple(shapes), attrs=attrs)
-    for kernel in records(parse_provider("aiter==0.1.20")):
-        if kernel.op == sample.op:
-            reason = refusal(kernel, open_sample)
-            assert reason is not None and "have no length known at compile time" in reason
+    kernels = [each for each in records(parse_provider("aiter==0.1.20")) if each.op == sample.op]
+    assert kernels
+    for kernel in kernels:
+        reason = refusal(kernel, open_sample)
+        assert reason is not None and "have no length known at compile time" in reason
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_call_of_it_runs_on_instinct_alone(name: str) -> None:
-    for kernel in records(parse_provider("aiter==0.1.20")):
-        assert kernel.families == ("amdgpu",)
-        if kernel.op == SAMPLES[name].op and refusal(kernel, SAMPLES[name]) is None:
-            reason = refusal(kernel, SAMPLES[name], "sm_90")
-            assert reason is not None and "this is sm_90" in reason
+    kernels = records(parse_provider("aiter==0.1.20"))
+    assert {kernel.families for kernel in kernels} == {("amdgpu",)}
+    fitting = [each for each in kernels if each.op == SAMPLES[name].op]
+    fitting = [each for each in fitting if refusal(each, SAMPLES[name]) is None]
+    assert fitting
+    for kernel in fitting:
+        reason = refusal(kernel, SAMPLES[name], "sm_90")
+        assert reason is not None and "this is sm_90" in reason
 
 
 @pytest.mark.parametrize(("maximum", "taken"), ((240.0, True), (224.0, False)))
