@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from fusec.diagnostics import ArtifactError, InputError
 from fusec.link.artifact_writer import write_artifact
+from fusec.runtime import artifact as reader
 from fusec.runtime.artifact import open_artifact
 from fusec.runtime.errors import (
     ChecksumError,
@@ -279,6 +280,8 @@ def test_versions(tmp_path: Path, entries: dict[str, bytes]) -> None:
     refused(tmp_path, seal({**entries, "fusec": b"fusec x.0\n"}), MalformedError)
     other = edited(entries, "manifest.json", "schema", value="fusec.artifact/2")
     refused(tmp_path, other, VersionError, "fusec.artifact/2")
+    longer = seal({**entries, "fusec": b"fusec 1.9\nmore"})
+    refused(tmp_path, longer, ChecksumError, "`fusec`")
     minor = seal({**entries, "fusec": b"fusec 1.9\n", "sbom.json": b"{}"})
     (tmp_path / "minor.fusec").write_bytes(minor)
     read_all(tmp_path / "minor.fusec")
@@ -348,6 +351,39 @@ def test_malformed_manifest(
     with pytest.raises((MalformedError, LimitError)):
         (tmp_path / "bad.fusec").write_bytes(data)
         open_artifact(tmp_path / "bad.fusec")
+
+
+@pytest.mark.parametrize(
+    "name", ["../w.safetensors", "/w.safetensors", "..", "a\\b", "", "x" * 300]
+)
+def test_weights_beside_the_artifact_are_in_its_folder(tmp_path: Path, name: str) -> None:
+    beside = write_artifact(tmp_path / "m.fusec", contents(weights=SMALL), storage="external")
+    data = edited(entries_of(beside.path), "manifest.json", "weights", "file", value=name)
+    refused(tmp_path, data, MalformedError, "without a folder")
+
+
+def test_weights_inside_have_one_name(tmp_path: Path, entries: dict[str, bytes]) -> None:
+    data = edited(entries, "manifest.json", "weights", "file", value="w.safetensors")
+    refused(tmp_path, data, MalformedError, r"weights\.safetensors")
+
+
+def test_space_between_weights_is_empty(tmp_path: Path, entries: dict[str, bytes]) -> None:
+    data = bytearray(entries["weights.safetensors"])
+    data[data.index(bytes(range(60))) + 60] = 1
+    changed = seal_as_is({**entries, "weights.safetensors": bytes(data)})
+    refused(tmp_path, changed, ChecksumError, "space between")
+
+
+def test_entries_are_not_larger_than_any_real_one(
+    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_DOCUMENT", 10)
+    refused(tmp_path, good.read_bytes(), LimitError, "no real one")
+
+
+def test_an_entry_that_is_not_there(good: Path) -> None:
+    with pytest.raises(MissingEntryError, match=r"`graph\.txt`"):
+        open_artifact(good).entry("graph.txt")
 
 
 def test_weights_outside_of_the_file(tmp_path: Path, entries: dict[str, bytes]) -> None:

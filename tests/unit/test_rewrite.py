@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 
-from fusec.diagnostics import VerifyError
+from fusec.diagnostics import InternalError, VerifyError
 from fusec.ir import Graph, parse_graph, print_graph
 from fusec.rewrite import (
     Decision,
@@ -77,6 +78,12 @@ def test_a_variable_used_twice_is_one_value() -> None:
     assert not len(log)
 
 
+def test_another_operation_of_as_many_operands_is_no_match() -> None:
+    graph, log = run(GATE.replace("sigmoid", "tanh"))
+    assert len(graph) == 3
+    assert not len(log)
+
+
 def test_an_escaping_value_refuses() -> None:
     graph, log = run(GATE.replace('%o as "o"', '%o as "o", %s as "s"'))
     assert len(graph) == 3
@@ -141,6 +148,32 @@ def test_a_pass_that_breaks_the_graph_is_named() -> None:
         run_pipeline([Breaks()], parse_graph(GATE), CPU, DecisionLog())
 
 
+def test_a_pass_that_gives_no_value_for_a_result_is_at_fault() -> None:
+    class Forgets(Silu):
+        """Builds nothing."""
+
+        name = "forgets"
+
+        def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
+            return {}
+
+    with pytest.raises(InternalError, match=r"pass `forgets` gives nothing for `%m`"):
+        Forgets().run(parse_graph(GATE), CPU, DecisionLog())
+
+
+def test_observers_see_each_pass_with_its_changes() -> None:
+    seen: list[tuple[str, int]] = []
+    passes = [Silu(), Silu()]
+    run_pipeline(
+        passes,
+        parse_graph(GATE),
+        CPU,
+        DecisionLog(),
+        lambda each, _, changes: seen.append((each.name, changes)),
+    )
+    assert seen == [("silu", 1), ("silu", 0)]
+
+
 NUMBERS = """\
 graph @main(%x: bf16[n, 4]) symbols(n in [1, inf]) {
   %up: f32[n, 4] = cast(%x) {dtype = "f32"}
@@ -166,6 +199,45 @@ def test_numbers_and_casts(pattern: Op, number: float | None) -> None:
     graph = parse_graph(NUMBERS)
     found = find(pattern, graph, graph.node("a"))
     assert (found and found.numbers["c"]) == number
+
+
+ORDERED = """\
+graph @main(%x: f32[4], %y: f32[4]) {
+  %k: f32[] = constant() {dtype = "f32", shape = [], value = 2.0}
+  %a: f16[4] = cast(%x) {dtype = "f16"}
+  %b: f16[4] = cast(%y) {dtype = "f16"}
+  %less: f32[4] = sub(%x, %k)
+  %square: f16[4] = mul(%a, %a)
+  %product: f16[4] = mul(%a, %b)
+  return %less as "less", %square as "square", %product as "product"
+}
+"""
+CAST = Op("cast", (Var("value"),))
+
+
+@pytest.mark.parametrize(
+    ("root", "pattern", "inner"),
+    [
+        ("less", Op("sub", (Var("x"), Number())), ["less"]),
+        ("less", Op("sub", (Number(), Var("x"))), None),
+        ("a", replace(CAST, attrs={"dtype": "f16"}), ["a"]),
+        ("a", replace(CAST, attrs={"dtype": "f32"}), None),
+        ("square", Op("mul", (CAST, CAST)), ["square", "a"]),
+        ("product", Op("mul", (CAST, CAST)), None),
+        ("square", Op("mul", (replace(CAST, shared=True), Var("other"))), ["square"]),
+    ],
+)
+def test_order_attributes_and_names(root: str, pattern: Op, inner: list[str] | None) -> None:
+    graph = parse_graph(ORDERED)
+    found = find(pattern, graph, graph.node(root))
+    assert (found and [node.name for node in found.inner]) == inner
+
+
+def test_a_name_used_twice_is_one_node() -> None:
+    graph = parse_graph(ORDERED)
+    first, second = (Op("cast", (Var(name),), name="cast") for name in ("one", "other"))
+    assert find(Op("mul", (first, second)), graph, graph.node("square")) is not None
+    assert find(Op("mul", (first, second)), graph, graph.node("product")) is None
 
 
 def test_a_cast_looked_through_is_not_part_of_the_match() -> None:
