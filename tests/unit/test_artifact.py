@@ -185,6 +185,11 @@ def test_no_weights(tmp_path: Path) -> None:
     swapped = write_artifact(tmp_path / "1" / "m.fusec", other, storage="external")
     with pytest.raises(WeightsError, match=r"`a` is f32\[5, 3\]"):
         artifact.weights(swapped.weights_path)
+    fewer = write_artifact(
+        tmp_path / "1" / "m.fusec", contents(weights=weights()[1:]), storage="external"
+    )
+    with pytest.raises(WeightsError, match=f"`{weights()[0].name}` is missing"):
+        artifact.weights(fewer.weights_path)
 
 
 def test_external_weights_are_checked(tmp_path: Path) -> None:

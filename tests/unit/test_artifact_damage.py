@@ -391,6 +391,9 @@ def test_weights_outside_of_the_file(tmp_path: Path, entries: dict[str, bytes]) 
     refused(tmp_path, far, OutOfBoundsError)
     other = edited(entries, "manifest.json", "weights", "tensors", 0, "dtype", value="i32")
     refused(tmp_path, other, WeightsError)
+    first = json.loads(entries["manifest.json"])["weights"]["tensors"][:1]
+    fewer = edited(entries, "manifest.json", "weights", "tensors", value=first)
+    refused(tmp_path, fewer, WeightsError, "not in the manifest")
 
 
 @pytest.mark.parametrize(
