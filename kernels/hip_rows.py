@@ -154,7 +154,11 @@ class RowArguments:
         self.defines["FUSEC_GROUP"] = max(scaling.group, 1)
         self.defines["FUSEC_POWER_OF_TWO"] = int(scaling.rounding == "up")
         bound = LARGEST if scaling.upper_bound is None else scaling.upper_bound
-        self.floats |= {"limit": scaling.maximum, "upper_bound": bound}
+        self.floats |= {
+            "limit": scaling.maximum,
+            "upper_bound": bound,
+            "lower_bound": scaling.floor,
+        }
 
     def launch(self, file: str, function: str, lanes: int, columns: Dim = 1) -> Launch:
         """A launch with one group for each row, along the first axis of the grid."""

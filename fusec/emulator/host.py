@@ -17,7 +17,13 @@ from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.link.linker import headers_digest
 from fusec.link.toolchain import find_toolchain
 
-FLAGS = "-std=c++17 -O1 -fPIC -shared -Wall -Wno-unknown-pragmas -fno-exceptions -x c++".split()
+FLAGS = (
+    "-std=c++17 -O1 -fPIC -shared -fvisibility=hidden -Wall -Wno-unknown-pragmas "
+    "-fno-exceptions -x c++"
+).split()
+"""Hidden, because the loader makes one of all visible static arrays of an inline function, and
+kernels with more lanes have larger ones."""
+
 ARGUMENTS = {
     "ptr": ctypes.c_void_p,
     "i32": ctypes.c_int32,

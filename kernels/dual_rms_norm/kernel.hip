@@ -15,11 +15,11 @@
 #define RESULT_STRIDES                                                                    \
   i64 codes1_stride, i64 scale1_row, i64 scale1_step, i64 codes2_stride, i64 scale2_row, \
       i64 scale2_step
-#define LIMITS , f32 limit, f32 upper_bound
+#define LIMITS , f32 limit, f32 upper_bound, f32 lower_bound
 #else
 #define RESULTS u8 *__restrict codes1, f32 *__restrict scales1, X *__restrict y2
 #define RESULT_STRIDES i64 codes1_stride, i64 scale1_row, i64 scale1_step, i64 y2_stride
-#define LIMITS , f32 limit, f32 upper_bound
+#define LIMITS , f32 limit, f32 upper_bound, f32 lower_bound
 #endif
 
 namespace fusec {
@@ -44,7 +44,7 @@ FUSEC_KERNEL(dual_rms_norm_rows, const X* __restrict x1, const W* __restrict w1,
     row.write(y1 + index * y1_stride);
 #else
     Fp8Row to{codes1 + index * codes1_stride, scales1 + index * scale1_row, scale1_step, limit,
-              upper_bound};
+              upper_bound, lower_bound};
     row.write_fp8<static_cast<Quant>(FUSEC_QUANT), FUSEC_GROUP>(to);
 #endif
   } else {
@@ -54,7 +54,7 @@ FUSEC_KERNEL(dual_rms_norm_rows, const X* __restrict x1, const W* __restrict w1,
     row.write(y2 + index * y2_stride);
 #else
     Fp8Row to{codes2 + index * codes2_stride, scales2 + index * scale2_row, scale2_step, limit,
-              upper_bound};
+              upper_bound, lower_bound};
     row.write_fp8<static_cast<Quant>(FUSEC_QUANT), FUSEC_GROUP>(to);
 #endif
   }

@@ -28,7 +28,7 @@
 #define RESULTS u8 *__restrict codes, f32 *__restrict scales
 #define RESULT_STRIDES , i64 codes_stride, i64 scale_row, i64 scale_step
 #endif
-#define LIMITS , f32 limit, f32 upper_bound
+#define LIMITS , f32 limit, f32 upper_bound, f32 lower_bound
 #endif
 
 namespace fusec {
@@ -58,7 +58,7 @@ FUSEC_KERNEL(rms_norm_rows, const X* __restrict x, RESIDUAL const W* __restrict 
 #endif
 #if FUSEC_QUANT != 0
   Fp8Row to{codes + index * codes_stride, scales + index * scale_row, scale_step, limit,
-            upper_bound};
+            upper_bound, lower_bound};
   row.write_fp8<static_cast<Quant>(FUSEC_QUANT), FUSEC_GROUP>(to);
 #endif
 }

@@ -13,7 +13,7 @@
 #else
 #define RESULTS u8 *__restrict codes, f32 *__restrict scales
 #define RESULT_STRIDES i64 codes_stride, i64 scale_row, i64 scale_step
-#define LIMITS , f32 limit, f32 upper_bound
+#define LIMITS , f32 limit, f32 upper_bound, f32 lower_bound
 #endif
 
 namespace fusec {
@@ -68,7 +68,8 @@ FUSEC_KERNEL(gated_activation_rows, const X* __restrict gate, const X* __restric
 #else
     f32* first = scales + index * scale_row;
     if constexpr (FUSEC_QUANT == GROUP) first += begin / FUSEC_GROUP * scale_step;
-    Fp8Row to{codes + index * codes_stride + begin, first, scale_step, limit, upper_bound};
+    Fp8Row to{codes + index * codes_stride + begin, first, scale_step, limit, upper_bound,
+              lower_bound};
     row.template write_fp8<static_cast<Quant>(FUSEC_QUANT), FUSEC_GROUP>(to);
 #endif
   };

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from elftools.elf.elffile import ELFFile
 from hip_shim import run_launch
 
 from fusec import symbolic
+from fusec.emulator.host import library
 from fusec.formats import FP8, Scaling, decode, fp8_scaling
 from fusec.ir import OPS, Graph, TensorType
 from fusec.ir.types import Attr
@@ -254,6 +258,28 @@ def test_extreme_rows(scale: float) -> None:
     operands = [Operand((3, 256), "f32"), Operand((256,), "f32")]
     attrs = quantising(SCALINGS[1], **NORM, has_weight=True, with_plain=True)
     check("rms_norm_quant", operands, attrs, scale=scale)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS[:2], ids=short)
+def test_the_least_scale_is_the_one_that_is_asked_for(scaling: Scaling) -> None:
+    """A source that quantises its rows itself may have a lower one than fusec's own kernels."""
+    attrs = quantising(dataclasses.replace(scaling, least=1e-12))
+    check("silu_mul_quant", [Operand((3, 256))] * 2, attrs, scale=1e-3)
+
+
+def test_kernels_share_no_memory_on_the_host() -> None:
+    """Only the function is seen outside: arrays of its headers are as long as it has lanes."""
+    operand = Storage(0, "bf16", (3, 256), (256, 1))
+    graph = Graph("case")
+    names = [graph.add_input(name, TensorType("bf16", (3, 256))) for name in ("gate", "up")]
+    node = graph.add("silu_mul", names, {})
+    call = Call(graph, node, target_named("gfx950"), (operand, operand), (operand,))
+    (launch,) = RECORDS["silu_mul"].launches(call)
+    assert isinstance(launch.code, HipSource)
+    with Path(library(launch.code, fnuz=False)._name).open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".dynsym")
+        seen = [symbol.name for symbol in table.iter_symbols() if symbol["st_shndx"] != "SHN_UNDEF"]
+    assert seen == [launch.symbol]
 
 
 def test_a_doubled_answer_fails() -> None:

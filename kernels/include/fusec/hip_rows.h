@@ -18,11 +18,12 @@ struct Fp8Row {
   i64 scale_step;   // from the scale of one group to that of the next
   f32 limit;        // what the largest element of a group is scaled to
   f32 upper_bound;  // the largest scale
+  f32 lower_bound;  // the least
 };
 
 // `Scaling.scale` of fusec/formats.py, for f32.
 FUSEC_DEVICE f32 scale_of(f32 largest, const Fp8Row& to) {
-  f32 scale = maximum(minimum(largest / to.limit, to.upper_bound), 1.0f / (512.0f * to.limit));
+  f32 scale = maximum(minimum(largest / to.limit, to.upper_bound), to.lower_bound);
 #if FUSEC_POWER_OF_TWO
   i32 exponent = exponent_of(scale);
   scale = scaled(1.0f, mantissa_of(scale) > 0.5f ? exponent : exponent - 1);
