@@ -336,7 +336,9 @@ class Emulator:
             for value, (begin, end) in zip(values[:count], launch.spans, strict=True)
         ]
         try:
-            interpreter.run(source, [*pointers, *values[count:]], launch.grid)
+            interpreter.run(
+                source, [*pointers, *values[count:]], launch.grid, self.target.wave_size
+            )
         except LaunchError as error:
             error.at = launch.at
             raise

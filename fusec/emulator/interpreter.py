@@ -127,7 +127,7 @@ class CheckedBuilder(GpuBuilder):
                 f"it {does} bytes {first - tag - begin} to {last - tag - begin + size} of the "
                 f"buffer of `{name}`, which has {end - begin}"
             )
-        wrong = self.races.check(used - np.uint64(tag), size, writes)
+        wrong = self.races.check(used - np.uint64(tag), size, places.size, writes)
         if wrong is not None:
             raise AccessError(f"it {does} in the buffer of `{name}` {wrong}")
         return TensorHandle(places - np.uint64(tag), pointers.dtype)
@@ -138,7 +138,10 @@ _SEMANTIC = FastSemantic(_BUILDER)
 
 
 def run(
-    source: TritonSource, arguments: Sequence[Pointer | int | float], grid: tuple[int, int, int]
+    source: TritonSource,
+    arguments: Sequence[Pointer | int | float],
+    grid: tuple[int, int, int],
+    wave: int,
 ) -> None:
     """Run every program of a launch, in an order that no kernel may rely on.
 
@@ -146,6 +149,7 @@ def run(
         source: of the kernel.
         arguments: what its signature takes, in order.
         grid: programs along each axis.
+        wave: lanes of a wave.
 
     Raises:
         AccessError: it accesses memory outside of the buffers of its operands.
@@ -166,7 +170,8 @@ def run(
             hint="compile the artifact again with this version of fusec",
         )
     _BUILDER.spans = spans
-    _BUILDER.races = Races([span[:2] for span in spans], _smallest(source))
+    lanes = source.warps * wave if source.warps > 1 else 0
+    _BUILDER.races = Races([span[:2] for span in spans], _smallest(source), lanes)
     _BUILDER.set_grid_dim(*grid)
     with interpreting(_SEMANTIC, _call), np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -3,6 +3,9 @@
 For each piece of memory that a launch reads or writes it is kept which program did; another one may
 read what one reads, and nothing else.  This also holds operands that share memory, which a plan of
 memory may give to an operation that works in place.
+
+Within a program, waves that have the same elements, because there are fewer of these than lanes,
+may load them one after the other, while one of them stores: it must not store where they load.
 """
 
 from __future__ import annotations
@@ -27,20 +30,23 @@ class Races:
     Args:
         spans: first address and address behind the last of each operand.
         unit: bytes of the smallest element that is read or written.
+        lanes: of a program of several waves; 0 for one wave, whose lanes keep step.
     """
 
-    def __init__(self, spans: Sequence[tuple[int, int]], unit: int) -> None:
+    def __init__(self, spans: Sequence[tuple[int, int]], unit: int, lanes: int = 0) -> None:
         self._unit = unit
+        self._lanes = lanes
         self._regions = _merged(spans)
         self._seen: dict[int, tuple[Places, Places]] = {}
         self.program = 0
 
-    def check(self, addresses: NDArray[Any], size: int, writes: bool) -> str | None:
+    def check(self, addresses: NDArray[Any], size: int, elements: int, writes: bool) -> str | None:
         """Note an access of the program that runs, inside one operand.
 
         Args:
             addresses: of elements, at least one.
             size: bytes of each.
+            elements: of the tensor, with those that are masked out.
             writes: or reads.
 
         Returns:
@@ -62,7 +68,11 @@ class Races:
         readers = read[places]
         if writes:
             written[places] = self.program
-            return "what another program reads" if _others(readers, self.program) else None
+            if _others(readers, self.program):
+                return "what another program reads"
+            if elements < self._lanes and (readers == self.program).any():
+                return f"what it reads, {elements} elements for {self._lanes} lanes"
+            return None
         alone = (readers == NOBODY) | (readers == self.program)
         read[places] = np.where(alone, self.program, SEVERAL)
         return None

@@ -36,7 +36,7 @@ def order_rows(experts: Experts) -> tuple[Order, tuple[Launch, ...]]:
         blocks,
         block,
     )
-    counts = call.scratch("i32", (chunks, count))
+    counts, before = (call.scratch("i32", (chunks, count)) for _ in range(2))
     bins = 1 << count.bit_length()
     indices, stride = experts.indices, experts.indices.strides[0]
     shape = {"E": count, "TOP_K": experts.top_k, "CHUNK": CHUNK}
@@ -53,7 +53,7 @@ def order_rows(experts: Experts) -> tuple[Order, tuple[Launch, ...]]:
         launch(
             "triton_align_kernel",
             "moe_offsets_kernel",
-            {"p_counts": counts, "p_extents": order.extents},
+            {"p_counts": counts, "p_before": before, "p_extents": order.extents},
             {"chunks": chunks},
             {"E": count, "BLOCK_M": block, "BINS": bins},
             (1, 1),
@@ -63,7 +63,7 @@ def order_rows(experts: Experts) -> tuple[Order, tuple[Launch, ...]]:
             "moe_place_kernel",
             {
                 "p_experts": indices,
-                "p_counts": counts,
+                "p_before": before,
                 "p_extents": order.extents,
                 "p_pairs": order.pairs,
                 "p_block_expert": order.block_expert,

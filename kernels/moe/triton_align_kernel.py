@@ -40,21 +40,26 @@ def moe_count_kernel(
 
 @triton.jit
 def moe_offsets_kernel(
-    p_counts, p_extents, chunks, E: tl.constexpr, BLOCK_M: tl.constexpr, BINS: tl.constexpr
+    p_counts,
+    p_before,
+    p_extents,
+    chunks,
+    E: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BINS: tl.constexpr,
 ):
     """Where each expert's rows lie; one program.
 
-    counts[c, e] becomes the pairs of e in chunks before c.  extents [2 * E + 1]: the first place of
-    each expert, the place behind its last row, and the number of blocks.
+    before[c, e]: pairs of e in chunks before c.  extents [2 * E + 1]: the first place of each
+    expert, the place behind its last row, and the number of blocks.
     """
     o_expert = tl.arange(0, BINS)
     m_expert = o_expert < E
     rows = tl.zeros([BINS], dtype=tl.int32)
     for i_chunk in range(chunks):
-        p_chunk = p_counts + i_chunk * E + o_expert
-        count = tl.load(p_chunk, mask=m_expert, other=0)
-        tl.store(p_chunk, rows, mask=m_expert)
-        rows += count
+        o_chunk = i_chunk * E + o_expert
+        tl.store(p_before + o_chunk, rows, mask=m_expert)
+        rows += tl.load(p_counts + o_chunk, mask=m_expert, other=0)
     blocks = (rows + (BLOCK_M - 1)) // BLOCK_M
     begin = (tl.cumsum(blocks, axis=0) - blocks) * BLOCK_M
     tl.store(p_extents + o_expert, begin, mask=m_expert)
@@ -65,7 +70,7 @@ def moe_offsets_kernel(
 @triton.jit
 def moe_place_kernel(
     p_experts,
-    p_counts,
+    p_before,
     p_extents,
     p_pairs,
     p_block_expert,
@@ -83,7 +88,7 @@ def moe_place_kernel(
     o_pair = i_chunk * CHUNK + o_row
     expert = chosen_expert(p_experts, o_pair, experts_stride, pairs, E, TOP_K)
     m_pair = expert < E
-    rank = tl.load(p_counts + i_chunk * E + expert, mask=m_pair, other=0)
+    rank = tl.load(p_before + i_chunk * E + expert, mask=m_pair, other=0)
     key = expert * CHUNK + o_row
     for begin in range(0, CHUNK, STEP):
         o_other = begin + tl.arange(0, STEP)

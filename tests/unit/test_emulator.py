@@ -49,7 +49,7 @@ def add_twice(p_x, p_y, p_out, count, factor, BLOCK: tl.constexpr):
 '''
 
 
-def add_source(text: str = ADD) -> TritonSource:
+def add_source(text: str = ADD, warps: int = 4) -> TritonSource:
     signature = (
         ("p_x", "*bf16"),
         ("p_y", "*fp32"),
@@ -63,7 +63,7 @@ def add_source(text: str = ADD) -> TritonSource:
         signature=signature,
         constants=(("BLOCK", 64),),
         divisible=("p_x", "p_y", "p_out"),
-        warps=4,
+        warps=warps,
         text=text,
     )
 
@@ -123,10 +123,10 @@ def bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
     return torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
 
 
-def adding(count: int = 100, target: str = "gfx950", text: str = ADD) -> Setting:
+def adding(count: int = 100, target: str = "gfx950", text: str = ADD, warps: int = 4) -> Setting:
     x = bf16(np.linspace(-3, 3, count, dtype=np.float32))
     y = np.linspace(0, 1, count, dtype=np.float32)
-    return Setting(add_source(text), target, [x, y, np.zeros(count, np.uint16)])
+    return Setting(add_source(text, warps), target, [x, y, np.zeros(count, np.uint16)])
 
 
 def widened(bits: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -219,13 +219,13 @@ WRITES_OTHERS = ADD.replace("tl.store(p_out + i,", "tl.store(p_out + i % 64,")
     [(READS_OTHERS, "what another program"), (WRITES_OTHERS, "what another program also writes")],
 )
 def test_programs_must_not_depend_on_each_other(text: str, said: str) -> None:
-    setting = adding(text=text)
+    setting = adding(text=text, warps=1)
     refused(setting, setting.launch([100, 1.0], 2), said, "in program")
 
 
 def test_operands_may_share_memory_where_programs_do_not() -> None:
     """In place is fine; shifted by one it is a race."""
-    setting = adding()
+    setting = adding(warps=1)
     setting.addresses[2] = setting.addresses[0]
     launch = setting.launch([100, 1.0], 2)
     setting.device.launch(launch, 0)
@@ -237,6 +237,13 @@ def test_operands_may_share_memory_where_programs_do_not() -> None:
     spans = ((raw, raw + 200), launch.spans[1], (raw - 32, raw + 168))
     moved = replace(launch, kernargs=bytes(block), spans=spans)
     refused(setting, moved, "what another program")
+
+
+def test_waves_that_share_elements_must_not_store_where_they_load() -> None:
+    """64 elements are loaded by each of four waves, and stored by the first."""
+    setting = adding()
+    setting.addresses[2] = setting.addresses[0]
+    refused(setting, setting.launch([100, 1.0], 2), "what it reads, 64 elements for 256 lanes")
 
 
 def test_an_address_must_lie_in_its_buffer() -> None:
