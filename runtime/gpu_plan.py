@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fusec.diagnostics import InputError
 from fusec.runtime.driver import KernelLaunch
 from fusec.runtime.errors import OutOfBoundsError
 from fusec.runtime.gpu_memory import ALIGNMENT, aligned
@@ -146,18 +147,21 @@ class Packing:
             at: the program, for messages.
 
         Raises:
-            OutOfBoundsError: a number does not fit in 4 bytes.
+            InputError: a number does not fit in 4 bytes.
         """
         size = self.blocks[-1].stop if self.blocks else 0
         data = np.zeros(size, np.uint8)
         indexes, places = self.narrow
         numbers = params[indexes]
-        outside = (numbers < -(1 << 31)) | (numbers >= 1 << 32)
+        outside = numbers != numbers.astype("<i4")
         if outside.any():
-            raise OutOfBoundsError(
-                f"the parameter {numbers[int(np.argmax(outside))]} does not fit in 4 bytes", at=at
+            raise InputError(
+                f"a kernel takes a number in 4 bytes that is {numbers[int(np.argmax(outside))]} "
+                "for these sizes",
+                at=at,
+                hint="give smaller batches",
             )
-        _scatter(data, places, numbers.astype("<u4"))
+        _scatter(data, places, numbers.astype("<i4"))
         _scatter(data, self.wide[1], params[self.wide[0]])
         _scatter(data, self.pointers, pointers)
         return data

@@ -422,7 +422,7 @@ def _double_bits(item: Field) -> int:
 
 def _single_bits(item: Field) -> int:
     with np.errstate(over="ignore"):
-        return int(np.float32(_float(item)).view(np.uint32))
+        return int(np.float32(_float(item)).view(np.int32))
 
 
 def _float(item: Field) -> float:

@@ -671,12 +671,6 @@ def test_a_damaged_launch(
         (("target",), "gfx950", "`target` is none of the manifest"),
         (("arch",), "sm_89", "the target differs"),
         (("sources",), [], "must be an object"),
-        (("steps", 3, "params", 0), 1 << 32, "the parameter 4294967296 does not fit in 4 bytes"),
-        (
-            ("steps", 3, "params", 0),
-            "-batch*2147483648 - 1",
-            "the parameter .* does not fit in 4 bytes",
-        ),
     ],
 )
 def test_a_damaged_program(
@@ -685,6 +679,17 @@ def test_a_damaged_program(
     file = tmp_path / "m.fusec"
     file.write_bytes(edited(entries_of(path), PROGRAM, *place, value=value))
     with pytest.raises(ArtifactError, match=message):
+        load(file, driver=FakeDriver(KERNELS))(input_ids=[[1, 2]])
+
+
+@pytest.mark.parametrize("value", [1 << 31, "batch*2147483648", "-batch*2147483648 - 1"])
+def test_a_number_that_has_not_the_4_bytes_of_its_argument(
+    path: Path, tmp_path: Path, value: int | str
+) -> None:
+    """It would become another one: 2^31 is -2^31 to a kernel."""
+    file = tmp_path / "m.fusec"
+    file.write_bytes(edited(entries_of(path), PROGRAM, "steps", 3, "params", 0, value=value))
+    with pytest.raises(InputError, match=r"in 4 bytes that is -?21474836"):
         load(file, driver=FakeDriver(KERNELS))(input_ids=[[1, 2]])
 
 
