@@ -10,6 +10,7 @@ multiplied by one of its token's scores, have weight 1.  The products are batche
 
 Leaves it alone when
   activation  the activation is not one of `moe` over halves of one product
+  dtype       it is of f64, which the products by themselves have kernels for
   experts     the products are not with the matrices of one list of experts
   scores      the scores are not k values scattered over zeros at the indices of a top-k
   tokens      an expert does not see all tokens
@@ -24,7 +25,7 @@ from typing import ClassVar
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, Attrs, dim_attr, dims_attr, int_attr, ints_attr
 from fusec.passes.attention_operands import as_type
-from fusec.passes.experts_walk import GATED, before, gelu_name, untransposed
+from fusec.passes.experts_walk import GATED, before, gelu_name, sum_dtype, untransposed
 from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim
@@ -75,7 +76,13 @@ class DenseExperts(FusionPass):
     name: ClassVar[str] = "dense_experts"
     fusion: ClassVar[str | None] = "moe"
     after: ClassVar[tuple[str, ...]] = ("activations", "swiglu_oai", "silu_mul", "gelu_mul")
-    guards: ClassVar[tuple[Guard, ...]] = (_experts, _activation, _tokens, _scores)
+    guards: ClassVar[tuple[Guard, ...]] = (
+        _experts,
+        _activation,
+        _tokens,
+        _scores,
+        sum_dtype,
+    )
 
     def anchors(self) -> frozenset[str]:
         """The sum over experts."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, dim_attr, float_attr, int_attr, ints_attr
 from fusec.passes.facts import gate_up_layout
-from fusec.rewrite import Match
+from fusec.passes.linear_epilogue import DTYPES
+from fusec.rewrite import Match, Rejection
 from fusec.symbolic import Dim
+from fusec.target import Target
 
 GATED = {"silu_mul": "silu", "gelu_mul": "gelu", "swiglu_oai": "swiglu_oai"}
 """Operations of gate and up, and what `moe` calls them."""
@@ -459,6 +461,14 @@ class ExpertsWalk:
 def _width(shape: tuple[Dim, ...]) -> Dim:
     """The last size that is not 1: what a row holds."""
     return next((size for size in reversed(shape) if size != 1), 1)
+
+
+def sum_dtype(match: Match, target: Target) -> Rejection | None:
+    """The guard of every pass that makes a `moe`: kernels for it have no f64."""
+    dtype = match.graph.type(match.root.output).dtype
+    if dtype in DTYPES:
+        return None
+    return Rejection("dtype", f"the experts are of {dtype}", match.root.output)
 
 
 def gelu_name(node: Node) -> str:

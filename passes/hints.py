@@ -108,6 +108,7 @@ HINTS: Mapping[str, Mapping[str, str]] = {
     "moe": {
         "activation": "use an activation that `moe` has; the products run one by one now",
         "bias": "give both products a bias, picked by the expert of the row, or neither",
+        "dtype": "compile in `--dtype bf16`, `f16` or `f32`",
         "experts": "multiply by one batch of matrices, one matrix an expert",
         "gate": "make gate and up the halves, gate first, or the alternate columns, of one product",
         "matrix": "give all experts weights of one shape, stored with the model",

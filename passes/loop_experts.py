@@ -7,6 +7,7 @@ experts are joined when the artifact is written.  An expert that a token did not
 computed; in the loop its result counts zero times, which is the same unless it is infinite.
 
 Leaves it alone when
+  dtype    it is of f64, which the products by themselves have kernels for
   experts  the numbers that the indices are compared with are not 0, 1, 2, ..., each once
   matrix   the weights of the experts differ in shape, or one is computed at run time
   shared   the weight of an expert has another reader, which needs it as it is
@@ -22,6 +23,7 @@ from fusec import symbolic
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attrs, TensorType, ints_attr
 from fusec.ir.weights import Quantised, Weight, concatenated
+from fusec.passes.experts_walk import sum_dtype
 from fusec.rewrite import FusionPass, Guard, Match, Number, Op, Rejection, Var, find
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -81,7 +83,7 @@ class LoopExperts(FusionPass):
     name: ClassVar[str] = "loop_experts"
     fusion: ClassVar[str | None] = "moe"
     after: ClassVar[tuple[str, ...]] = ("silu_mul", "moe")
-    guards: ClassVar[tuple[Guard, ...]] = (_experts, _matrix, _shared)
+    guards: ClassVar[tuple[Guard, ...]] = (_experts, _matrix, _shared, sum_dtype)
 
     def anchors(self) -> frozenset[str]:
         """Sums, the last of which ends the loop."""

@@ -17,6 +17,7 @@ experts that every token visits, stay as they are.
 Leaves it alone when
   activation  the activation is none that `moe` has
   bias        a bias is not picked by the expert of the row, or only one product has one
+  dtype       it is of f64, which the products by themselves have kernels for
   gate        gate and up are not the two halves, gate first, or alternate columns, of one product
   layout      the two products read their weights in different orders
   offsets     the offsets are not the counts of the rows of each expert
@@ -34,7 +35,7 @@ from typing import ClassVar
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, dims_attr
 from fusec.passes.attention_operands import as_type
-from fusec.passes.experts_walk import ExpertsWalk, RefusedError
+from fusec.passes.experts_walk import ExpertsWalk, RefusedError, sum_dtype
 from fusec.rewrite import Decision, DecisionLog, FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim
@@ -59,7 +60,7 @@ class Moe(FusionPass):
     name: ClassVar[str] = "moe"
     fusion: ClassVar[str | None] = "moe"
     after: ClassVar[tuple[str, ...]] = ("activations", "swiglu_oai", "silu_mul", "gelu_mul")
-    guards: ClassVar[tuple[Guard, ...]] = (_walked,)
+    guards: ClassVar[tuple[Guard, ...]] = (_walked, sum_dtype)
 
     def anchors(self) -> frozenset[str]:
         """The sum over the experts of a token."""

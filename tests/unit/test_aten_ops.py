@@ -163,7 +163,7 @@ def comparisons(x: Tensor, y: Tensor) -> object:
         torch.clip(x, max=0.1), torch.signbit(signs), torch.signbit(i),
         torch.isclose(odd, odd.flip(0)), torch.isclose(odd[:2], odd[1:3]),
         F.threshold(odd, 0.5, 9.0), torch.logaddexp(odd, odd), torch.logaddexp(odd, -odd),
-        torch.angle(odd),
+        torch.angle(odd), torch.sign(odd), torch.sgn(-odd),
     )  # fmt: skip
 
 

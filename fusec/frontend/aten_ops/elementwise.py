@@ -26,7 +26,7 @@ FLOAT_UNARY = (
     "acos acosh asin asinh atan atanh cos cosh erf erfc exp exp2 expm1 log log1p log2 reciprocal "
     "rsqrt sigmoid sin sinh sqrt tan tanh"
 ).split()
-SAME_UNARY = "ceil floor neg relu round sign trunc".split()
+SAME_UNARY = "ceil floor neg relu round trunc".split()
 FLOAT_ONLY = "log_sigmoid mish silu".split()
 
 
@@ -53,7 +53,7 @@ def _register_unary() -> None:
         "arcsinh": "asinh", "arctan": "atan", "arctanh": "atanh", "special_erf": "erf",
         "special_erfc": "erfc", "special_exp2": "exp2", "special_expm1": "expm1",
         "special_expit": "sigmoid", "special_log1p": "log1p",
-        "fix": "trunc", "sgn": "sign",
+        "fix": "trunc",
     }.items():  # fmt: skip
         aten(alias)(TABLE[f"aten.{name}.default"])
 
@@ -66,6 +66,15 @@ _register_unary()
 def _round_decimals(build: Builder, x: Val, *, decimals: int = 0) -> Val:
     factor = 10.0**decimals
     return build.emit("round", x * factor) / factor
+
+
+@aten("sign", "sgn")
+def _sign(build: Builder, x: Val) -> Val:
+    """0 for NaN, which `sign` itself keeps."""
+    if x.dtype == "bool":
+        return x
+    signs = build.emit("sign", x)
+    return build.where(build.emit("isnan", x), 0.0, signs) if x.type.element.is_float else signs
 
 
 @aten("abs", "absolute", both=True)
