@@ -17,7 +17,7 @@ _MXFP4_EXPERTS = {
     "dtype": "compile in `--dtype bf16` or `f16`",
     "request": _REQUEST,
     "scales": "hold both weights in 4-bit floats with an e8m0 scale for 32 inputs",
-    "shape": "use sizes that are multiples of 32",
+    "shape": "use sizes that are multiples of 32, or quantise these experts to `fp8-token`",
     "weight": "keep weights and biases as parameters: what is computed cannot be packed in advance",
 }
 

@@ -294,7 +294,7 @@ class GpuExecutor:
             self._driver.begin_capture(self._stream)
             try:
                 self._launch(segment)
-            except FusecError:
+            except BaseException:  # an interrupt, too, must not leave the stream capturing
                 with contextlib.suppress(FusecError):
                     self._driver.end_capture(self._stream)
                 raise

@@ -63,6 +63,9 @@ LEAST_BLOCKS = 2
 FARTHEST_HEAD = 1 << 20
 """Elements between heads, at most, where products with their number are to have 32 bits."""
 
+FARTHEST_KEY = 1 << 30
+"""A window that hides nothing nearer is none: distances, and twice the window, have 32 bits."""
+
 OUT_STRIDES = ("out_b", "out_h", "out_s")
 """Those of the result."""
 
@@ -400,7 +403,6 @@ def _launch(call: Call) -> tuple[Launch, ...]:
     constant_strides = {
         name: known(each) for name, each in strides.items() if _is_constant(name, each)
     }
-    window = attrs.get("window")
     first, second = parts_of_head(known(q.shape[3]))
     attention = _Attention(
         call,
@@ -416,7 +418,7 @@ def _launch(call: Call) -> tuple[Launch, ...]:
             "DV": known(v.shape[3]),
             "BLOCK_DV": power_above(known(v.shape[3]), LEAST_ROWS),
             "CAUSAL": int(bool_attr(attrs, "causal")),
-            "WINDOW": -1 if window is None else int_attr(attrs, "window"),
+            "WINDOW": _window(call),
             "SOFTCAP": int(attrs.get("softcap") is not None),
             "MASK": mask_kind,
             "SINKS": int("sinks" in operands),
@@ -425,6 +427,16 @@ def _launch(call: Call) -> tuple[Launch, ...]:
         },
     )
     return attention.launches()
+
+
+def _window(call: Call) -> int:
+    """`WINDOW` of the kernel: -1 for none, or for one that hides no key."""
+    if call.attrs.get("window") is None:
+        return -1
+    lengths = (call.inputs[0].shape[2], call.inputs[1].shape[2])
+    most = max(symbolic.bounds(length, call.graph.symbols)[1] for length in lengths)
+    window = int_attr(call.attrs, "window")
+    return window if window < min(most, FARTHEST_KEY) else -1
 
 
 def _named(name: str, axes: str, strides: tuple[Dim, ...]) -> dict[str, Dim]:

@@ -73,7 +73,8 @@ def router_kernel(
         left = tl.where(free == 1, choice, lowest)
         best = (left == tl.max(left)) & (free == 1)
         i_expert = tl.min(tl.where(best, o_expert, GROUP_BLOCK * SIZE_BLOCK))
-        score = tl.sum(tl.where(o_expert == i_expert, scores, 0.0))
+        # Behind the experts of a group their numbers are those of the next group's.
+        score = tl.sum(tl.where(m_expert & (o_expert == i_expert), scores, 0.0))
         weights = tl.where(o_slot == slot, score, weights)
         experts = tl.where(o_slot == slot, i_expert, experts)
         free = tl.where(o_expert == i_expert, 0, free)

@@ -35,7 +35,7 @@ FUSEC_DEVICE f32 gated(f32 gate, f32 up, f32 alpha, f32 bound) {
     f32 inner = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
     return gate * sigmoid(2.0f * inner) * up;
   }
-  gate = minimum(gate, bound);
+  gate = gate > bound ? bound : gate;  // NaN stays NaN
   return gate * sigmoid(alpha * gate) * (clamp(up, -bound, bound) + 1.0f);
 }
 

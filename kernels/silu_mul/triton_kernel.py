@@ -33,8 +33,8 @@ def activated(b_gate, b_up, alpha, limit, ACTIVATION: tl.constexpr):
         b_inner = 0.7978845608028654 * (b_gate + 0.044715 * b_gate * b_gate * b_gate)
         b_act = b_gate * sigmoid(2.0 * b_inner)
     else:
-        b_gate = tl.minimum(b_gate, limit)
-        b_up = tl.minimum(tl.maximum(b_up, -limit), limit) + 1.0
+        b_gate = tl.where(b_gate > limit, limit, b_gate)
+        b_up = tl.where(b_up > limit, limit, tl.where(b_up < -limit, -limit, b_up)) + 1.0
         b_act = b_gate * sigmoid(alpha * b_gate)
     return b_act * b_up
 

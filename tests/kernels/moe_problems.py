@@ -386,6 +386,7 @@ ROUTERS: list[tuple[int, dict[str, Attr]]] = [
     (3, {**ROUTER, "scores": "sigmoid", "has_bias": True}),
     (20, GROUPED),
     (20, {**GROUPED, "fill": 0.0, "k": 8, "has_bias": False}),
+    (20, {**GROUPED, "scores": "softmax_topk", "groups": 4, "renormalise": False}),
 ]
 """Numbers of experts, and attributes."""
 

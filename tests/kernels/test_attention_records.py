@@ -247,5 +247,14 @@ def test_keys_are_divided_until_every_unit_has_programs() -> None:
     assert [grid[0] for grid in grids(129, 2)] == [0, 0, 128]
 
 
+@pytest.mark.parametrize(("window", "kept"), [(131071, 131071), (131072, -1), (1 << 32, -1)])
+def test_a_window_that_hides_no_key_is_none(window: int, kept: int) -> None:
+    """Distances are compared in 32 bits."""
+    geometry = dataclasses.replace(LLAMA, options={"window": window}, keys=KEYS)
+    source = geometry.launches(target_named("gfx950"))[0].code
+    assert isinstance(source, TritonSource)
+    assert dict(source.constants)["WINDOW"] == kept
+
+
 def test_a_window_bounds_how_often_keys_are_divided() -> None:
     assert grids(1, 1, GPT_OSS)[0] == [8, 2, 1]

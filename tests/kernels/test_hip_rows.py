@@ -60,8 +60,12 @@ def check(
     target: str = "gfx950",
     scale: float = 1.0,
     answer: float = 1.0,
+    first: float | None = None,
 ) -> None:
-    """Run the kernel of `op` on the host and compare every result, and what lies behind it."""
+    """Run the kernel of `op` on the host and compare every result, and what lies behind it.
+
+    `first` is the first element of the first operand, if it is none of the random ones.
+    """
     seed = int.from_bytes(os.urandom(4), "little")
     random = np.random.default_rng(seed)
     graph = Graph("case")
@@ -79,6 +83,8 @@ def check(
         values = random.standard_normal((*operand.shape[:-1], row)) * scale
         if attrs.get("has_scale") and i == len(operands) - 1:
             values = np.array([0.0371])
+        if first is not None and i == 0:
+            values.flat[0] = first
         memory[i] = torch.tensor(values).to(TORCH[operand.dtype])
         read.append(memory[i][..., : operand.shape[-1]].double().numpy())
         memory[i][..., operand.shape[-1] :] = torch.nan  # what a row must not read
@@ -228,7 +234,8 @@ GATES: list[tuple[str, dict[str, Attr]]] = [
 @pytest.mark.parametrize(("shape", "dtype"), [((3, 160), "f32"), ((2, 2, 2880), "bf16")])
 @pytest.mark.parametrize(("op", "attrs"), GATES)
 def test_gates(shape: tuple[int, ...], op: str, attrs: dict[str, Attr], dtype: str) -> None:
-    check(op, [Operand(shape, dtype, shape[-1]), Operand(shape, dtype)], attrs, scale=3.0)
+    operands = [Operand(shape, dtype, shape[-1]), Operand(shape, dtype)]
+    check(op, operands, attrs, scale=3.0, first=np.nan)
 
 
 @pytest.mark.parametrize(

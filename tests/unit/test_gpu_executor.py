@@ -97,6 +97,21 @@ def test_the_second_run_captures_and_later_ones_replay(model: Model, driver: Fak
     assert len(driver.launches) == 12
 
 
+def test_an_interrupt_does_not_leave_the_stream_capturing(
+    model: Model, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(launch: object, stream: int) -> None:
+        raise KeyboardInterrupt
+
+    check(model, 2, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "launch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check(model, 2, 5)
+    assert driver.capture is None
+    check(model, 2, 5)
+
+
 def test_without_graphs(path: Path, driver: FakeDriver) -> None:
     model = load(path, driver=driver, graphs=False)
     for seed in range(3):
