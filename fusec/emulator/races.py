@@ -6,6 +6,7 @@ memory may give to an operation that works in place.
 
 Within a program, waves that have the same elements, because there are fewer of these than lanes,
 may load them one after the other, while one of them stores: it must not store where they load.
+Nor may it load what it stored: another lane may have to, and nothing says that it did already.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Races:
             if elements < self._lanes and (readers == self.program).any():
                 return f"what it reads, {elements} elements for {self._lanes} lanes"
             return None
+        if (writers == self.program).any():
+            return "what it writes"
         alone = (readers == NOBODY) | (readers == self.program)
         read[places] = np.where(alone, self.program, SEVERAL)
         return None

@@ -210,13 +210,18 @@ def test_wild_accesses_are_refused(text: str, said: str) -> None:
     refused(setting, setting.launch([100, 1.0], 2), said, "in program")
 
 
+READS_BACK = ADD + "    tl.store(p_out + i, tl.load(p_out + i, mask), mask)\n"
 READS_OTHERS = ADD.replace("p_x + i, mask", "p_out + 99 - i, mask")
 WRITES_OTHERS = ADD.replace("tl.store(p_out + i,", "tl.store(p_out + i % 64,")
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(READS_OTHERS, "what another program"), (WRITES_OTHERS, "what another program also writes")],
+    [
+        (READS_OTHERS, "what another program"),
+        (WRITES_OTHERS, "what another program also writes"),
+        (READS_BACK, "reads in the buffer of `p_out` what it writes"),
+    ],
 )
 def test_programs_must_not_depend_on_each_other(text: str, said: str) -> None:
     setting = adding(text=text, warps=1)
