@@ -49,6 +49,7 @@ def unary(x: Tensor, y: Tensor) -> object:
         x.floor(), x.ceil(), x.round(), x.trunc(), x.sign(), x.neg(), x.abs(), x.square(),
         x.frac(), x.sigmoid(), torch.logit(p / 20), torch.sinc(x), x.round(decimals=1),
         torch.fix(x), torch.sgn(x), torch.special.expit(x), torch.arcsin(u),
+        torch.erfinv(u), torch.erfinv(x.clamp(-1.0, 1.0)),
     )  # fmt: skip
 
 

@@ -242,6 +242,23 @@ def _logaddexp(build: Builder, x: Val, y: Val) -> Val:
     return top + build.emit("log1p", build.emit("exp", -build.emit("abs", apart)))
 
 
+@aten("erfinv", "special_erfinv")
+def _erfinv(build: Builder, x: Val) -> Val:
+    """Winitzki's approximation, brought to full precision by Newton's method."""
+    x = build.floats(x)
+    curvature = 0.147
+    log = build.emit("log1p", -(x * x))
+    middle = log * 0.5 + 2 / (math.pi * curvature)
+    apart = build.emit("sqrt", middle * middle - log * (1 / curvature)) - middle
+    first = build.emit("sign", x) * build.emit("sqrt", build.emit("relu", apart))
+    y = first
+    for _ in range(3):
+        slope = build.emit("exp", y * y) * (math.sqrt(math.pi) / 2)
+        y = y - (build.emit("erf", y) - x) * slope
+    # At -1 and 1 the step has no value, and the approximation is the infinity already.
+    return build.where(build.elementwise("lt", build.emit("abs", x), 1), y, first)
+
+
 @aten("hypot")
 def _hypot(build: Builder, x: Val, y: Val) -> Val:
     # Squares of numbers that f32 has are neither too large nor too small for f64.
