@@ -5,7 +5,7 @@ Fuses nothing; makes the graph smaller and plainer, so that patterns have one fo
 * What nothing reads, what was computed before with the same operands, and small operations on
   constants alone are removed.
 * reshape, transpose, expand, slice, concat and cast that change nothing go; chains become one; a
-  chain of slice_scatter that writes a whole axis is a concat.
+  chain of slice_scatter that writes a whole axis is a concat, and a take by one constant a slice.
 * An elementwise operation reads its operands without the expand before it, and constants as 0-d.
 * pow(x, 2) is mul(x, x), x / sqrt(y) is x * rsqrt(y), x / constant is x * (1 / constant),
   x - constant is x + (-constant), sum(x) / n is a mean; the constants keep their full precision.

@@ -214,6 +214,23 @@ def _joined(build: Rewriter, left: str, right: str, axis: int) -> str | None:
     return build.value("slice", first.inputs, attrs)
 
 
+def take(build: Rewriter, node: Node) -> str | None:
+    """What one constant position of an axis holds is a slice, expanded."""
+    x, index = node.inputs
+    shape, at = build.type(x).shape, build.graph.constant(index)
+    axis = int_attr(node.attrs, "axis") % len(shape)
+    size = shape[axis]
+    if not isinstance(at, int) or not isinstance(size, int) or not -size <= at < size:
+        return None
+    start = at % size
+    window = {"axis": axis, "start": start, "stop": start + 1, "step": 1}
+    ones = (1,) * build.type(index).rank
+    thin = (*shape[:axis], *ones, *shape[axis + 1 :])
+    picked = build.reshaped(build.value("slice", [x], window), thin)
+    wide = build.type(node.output).shape
+    return picked if thin == wide else build.value("expand", [picked], {"shape": wide})
+
+
 RULES: dict[str, Rule] = {
     "reshape": reshape,
     "transpose": transpose,
@@ -223,5 +240,6 @@ RULES: dict[str, Rule] = {
     "pad": pad,
     "flip": flip,
     "slice_scatter": slice_scatter,
+    "take": take,
 }
 """Rules by the operation they look at."""
