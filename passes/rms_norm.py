@@ -5,13 +5,14 @@ into    rms_norm(x, w)
 
 Upcasts inside go: the operation accumulates in f32 whatever the dtypes, and the weight may have
 another one.  A weight that is applied after the norm was rounded is applied before the rounding
-instead.  `x / sqrt(...)`, `pow(x, 2)` and the like are made alike by `canonicalise`.
+instead.  A norm of rows that an axis was put between for it, as of one group, is one of the rows.
+`x / sqrt(...)`, `pow(x, 2)` and the like are made alike by `canonicalise`.
 
 Leaves it alone when
   axis    the mean is not over the last axis alone
   weight  the factor is not one number for each element of a row
   dtype   the mean is taken in fewer bits, or the result is rounded to another dtype, than x has
-  shape   a constant on the way widens x
+  shape   a constant on the way widens x, or a row is normed in several groups
 """
 
 from __future__ import annotations
@@ -51,6 +52,16 @@ def _dtype(match: Match, target: Target) -> Rejection | None:
     return Rejection("dtype", f"the mean of {x.dtype} is taken in {taken.dtype}", mean.name)
 
 
+def _one_group(match: Match, target: Target) -> Rejection | None:
+    if match.root.op != "reshape":
+        return None
+    norm = match.nodes["norm"]
+    x, rows = (match.graph.type(value) for value in (norm.output, match.root.output))
+    if x.shape[-1] == rows.shape[-1]:
+        return None
+    return Rejection("shape", f"rows of `{rows}` are normed in groups, as `{x}`", match.root.name)
+
+
 class RmsNorm(FusionPass):
     """First the norm alone, then its weight, then the casts around it."""
 
@@ -58,6 +69,7 @@ class RmsNorm(FusionPass):
     after: ClassVar[tuple[str, ...]] = ("canonicalise",)
     patterns: ClassVar[tuple[Op, ...]] = (
         *(Op("mul", (X, inverse)) for inverse in with_cast(INVERSE)),
+        Op("reshape", (Op("rms_norm", (Op("reshape", (X,)),), name="norm"),)),
         *(Op("mul", (norm, OFFSET)) for norm in with_cast(NORM)),
         *(Op("mul", (norm, WEIGHT)) for norm in with_cast(NORM)),
         Op("cast", (Op("rms_norm", (WIDENED,), name="norm"),)),
@@ -68,6 +80,7 @@ class RmsNorm(FusionPass):
         weighs_columns,
         _dtype,
         keeps_shape,
+        _one_group,
     )
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
