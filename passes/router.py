@@ -2,29 +2,34 @@
 
 Fuses, for logits of tokens [T, E], where `choice` is the scores, plus a bias if there is one,
 
-    experts = indices of topk(choice)                   scores = softmax(logits), sigmoid(logits)
-    weights = scores at those indices                   or, of those chosen, softmax(topk(logits))
-    weights / (sum(weights) + eps) * scale              either of which may be absent
+    experts = indices of topk(choice)                scores = softmax(logits), sigmoid(logits)
+    weights = scores at those indices                or, of those chosen, the same of topk(logits)
+    weights / (sum(weights) + eps) * scale           either of which may be absent
 
-into `router`.  The choice may be among some groups only, those whose two best have the largest
-sums, with a number in place of the scores of others.  It comes after `wide_linear`, so the logits
-are f32 where that gains anything; the weights are rounded once, at the end.
+into `router`.  The sum may have a lower bound.  The choice may be among some groups only, those
+with the largest best score, or sum of the two best, with a number in place of the scores of others.
+Scores may also be made in another way, where there is a bias, a sum or a group.  It comes after
+`wide_linear`, so the logits are f32 where that gains anything; the weights are rounded once, at the
+end.
 
 Leaves it alone when
   axis    the choice is not of the largest in rows [tokens, experts]
   dtype   the logits, the bias or the weights are none of f32, bf16 and f16
-  groups  scores are replaced, but not those outside the groups with the best two
-  scores  what is chosen is not weighed by a softmax or a sigmoid of the logits
+  groups  scores are replaced, but not those outside the groups with the best scores
+  scores  what is chosen is not weighed by scores, or they are made in another way and stay so
+  size    there are more than 1024 scores, or not known how many, or more than 64 are chosen
   sum     the weights are divided by something else than their own sum
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Graph, Node
-from fusec.ir.types import Attr, bool_attr, int_attr, ints_attr
+from fusec.ir.ops.router import MOST_CHOSEN, MOST_EXPERTS
+from fusec.ir.types import Attr, bool_attr, float_attr, int_attr, ints_attr
 from fusec.passes.experts_walk import RefusedError
 from fusec.passes.facts import is_row_vector, only_reader, reduces_rows
 from fusec.rewrite import FusionPass, Guard, Match, Rejection
@@ -56,12 +61,20 @@ def _dtype(match: Match, target: Target) -> Rejection | None:
     return None
 
 
+def _size(match: Match, target: Target) -> Rejection | None:
+    experts, k = match.graph.type(match.root.inputs[0]).shape[-1], int_attr(match.root.attrs, "k")
+    if isinstance(experts, int) and experts <= MOST_EXPERTS and k <= MOST_CHOSEN:
+        return None
+    most = f"{MOST_CHOSEN} of {MOST_EXPERTS}"
+    return Rejection("size", f"{k} of {experts} are chosen, not at most {most}", match.root.name)
+
+
 class Router(FusionPass):
     """One node for scores, choice and weights."""
 
     name: ClassVar[str] = "router"
     after: ClassVar[tuple[str, ...]] = ("moe", "dense_experts", "loop_experts", "wide_linear")
-    guards: ClassVar[tuple[Guard, ...]] = (_walked, _dtype)
+    guards: ClassVar[tuple[Guard, ...]] = (_walked, _dtype, _size)
 
     def anchors(self) -> frozenset[str]:
         """The choice."""
@@ -113,18 +126,20 @@ class _Walk:
             "k": int_attr(root.attrs, "k"),
             "groups": 1,
             "groups_kept": 1,
+            "group_best": 1,
             "fill": 0.0,
+            "fill_weighs": False,
             "renormalise": False,
             "eps": 0.0,
+            "least": -math.inf,
             "scale": 1.0,
         }
 
     def match(self) -> Match:
         """The whole router."""
         self._rows()
-        (choice,) = self.root.inputs
-        choice = self._groups(choice)
-        scores = self._biased(choice)
+        choice = self._groups(self.root.inputs[0])
+        weights, scores = self._chosen(choice)
         node = self.graph.producer(scores)
         if node is not None and node.op in SCORES and self._along_rows(node):
             self.inner.append(node)
@@ -132,14 +147,22 @@ class _Walk:
             self.facts["scores"] = node.op
         else:
             self.values["logits"] = scores
-            self.facts["scores"] = "softmax_topk"
-        weights = self._chosen(scores)
-        if self.facts["scores"] == "softmax_topk":
-            weights = self._softmax(weights)
+            weights = self._scores_of(weights)
         weights = self._scaled(self._renormalised(weights))
         self.values["weights"] = self._rounded(weights)
         self.facts["has_bias"] = "bias" in self.values
+        self._worth_it()
         return Match(self.graph, self.root, self.values, inner=tuple(self.inner), facts=self.facts)
+
+    def _worth_it(self) -> None:
+        """Refuse a choice that is no more than that."""
+        facts = self.facts
+        alone = facts["groups"] == 1 and not facts["has_bias"] and not facts["renormalise"]
+        if facts["scores"] == "given" and alone:
+            reason = (
+                f"`%{self.root.inputs[0]}` are no scores, nor have they a bias, groups or a sum"
+            )
+            raise RefusedError("scores", reason, self.root.name)
 
     def _rows(self) -> None:
         kind = self.graph.type(self.root.inputs[0])
@@ -175,29 +198,43 @@ class _Walk:
         if indices != best.outputs[1] or not bool_attr(best.attrs, "largest"):
             raise self._not_groups(best)
         self.inner.append(best)
-        above = self._up(best.inputs[0], "reshape", "reduce_sum", "topk", "reshape")
-        total, two, split = above[-3:]
+        split, count = self._best_of_groups(best.inputs[0])
         counts = self.graph.type(split.output).shape
         tokens, experts = self.graph.type(before).shape
         good = (
             split.inputs[0] == before
-            and (int_attr(two.attrs, "k"), int_attr(two.attrs, "axis") % 3) == (2, 2)
-            and bool_attr(two.attrs, "largest")
-            and total.inputs[0] == two.outputs[0]
-            and [axis % 3 for axis in ints_attr(total.attrs, "axes")] == [2]
             and counts[0] == tokens
             and self.graph.type(zeros).shape == counts[:2]
             and self.graph.type(kept).shape == (tokens, experts)
         )
         if not good or not isinstance(counts[1], int):
-            raise self._not_groups(two)
+            raise self._not_groups(split)
         self.facts["groups"] = counts[1]
+        self.facts["group_best"] = count
         self.facts["groups_kept"] = int_attr(best.attrs, "k")
         self.facts["fill"] = float(fill)
         return before
 
+    def _best_of_groups(self, sums: str) -> tuple[Node, int]:
+        """The reshape into groups, and how many of their best scores make `sums`."""
+        made = self.graph.producer(sums)
+        if made is not None and made.op == "reshape":
+            made = self.graph.producer(made.inputs[0])
+        if made is not None and made.op == "reduce_max":
+            total, split = self._up(sums, "reshape", "reduce_max", "reshape")[-2:]
+            count = 1
+        else:
+            total, best, split = self._up(sums, "reshape", "reduce_sum", "topk", "reshape")[-3:]
+            count = int_attr(best.attrs, "k")
+            at = (int_attr(best.attrs, "axis") % 3, bool_attr(best.attrs, "largest"))
+            if at != (2, True) or total.inputs[0] != best.outputs[0]:
+                raise self._not_groups(best)
+        if [axis % 3 for axis in ints_attr(total.attrs, "axes")] != [2]:
+            raise self._not_groups(total)
+        return split, count
+
     def _not_groups(self, node: Node) -> RefusedError:
-        reason = f"`%{node.name}` does not leave the groups with the best two scores alone"
+        reason = f"`%{node.name}` does not leave the groups with the best scores alone"
         return RefusedError("groups", reason, node.name)
 
     def _producer(self, value: str, op: str, reader: Node) -> Node:
@@ -219,44 +256,48 @@ class _Walk:
         self.inner += found
         return found
 
-    def _biased(self, choice: str) -> str:
-        """The scores that a bias was added to."""
-        node = self.graph.producer(choice)
-        if node is None or node.op != "add":
-            return choice
-        for scores, bias in (node.inputs, node.inputs[::-1]):
-            made = self.graph.producer(scores)
-            if made is None or made.op not in SCORES or not is_row_vector(self.graph, bias, scores):
-                continue
-            self.inner.append(node)
-            self.values["bias"] = bias
-            return scores
-        return choice
-
-    def _chosen(self, scores: str) -> str:
-        """The scores at the indices: those of the choice itself, or gathered."""
+    def _chosen(self, choice: str) -> tuple[str, str]:
+        """What is weighed of those chosen, and the scores of all that it is taken from."""
         values, indices = self.root.outputs
-        read = self.graph.users(values) or values in self.graph.outputs
-        if read and scores == self.root.inputs[0]:
-            return values
+        left = self.root.inputs[0]
+        if self.graph.users(values) or values in self.graph.outputs:
+            self.facts["fill_weighs"] = left != choice
+            return values, choice
         for reader in self.graph.users(indices):
-            if reader.op == "gather" and reader.inputs == (scores, indices) and not read:
-                if int_attr(reader.attrs, "axis") % 2 == 1:
-                    self.inner.append(reader)
-                    return reader.output
+            if reader.op != "gather" or int_attr(reader.attrs, "axis") % 2 != 1:
+                continue
+            scores = reader.inputs[0]
+            if scores not in (left, choice) and not self._biased(choice, scores):
+                continue
+            self.inner.append(reader)
+            self.facts["fill_weighs"] = scores == left != choice
+            return reader.output, choice if scores == left else scores
         reason = f"`%{indices}` does not pick its weights from the scores"
         raise RefusedError("scores", reason, self.root.name)
 
-    def _softmax(self, weights: str) -> str:
-        reader = self._only(weights)
+    def _biased(self, choice: str, scores: str) -> bool:
+        """Whether a choice is of `scores` with a bias added."""
+        node = self.graph.producer(choice)
+        if node is None or node.op != "add" or scores not in node.inputs:
+            return False
+        bias = node.inputs[1 - node.inputs.index(scores)]
+        if not is_row_vector(self.graph, bias, scores):
+            return False
+        self.inner.append(node)
+        self.values["bias"] = bias
+        return True
+
+    def _scores_of(self, weights: str) -> str:
+        """Scores that are made of those chosen alone, if they are."""
+        reader, cast = self._only(weights), None
         if reader is not None and reader.op == "cast":
             if self.graph.type(reader.output).element.is_float:
-                self.inner.append(reader)
-                reader = self._only(reader.output)
-        if reader is None or reader.op != "softmax" or not self._along_rows(reader):
-            reason = f"`%{weights}` are neither scores nor made so by a softmax"
-            raise RefusedError("scores", reason, self.root.name)
-        self.inner.append(reader)
+                reader, cast = self._only(reader.output), reader
+        if reader is None or reader.op not in SCORES or not self._along_rows(reader):
+            self.facts["scores"] = "given"
+            return weights
+        self.inner += [reader] if cast is None else [cast, reader]
+        self.facts["scores"] = f"{reader.op}_topk"
         return reader.output
 
     def _only(self, value: str) -> Node | None:
@@ -272,6 +313,11 @@ class _Walk:
         (quotient,) = quotients
         divisor = quotient.inputs[1]
         made = self.graph.producer(divisor)
+        if made is not None and made.op == "clamp" and made.attrs["max"] is None:
+            self.facts["least"] = float_attr(made.attrs, "min")
+            self.inner.append(made)
+            divisor = made.inputs[0]
+            made = self.graph.producer(divisor)
         if made is not None and made.op == "add":
             for total, number in (made.inputs, made.inputs[::-1]):
                 eps = self.graph.constant(number)

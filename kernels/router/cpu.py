@@ -25,9 +25,9 @@ def _router(call: Call) -> Launch:
         *(*logits.shape, int_attr(attrs, "k")),
         *(storage.strides[0] for storage in (logits, weights, experts)),
         SCORES.index(str_attr(attrs, "scores")),
-        *(int_attr(attrs, name) for name in ("groups", "groups_kept")),
-        *(float_attr(attrs, name) for name in ("fill", "eps", "scale")),
-        *flags(bool_attr(attrs, "renormalise")),
+        *(int_attr(attrs, name) for name in ("groups", "groups_kept", "group_best")),
+        *(float_attr(attrs, name) for name in ("fill", "eps", "least", "scale")),
+        *flags(bool_attr(attrs, "fill_weighs"), bool_attr(attrs, "renormalise")),
         weight_kind(bias, call.input_type(0)),
         weight_kind(call.output_type(), call.input_type(0)),
     )

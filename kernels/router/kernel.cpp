@@ -6,20 +6,27 @@ namespace {
 
 constexpr float MINUS_INFINITY = -__builtin_inff();
 
-enum Scores : int64_t { SCORES_SOFTMAX = 0, SCORES_SIGMOID = 1, SCORES_SOFTMAX_TOPK = 2 };
+enum Scores : int64_t {
+  SCORES_SOFTMAX = 0,
+  SCORES_SIGMOID = 1,
+  SCORES_SOFTMAX_TOPK = 2,
+  SCORES_SIGMOID_TOPK = 3,
+};
 
 struct RouterParams {
   int64_t tokens, experts, top_k;
   int64_t logits_stride, weights_stride, indices_stride;
-  int64_t scores, groups, groups_kept;
-  float fill, eps, scale;
-  bool renormalise;
+  int64_t scores, groups, groups_kept, group_best;
+  float fill, eps, least, scale;
+  bool fill_weighs, renormalise;
   int64_t bias_kind;
 
   explicit RouterParams(const int64_t* p)
       : tokens(p[0]), experts(p[1]), top_k(p[2]), logits_stride(p[3]), weights_stride(p[4]),
-        indices_stride(p[5]), scores(p[6]), groups(p[7]), groups_kept(p[8]), fill(f32_param(p[9])),
-        eps(f32_param(p[10])), scale(f32_param(p[11])), renormalise(p[12] != 0), bias_kind(p[13]) {}
+        indices_stride(p[5]), scores(p[6]), groups(p[7]), groups_kept(p[8]), group_best(p[9]),
+        fill(f32_param(p[10])), eps(f32_param(p[11])), least(f32_param(p[12])),
+        scale(f32_param(p[13])), fill_weighs(p[14] != 0), renormalise(p[15] != 0),
+        bias_kind(p[16]) {}
 };
 
 // row = exp(row - its largest) / the sum of those.
@@ -32,6 +39,13 @@ void softmax_row(float* row, int64_t n) {
     return count == LANES ? power : select(first_lanes(count), power, zero());
   });
   for (int64_t i = 0; i < n; ++i) row[i] /= total;
+}
+
+// row = 1 / (1 + exp(-row)).
+void sigmoid_row(float* row, int64_t n) {
+  for_vectors(n, [=](int64_t i, int count) {
+    store_some(row + i, sigmoid(load_some(row + i, count)), count);
+  });
 }
 
 // Puts the indices of the `count` largest of row into `chosen`, in order; overwrites their keys.
@@ -59,11 +73,7 @@ class Router {
   // Reads logits(), gives the weights and leaves their experts in chosen().
   const float* run() {
     if (p_.scores == SCORES_SOFTMAX) softmax_row(scores_, p_.experts);
-    if (p_.scores == SCORES_SIGMOID) {
-      for_vectors(p_.experts, [this](int64_t i, int count) {
-        store_some(scores_ + i, sigmoid(load_some(scores_ + i, count)), count);
-      });
-    }
+    if (p_.scores == SCORES_SIGMOID) sigmoid_row(scores_, p_.experts);
     for (int64_t i = 0; i < p_.experts; ++i) {
       choice_[i] = p_.bias_kind == WEIGHT_NONE ? scores_[i] : scores_[i] + bias_[i];
     }
@@ -73,10 +83,12 @@ class Router {
     float* weights = choice_;
     for (int64_t slot = 0; slot < p_.top_k; ++slot) weights[slot] = scores_[chosen_[slot]];
     if (p_.scores == SCORES_SOFTMAX_TOPK) softmax_row(weights, p_.top_k);
+    if (p_.scores == SCORES_SIGMOID_TOPK) sigmoid_row(weights, p_.top_k);
     float total = 1.0f;
     if (p_.renormalise) {
       total = p_.eps;
       for (int64_t slot = 0; slot < p_.top_k; ++slot) total += weights[slot];
+      total = total < p_.least ? p_.least : total;
     }
     for (int64_t slot = 0; slot < p_.top_k; ++slot) weights[slot] = weights[slot] / total * p_.scale;
     return weights;
@@ -89,14 +101,19 @@ class Router {
     for (int64_t group = 0; group < p_.groups; ++group) {
       const float* choice = choice_ + group * size;
       for (int64_t i = 0; i < size; ++i) keys_[i] = order_key(choice[i]);
-      largest(keys_, size, 2, chosen_);
-      group_keys_[group] = order_key(choice[chosen_[0]] + choice[chosen_[1]]);
+      largest(keys_, size, p_.group_best, chosen_);
+      float sum = 0.0f;
+      for (int64_t i = 0; i < p_.group_best; ++i) sum += choice[chosen_[i]];
+      group_keys_[group] = order_key(sum);
     }
     largest(group_keys_, p_.groups, p_.groups_kept, chosen_);
     for (int64_t group = 0; group < p_.groups; ++group) {
       bool stays = false;
       for (int64_t i = 0; i < p_.groups_kept; ++i) stays |= chosen_[i] == group;
-      for (int64_t i = 0; !stays && i < size; ++i) choice_[group * size + i] = p_.fill;
+      for (int64_t i = group * size; !stays && i < (group + 1) * size; ++i) {
+        choice_[i] = p_.fill;
+        if (p_.fill_weighs) scores_[i] = p_.fill;
+      }
     }
   }
 
@@ -134,7 +151,7 @@ void route(void* const* buffers, const RouterParams& p) {
 template <class T>
 void router(void* const* buffers, const int64_t* params) {
   RouterParams parsed(params);
-  switch (params[14]) {
+  switch (params[17]) {
     case WEIGHT_F32:
       return route<T, float>(buffers, parsed);
     case WEIGHT_BF16:
@@ -151,8 +168,9 @@ void router(void* const* buffers, const int64_t* params) {
 
 // buffers: logits [T, E], [bias [E]], weights [T, k], experts [T, k] (i64)
 // params:  T, E, k, row strides of logits, weights and experts, scores (0 softmax, 1 sigmoid,
-//          2 softmax of the chosen), groups, groups_kept, fill, eps, scale (f64), renormalise,
-//          bias_kind and weights_kind (WeightKind in rows.h)
+//          2 softmax and 3 sigmoid of the chosen, 4 given), groups, groups_kept, group_best, fill,
+//          eps, least, scale (f64), fill_weighs, renormalise, bias_kind and weights_kind
+//          (WeightKind in rows.h)
 // Equal scores: the lower index. NaN is above every number.
 FUSEC_FOR_DTYPE(router, f32, float, fusec::router)
 FUSEC_FOR_DTYPE(router, bf16, fusec::bf16, fusec::router)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusec.ir import Graph, Node
-from fusec.ir.ops.router import SCORES
+from fusec.ir.ops.router import MOST_EXPERTS, SCORES
 from fusec.ir.types import bool_attr, float_attr, int_attr, str_attr
 from fusec.kernels.launch import Call, Launch
 from fusec.kernels.triton_launch import triton_launch
@@ -14,9 +14,6 @@ from fusec.kernels.triton_rows import (
     row_length,
 )
 from fusec.target import Target
-
-MOST_EXPERTS = 1024
-"""Scores of a token are held by the lanes of one wave."""
 
 
 def _supports(graph: Graph, node: Node, target: Target) -> str | None:
@@ -47,12 +44,14 @@ def _launch(call: Call) -> Launch:
         "weights_stride": weights.strides[0],
         "experts_stride": experts.strides[0],
     }
-    numbers = {name: float_attr(attrs, name) for name in ("fill", "eps", "scale")}
+    numbers = {name: float_attr(attrs, name) for name in ("fill", "eps", "least", "scale")}
     constants = {
         "SCORES": SCORES.index(str_attr(attrs, "scores")),
         "HAS_BIAS": int(biased),
         "GROUPS": groups,
         "GROUPS_KEPT": int_attr(attrs, "groups_kept"),
+        "GROUP_BEST": int_attr(attrs, "group_best"),
+        "FILL_WEIGHS": int(bool_attr(attrs, "fill_weighs")),
         "GROUP_SIZE": size,
         "TOP_K": k,
         "RENORMALISE": int(bool_attr(attrs, "renormalise")),

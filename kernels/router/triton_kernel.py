@@ -15,11 +15,14 @@ def router_kernel(
     experts_stride,
     fill,
     eps,
+    least,
     scale,
     SCORES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUPS_KEPT: tl.constexpr,
+    GROUP_BEST: tl.constexpr,
+    FILL_WEIGHS: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     TOP_K: tl.constexpr,
     RENORMALISE: tl.constexpr,
@@ -29,8 +32,9 @@ def router_kernel(
 ):
     """Scores lie as [groups, experts of a group]; without groups there is one.
 
-    SCORES is 0 for softmax, 1 for sigmoid, 2 for a softmax of the chosen logits.  NaN is above
-    every number, and where two scores are equal, the lower index comes first.
+    SCORES is 0 for softmax, 1 for sigmoid, 2 and 3 for those of the chosen logits, 4 for scores
+    as they are.  NaN is above every number, and where two scores are equal, the lower index comes
+    first.
     """
     i_token = tl.program_id(0).to(tl.int64)
     o_group = tl.arange(0, GROUP_BLOCK)
@@ -51,10 +55,13 @@ def router_kernel(
     choice = tl.where(choice != choice, float("inf"), choice)
     if GROUPS > 1:
         choice = tl.where(m_expert, choice, lowest)
-        first = tl.max(choice, axis=1)
-        at = tl.min(tl.where(choice == first[:, None], o_size[None, :], SIZE_BLOCK), axis=1)
-        second = tl.max(tl.where(o_size[None, :] == at[:, None], lowest, choice), axis=1)
-        sums = first + second
+        sums = tl.zeros([GROUP_BLOCK], dtype=tl.float32)
+        rest = choice
+        for _ in tl.static_range(GROUP_BEST):
+            best = tl.max(rest, axis=1)
+            at = tl.min(tl.where(rest == best[:, None], o_size[None, :], SIZE_BLOCK), axis=1)
+            rest = tl.where(o_size[None, :] == at[:, None], lowest, rest)
+            sums += best
         dropped = tl.where(o_group < GROUPS, 1, 2)
         for _ in tl.static_range(GROUPS_KEPT):
             left = tl.where(dropped == 1, sums, lowest)
@@ -62,6 +69,8 @@ def router_kernel(
             i_group = tl.min(tl.where(best, o_group, GROUP_BLOCK))
             dropped = tl.where(o_group == i_group, 0, dropped)
         choice = tl.where((dropped == 0)[:, None], choice, fill)
+        if FILL_WEIGHS:
+            scores = tl.where((dropped == 0)[:, None], scores, fill)
 
     o_slot = tl.arange(0, SLOT_BLOCK)
     weights = tl.zeros([SLOT_BLOCK], dtype=tl.float32)
@@ -81,8 +90,11 @@ def router_kernel(
     if SCORES == 2:
         weights = tl.exp(weights - tl.max(weights))
         weights = weights / tl.sum(weights)
+    elif SCORES == 3:
+        weights = tl.where(o_slot < TOP_K, tl.sigmoid(weights), 0.0)
     if RENORMALISE:
-        weights = weights / (tl.sum(weights) + eps)
+        total = tl.sum(weights) + eps
+        weights = weights / tl.where(total < least, least, total)
     weights *= scale
     m_slot = o_slot < TOP_K
     p_row = p_weights + i_token * weights_stride

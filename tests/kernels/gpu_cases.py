@@ -6,6 +6,7 @@ new kernel gets a case here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -270,14 +271,24 @@ def _routers(fp8: str) -> Iterator[GpuCase]:
         "has_bias": False,
         "groups": 1,
         "groups_kept": 1,
+        "group_best": 1,
         "renormalise": True,
         "fill": 0.0,
+        "fill_weighs": False,
         "eps": 0.0,
+        "least": -math.inf,
         "scale": 1.0,
     }
     qwen = {**plain, "scores": "softmax", "k": 10}
     yield GpuCase("router", "Qwen3-Next 10 of 512", (_rows(512, "f32"),), qwen)
-    grouped = {"groups": 8, "groups_kept": 4, "has_bias": True, "eps": 1e-20, "scale": 2.5}
+    grouped = {
+        "groups": 8,
+        "groups_kept": 4,
+        "group_best": 2,
+        "has_bias": True,
+        "eps": 1e-20,
+        "scale": 2.5,
+    }
     deepseek = {**plain, **grouped, "scores": "sigmoid", "k": 8}
     biased = (_rows(256, "f32"), TensorType("f32", (256,)))
     yield GpuCase("router", "DeepSeek-V3 8 of 256 in groups", biased, deepseek)

@@ -361,9 +361,12 @@ ROUTER: dict[str, Attr] = {
     "k": 3,
     "groups": 1,
     "groups_kept": 1,
+    "group_best": 1,
     "fill": 0.0,
+    "fill_weighs": False,
     "renormalise": True,
     "eps": 0.0,
+    "least": -np.inf,
     "scale": 1.0,
     "has_bias": False,
     "dtype": "f32",
@@ -373,6 +376,7 @@ GROUPED: dict[str, Attr] = {
     "scores": "sigmoid",
     "groups": 5,
     "groups_kept": 2,
+    "group_best": 2,
     "fill": -np.inf,
     "eps": 1e-20,
     "scale": 2.5,
@@ -387,6 +391,20 @@ ROUTERS: list[tuple[int, dict[str, Attr]]] = [
     (20, GROUPED),
     (20, {**GROUPED, "fill": 0.0, "k": 8, "has_bias": False}),
     (20, {**GROUPED, "scores": "softmax_topk", "groups": 4, "renormalise": False}),
+    (
+        15,
+        {
+            **GROUPED,
+            "scores": "softmax",
+            "group_best": 1,
+            "fill": 0.0,
+            "fill_weighs": True,
+            "has_bias": False,
+            "k": 7,
+        },
+    ),
+    (9, {**ROUTER, "scores": "sigmoid_topk", "has_bias": True, "least": 1.5}),
+    (9, {**ROUTER, "scores": "given", "has_bias": True, "renormalise": False}),
 ]
 """Numbers of experts, and attributes."""
 

@@ -7,6 +7,7 @@ operation.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,8 +83,9 @@ def moe(**attrs: Attr) -> dict[str, Attr]:
 
 
 def router(scores: str, **attrs: Attr) -> dict[str, Attr]:
-    defaults: dict[str, Attr] = {"k": 3, "groups": 1, "groups_kept": 1, "fill": 0.0, "eps": 0.0}
-    defaults |= {"scale": 1.0, "renormalise": False, "has_bias": False, "dtype": "f32"}
+    defaults: dict[str, Attr] = {"k": 3, "groups": 1, "groups_kept": 1, "group_best": 1}
+    defaults |= {"fill": 0.0, "fill_weighs": False, "renormalise": False, "eps": 0.0}
+    defaults |= {"least": -math.inf, "scale": 1.0, "has_bias": False, "dtype": "f32"}
     return {**defaults, "scores": scores, **attrs}
 
 
@@ -204,12 +206,26 @@ CASES = (
             has_bias=True,
             groups=5,
             groups_kept=2,
+            group_best=2,
             fill=-float("inf"),
             renormalise=True,
             eps=1e-20,
         ),
         tolerance=8,
     ),
+    Case(
+        "router",
+        (x(6, 20),),
+        router("softmax", groups=5, groups_kept=1, fill_weighs=True, k=7, scale=16.0),
+        tolerance=8,
+    ),
+    Case(
+        "router",
+        (x(5, 9), x(9)),
+        router("sigmoid_topk", has_bias=True, renormalise=True, least=2.5),
+        tolerance=8,
+    ),
+    Case("router", (x(5, 9), x(9)), router("given", has_bias=True)),
     Case("silu_mul", (x(3, 5, 33), x(3, 5, 33))),
     Case("gelu_mul", (x(3, 33), x(3, 33)), {"approximate": "tanh"}),
     Case("gelu_mul", (x(3, 33), x(3, 33)), {"approximate": "none"}),
