@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 from torch._decomp import get_decompositions
+from torch.export import _trace
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -310,14 +311,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that exporters print about their own insides."""
+    """Without the warnings that exporters print about their own insides.
+
+    Nor the graph up to a failure, hundreds of lines, which `torch.export` prints at any level.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    vars(_trace)["print"] = lambda *values, **options: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        vars(_trace).pop("print", None)
         logging.disable(before)
 
 

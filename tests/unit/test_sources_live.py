@@ -150,6 +150,19 @@ def test_wrong_use_is_said(options: dict[str, Any], message: str) -> None:
         load_source(Net(), **options)
 
 
+class Torn(torch.nn.Module):
+    """Takes a way that depends on what is in x."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.sum() > 0 else x * 3
+
+
+def test_a_refusal_of_torch_comes_without_its_graph(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=r"cannot export `Torn`: .*data-dependent"):
+        load_source(Torn(), example_inputs={"x": torch.ones(3)})
+    assert "def forward" not in capfd.readouterr().err
+
+
 def test_a_size_that_export_cuts_is_narrowed_and_reported() -> None:
     options: dict[str, Any] = {
         "example_inputs": torch.randn(10, 3),
