@@ -1,6 +1,7 @@
 """Rotary position embedding, written out by hand.
 
 Fuses   x * cos + concat(-upper, lower) * sin                                half
+        x * cos + concat(upper, -lower) * sin                                half, turned back
         concat(lower * cos - upper * sin, upper * cos + lower * sin)         half
         the same of even and odd elements of x in the place of its halves    interleaved
         the same, put back in the order of the pairs or left in half order   deinterleave
@@ -38,6 +39,7 @@ X, BASE, COS, SIN = Var("x"), Var("base"), Var("cos"), Var("sin")
 LOW = Op("slice", (BASE,), name="low", shared=True)
 HIGH = Op("slice", (BASE,), name="high", shared=True)
 TURNED = Op("concat", (Op("neg", (HIGH,)), LOW), name="turned")
+TURNED_BACK = Op("concat", (HIGH, Op("neg", (LOW,), name="back")), name="turned")
 TURNED_PAIRS = Op(
     "reshape",
     (Op("concat", (Op("reshape", (Op("neg", (HIGH,)),)), Op("reshape", (LOW,)))),),
@@ -175,11 +177,13 @@ class Rope(FusionPass):
     fusion: ClassVar[str | None] = "rope"
     after: ClassVar[tuple[str, ...]] = ("canonicalise",)
     patterns: ClassVar[tuple[Op, ...]] = (
-        Op("add", (Op("mul", (X, COS)), Op("mul", (TURNED, SIN)))),
-        Op("add", (Op("mul", (X, COS)), Op("mul", (TURNED_PAIRS, SIN)))),
+        *(
+            Op("add", (Op("mul", (X, COS)), Op("mul", (turned, SIN))))
+            for turned in (TURNED, TURNED_BACK, TURNED_PAIRS)
+        ),
         *(
             Op("add", (Op("mul", (WIDE_X, COS)), Op("mul", (Op("cast", (turned,)), SIN))))
-            for turned in (TURNED, TURNED_PAIRS)
+            for turned in (TURNED, TURNED_BACK, TURNED_PAIRS)
         ),
         Op("concat", (FIRST, SECOND), name="joined"),
         Op(
@@ -223,8 +227,10 @@ class Rope(FusionPass):
         wanted = graph.type(match.root.output).dtype
         if "rope" not in nodes and graph.type(x).dtype != wanted:
             x = build.value("cast", [x], {"dtype": wanted})
-        tables = (before_widening(graph, match.values[name]) for name in ("cos", "sin"))
-        value = build.value("rope", [x, *tables], attrs)
+        cos, sin = (before_widening(graph, match.values[name]) for name in ("cos", "sin"))
+        if "back" in nodes:
+            sin = build.value("neg", [sin])
+        value = build.value("rope", [x, cos, sin], attrs)
         shape = graph.type(match.root.output).shape
         if graph.type(value).shape != shape:  # pairs that were flattened together with the heads
             value = build.value("reshape", [value], {"shape": shape})
