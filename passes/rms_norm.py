@@ -5,7 +5,8 @@ into    rms_norm(x, w)
 
 Upcasts inside go: the operation accumulates in f32 whatever the dtypes, and the weight may have
 another one.  A weight that is applied after the norm was rounded is applied before the rounding
-instead.  A norm of rows that an axis was put between for it, as of one group, is one of the rows.
+instead; with two weights it becomes two norms, each of which may fuse with what is around it.
+A norm of rows that an axis was put between for it, as of one group, is one of the rows.
 `x / sqrt(...)`, `pow(x, 2)` and the like are made alike by `canonicalise`.
 
 Leaves it alone when
@@ -38,7 +39,8 @@ SQUARE = Op("mul", (Maybe("cast", X), Maybe("cast", X)))
 MEAN = Op("reduce_mean", (SQUARE,), name="mean")
 INVERSE = Op("rsqrt", (Op("add", (MEAN, Number("eps"))),))
 OFFSET = Op("add", (WEIGHT, Number("offset", 1.0)), shared=True)
-NORM = Op("rms_norm", (X,), name="norm", attrs={"has_weight": False})
+NORM = Op("rms_norm", (X,), name="norm", attrs={"has_weight": False}, shared=True)
+NORMS = (NORM, Op("cast", (NORM,), shared=True))
 WIDENED = Op("cast", (X,), shared=True)
 
 
@@ -70,8 +72,8 @@ class RmsNorm(FusionPass):
     patterns: ClassVar[tuple[Op, ...]] = (
         *(Op("mul", (X, inverse)) for inverse in with_cast(INVERSE)),
         Op("reshape", (Op("rms_norm", (Op("reshape", (X,)),), name="norm"),)),
-        *(Op("mul", (norm, OFFSET)) for norm in with_cast(NORM)),
-        *(Op("mul", (norm, WEIGHT)) for norm in with_cast(NORM)),
+        *(Op("mul", (norm, OFFSET)) for norm in NORMS),
+        *(Op("mul", (norm, WEIGHT)) for norm in NORMS),
         Op("cast", (Op("rms_norm", (WIDENED,), name="norm"),)),
         Op("cast", (Op("rms_norm", (WIDENED, WEIGHT), name="norm"),)),
     )
