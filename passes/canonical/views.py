@@ -37,11 +37,13 @@ def _product_of_rows(build: Rewriter, node: Node, product: Node) -> str | None:
     if flattened is None or build.graph.use_count(product.output) != 1:
         return None
     (x,) = flattened.inputs
-    *lead, width = build.type(node.output).shape
-    outputs, columns = build.type(product.output).shape[-1], build.type(rows).shape[-1]
-    if width != outputs or build.type(x).shape[: len(lead)] != tuple(lead):
+    shape = build.type(node.output).shape
+    if shape[-1:] != build.type(product.output).shape[-1:]:
         return None
-    spread = build.reshaped(x, (*lead, columns))
+    lead = shape[:-1]
+    if build.type(x).shape[: len(lead)] != lead:
+        return None
+    spread = build.reshaped(x, (*lead, *build.type(rows).shape[-1:]))
     return build.value("linear", [spread, *weights], product.attrs, product.origin)
 
 
