@@ -302,3 +302,67 @@ def test_a_comparison_that_depends_on_the_size_is_computed(tmp_path: Path) -> No
     for size in (3, 4, 5):
         given = {"x": random(2, size)}
         assert_same(graph, given, run_onnx(model, given))
+
+
+RESIZES = [
+    ("nearest", "asymmetric", "floor"),
+    ("nearest", "asymmetric", "ceil"),
+    ("nearest", "half_pixel", "round_prefer_floor"),
+    ("nearest", "half_pixel", "round_prefer_ceil"),
+    ("linear", "half_pixel", "floor"),
+    ("linear", "pytorch_half_pixel", "floor"),
+    ("linear", "align_corners", "floor"),
+    ("linear", "asymmetric", "floor"),
+]
+
+
+def _resize(how: tuple[str, str, str], operands: list[str]) -> onnx.NodeProto:
+    names = ("mode", "coordinate_transformation_mode", "nearest_mode")
+    return helper.make_node("Resize", operands, ["y"], **dict(zip(names, how, strict=True)))
+
+
+@pytest.mark.parametrize("scale", [2.0, 0.5, 0.7, 1.1])
+@pytest.mark.parametrize("how", RESIZES, ids="-".join)
+def test_resize_by_a_scale_of_a_size_that_is_not_fixed(
+    how: tuple[str, str, str], scale: float, tmp_path: Path
+) -> None:
+    inputs = {"x": random(1, 2, 10, 3)}
+    node = _resize(how, ["x", "", "scales"])
+    constants = {"scales": np.array([1, 1, scale, 1], np.float32)}
+    shapes = {"x": (1, 2, "height", 3)}
+    model = model_of([node], inputs, ["y"], constants=constants, shapes=shapes)
+    graph = imported(model, tmp_path)
+    for height in (2, 10, 23):
+        if int(height * scale) != height:  # onnxruntime copies then
+            given = {"x": random(1, 2, height, 3)}
+            assert_same(graph, given, run_onnx(model, given))
+
+
+@pytest.mark.parametrize("how", RESIZES, ids="-".join)
+def test_resize_to_the_size_of_another_input(how: tuple[str, str, str], tmp_path: Path) -> None:
+    inputs = {"x": random(1, 2, 9, 3), "like": random(1, 2, 4, 3)}
+    nodes = [_node("Shape", "like", "sizes"), _resize(how, ["x", "", "", "sizes"])]
+    shapes = {"x": (1, 2, "height", 3), "like": (1, 2, "rows", 3)}
+    model = model_of(nodes, inputs, ["y"], shapes=shapes)
+    graph = imported(model, tmp_path)
+    for height, rows in ((9, 4), (9, 14), (6, 6), (3, 1), (1, 3)):
+        given = {"x": random(1, 2, height, 3), "like": random(1, 2, rows, 3)}
+        assert_same(graph, given, run_onnx(model, given))
+
+
+def test_a_scale_is_the_fraction_that_it_stands_for(tmp_path: Path) -> None:
+    """10 times 0.7 are 7, though 0.7 is less in 32 bits."""
+    inputs = {"x": random(1, 1, 10, 3)}
+    constants = {"scales": np.array([1, 1, 0.7, 1], np.float32)}
+    model = model_of([_resize(RESIZES[0], ["x", "", "scales"])], inputs, ["y"], constants=constants)
+    graph = imported(model, tmp_path)
+    assert graph.type(graph.outputs[0]).shape == (1, 1, 7, 3)
+    assert_same(graph, inputs, run_onnx(model, inputs))
+
+
+def test_an_impossible_scale_is_refused(tmp_path: Path) -> None:
+    inputs = {"x": random(1, 1, 10, 3)}
+    constants = {"scales": np.array([1, 1, 0, 1], np.float32)}
+    model = model_of([_resize(RESIZES[0], ["x", "", "scales"])], inputs, ["y"], constants=constants)
+    with pytest.raises(InputError, match="the impossible scale 0"):
+        imported(model, tmp_path)

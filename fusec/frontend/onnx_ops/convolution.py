@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusec import symbolic
 from fusec.diagnostics import InputError
@@ -17,7 +18,6 @@ from fusec.frontend.onnx_ops.base import (
     Results,
     Value,
     known,
-    objects,
     operator,
     positive_axes,
     static,
@@ -199,92 +199,157 @@ def _global_pool(ctx: Context, call: Call) -> Results:
 
 @operator("Resize", "Upsample")
 def _resize(ctx: Context, call: Call) -> Results:
-    """Nearest and linear (also cubic's neighbours by weights), of sizes known while importing."""
+    """Nearest and linear, by constant scales or to sizes that follow from those of the inputs."""
     x, mode = call.operand(0), call.text("mode", "nearest")
     if mode not in ("nearest", "linear"):
         raise NotCovered(f"`{call.op}` with the mode `{mode}`")
+    if mode == "linear" and not x.type.element.is_float:
+        raise NotCovered(f"`{call.op}` between integers")
     if call.integer("antialias", 0):
         raise NotCovered(f"`{call.op}` with antialiasing")
     axes = positive_axes(call.integers("axes") or tuple(range(x.rank)), x.rank)
+    transform = call.text("coordinate_transformation_mode", "half_pixel")
+    rounding = call.text("nearest_mode", "round_prefer_floor")
+    scales, sizes = ctx.array(call.optional(2)), ctx.dims(call.optional(3))
     if call.op == "Upsample":
-        scales, sizes, transform = ctx.array(call.operand(1)), None, "asymmetric"
-    else:
-        transform = call.text("coordinate_transformation_mode", "half_pixel")
-        scales, sizes = ctx.array(call.optional(2)), ctx.dims(call.optional(3))
+        scales, sizes = ctx.array(call.operand(1)), None
+        transform, rounding = "asymmetric", "floor"
     if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise NotCovered("`Resize` that keeps the aspect ratio")
     if transform == "tf_crop_and_resize":
         raise NotCovered("`Resize` that crops")
-    given = scales is not None and scales.size > 0
-    for place, axis in enumerate(axes):
-        wanted = None if given or sizes is None else sizes[place]
-        if not given and wanted is None:
-            raise NotCovered("the size depends on the data")
-        if wanted == x.shape[axis]:
+    given: list[float] | list[Dim]
+    if scales is not None and scales.size > 0:
+        given = scales.reshape(-1).tolist()
+    elif sizes is not None:
+        given = list(sizes)
+    else:
+        raise NotCovered("the size depends on the data")
+    if len(given) != len(axes):
+        raise InputError(f"a `{call.op}` gives {len(given)} sizes for {len(axes)} axes")
+    for axis, wanted in zip(axes, given, strict=True):
+        size = x.shape[axis]
+        up, down = _fraction(wanted) if isinstance(wanted, float) else (wanted, size)
+        if up == down:
             continue
-        if given and scales is not None and float(scales.reshape(-1)[place]) == 1.0:
-            continue
-        size = static(x.shape[axis], "a size that is resized")
-        if given and scales is not None:
-            scale = float(scales.reshape(-1)[place])
-            length = math.floor(size * scale)
-        else:
-            length = static(wanted if wanted is not None else size, "a size to resize to")
-            scale = length / size
-        at = _source_places(transform, length, size, scale)
+        length = symbolic.floor_divide(size * up, down)
+        line = _source_places(ctx, transform, length, size, up, down)
         if mode == "nearest":
-            rounding = call.text("nearest_mode", "round_prefer_floor")
-            if call.op == "Upsample":
-                rounding = "floor"
-            index = np.clip(_rounded(at, rounding), 0, size - 1)
-            x = ctx.take(x, ctx.integers(index.astype(int).tolist()), axis)
+            x = ctx.take(x, _nearest(ctx, line, rounding), axis)
         else:
-            x = _interpolated(ctx, x, axis, at, size)
+            x = _interpolated(ctx, x, axis, line)
     return x
 
 
-def _source_places(transform: str, length: int, size: int, scale: float) -> NDArray[np.float64]:
-    """Where in the operand each element of the result comes from."""
-    index = np.arange(length, dtype=np.float64)
-    if transform == "asymmetric":
-        return index / scale
+def _fraction(scale: float) -> tuple[int, int]:
+    """A scale as the small fraction that it is in 32 bits: 7/10 rather than 0.69999999.
+
+    Raises:
+        InputError: it is not a positive number.
+    """
+    if not 0 < scale < math.inf:
+        raise InputError(f"a `Resize` has the impossible scale {scale}")
+    exact = Fraction(scale)
+    small = exact.limit_denominator(1 << 12)
+    meant = small if np.float32(float(small)) == np.float32(scale) else exact
+    return meant.numerator, meant.denominator
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Where the elements of a resized axis come from: `(slope * i + offset) / under`.
+
+    Attributes:
+        length: of the result.
+        size: of the operand.
+        slope, offset, under: integers, so that no place is rounded but where ONNX says so.
+    """
+
+    length: Dim
+    size: Dim
+    slope: Dim
+    offset: Dim
+    under: Dim
+
+    def over(self, ctx: Context, factor: int, shift: Dim) -> Value:
+        """`factor * (slope * i + offset) + shift`."""
+        slope, offset = factor * self.slope, factor * self.offset + shift
+        if isinstance(self.length, int) and isinstance(slope, int) and isinstance(offset, int):
+            return ctx.integers([slope * index + offset for index in range(self.length)])
+        return ctx.iota(self.length, start=offset, step=slope)
+
+
+def _source_places(
+    ctx: Context, transform: str, length: Dim, size: Dim, up: Dim, down: Dim
+) -> _Line:
+    if transform == "asymmetric":  # i / scale
+        return _Line(length, size, down, 0, up)
     if transform == "align_corners":
-        return index * (size - 1) / (length - 1) if length > 1 else index * 0
-    if transform == "pytorch_half_pixel" and length == 1:
-        return index * 0
+        return _Line(length, size, size - 1, 0, ctx.larger(length - 1, 1))
+    slope, offset = 2 * down, down - up  # (i + 1/2) / scale - 1/2
     if transform == "half_pixel_symmetric":
-        adjustment = length / (size * scale)
-        centre = size / 2
-        return centre * (1 - adjustment) + (index + 0.5) / scale - 0.5
-    if transform in ("half_pixel", "pytorch_half_pixel"):
-        return (index + 0.5) / scale - 0.5
-    raise InputError(f"a `Resize` has the unknown coordinates `{transform}`")
+        offset = offset + size * up - length * down
+    elif transform == "pytorch_half_pixel":
+        several = ctx.smaller(length - 1, 1)
+        slope, offset = slope * several, offset * several
+    elif transform != "half_pixel":
+        raise InputError(f"a `Resize` has the unknown coordinates `{transform}`")
+    return _Line(length, size, slope, offset, 2 * up)
 
 
-def _rounded(at: NDArray[np.float64], how: str) -> NDArray[np.float64]:
-    if how == "floor":
-        return np.floor(at)
-    if how == "ceil":
-        return np.ceil(at)
-    if how == "round_prefer_ceil":
-        return np.floor(at + 0.5)
-    if how == "round_prefer_floor":
-        return np.ceil(at - 0.5)
-    raise InputError(f"a `Resize` has the unknown rounding `{how}`")
+_INTEGER = {
+    "add": np.add,
+    "floordiv": np.floor_divide,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "mod": np.mod,
+}
 
 
-def _interpolated(ctx: Context, x: Value, axis: int, at: NDArray[np.float64], size: int) -> Value:
-    at = np.clip(at, 0, size - 1)
-    low = np.floor(at).astype(int)
-    high = np.minimum(low + 1, size - 1)
-    share = at - low
-    shape = [len(at) if index == axis else 1 for index in range(x.rank)]
-    parts: list[Value] = []
-    for index, weight in ((low, 1 - share), (high, share)):
-        part = ctx.take(x, ctx.integers(index.tolist()), axis)
-        factor = known(objects(weight.tolist(), shape), x.dtype)
-        parts.append(ctx.elementwise("mul", part, factor))
-    return ctx.elementwise("add", parts[0], parts[1])
+def _integer(ctx: Context, op: str, a: Value, b: Dim) -> Value:
+    """`a op b` of integers; now, if they are known."""
+    if a.content is not None and isinstance(b, int):
+        return known(_INTEGER[op](a.content, b), a.dtype)
+    return ctx.elementwise(op, a, ctx.scalar(b, a.dtype))
+
+
+def _inside(ctx: Context, places: Value, last: Dim) -> Value:
+    return _integer(ctx, "minimum", _integer(ctx, "maximum", places, 0), last)
+
+
+def _nearest(ctx: Context, line: _Line, rounding: str) -> Value:
+    """Places as whole numbers inside the axis."""
+    rules: dict[str, tuple[int, Dim]] = {
+        "floor": (1, 0),
+        "ceil": (1, line.under - 1),
+        "round_prefer_ceil": (2, line.under),
+        "round_prefer_floor": (2, line.under - 1),
+    }
+    if rounding not in rules:
+        raise InputError(f"a `Resize` has the unknown rounding `{rounding}`")
+    factor, shift = rules[rounding]
+    whole = _integer(ctx, "floordiv", line.over(ctx, factor, shift), factor * line.under)
+    return _inside(ctx, whole, line.size - 1)
+
+
+def _interpolated(ctx: Context, x: Value, axis: int, line: _Line) -> Value:
+    last, under = line.size - 1, line.under
+    over = _inside(ctx, line.over(ctx, 1, 0), last * under)
+    low = _integer(ctx, "floordiv", over, under)
+    high = _inside(ctx, _integer(ctx, "add", low, 1), last)
+    share = _share(ctx, _integer(ctx, "mod", over, under), under, x.dtype)
+    share = ctx.reshape(share, (line.length, *(1,) * (x.rank - 1 - axis)))
+    first, second = ctx.take(x, low, axis), ctx.take(x, high, axis)
+    change = ctx.elementwise("mul", ctx.elementwise("sub", second, first), share)
+    return ctx.elementwise("add", first, change)
+
+
+def _share(ctx: Context, part: Value, whole: Dim, dtype: str) -> Value:
+    """`part / whole` in floating point; now, if they are known."""
+    if part.content is not None and isinstance(whole, int):
+        return known(np.true_divide(part.content, whole), dtype)
+    wide = (ctx.cast(value, "f32") for value in (part, ctx.scalar(whole, "i64")))
+    return ctx.cast(ctx.elementwise("div", *wide), dtype)
 
 
 @operator("ConvTranspose")
