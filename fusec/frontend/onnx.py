@@ -188,6 +188,13 @@ class _Reader:
                 message = f"the size `{name}` is always {value} in this model"
                 raise UsageError(message, at=str(self.path), hint=f"leave out `--dim {name}=...`")
             self.substitutions[name] = value
+        for name, factor in found.factors.items():
+            part, spec = f"{name}_by_{factor}", self.specs.get(name)
+            if spec is not None and spec.asked:
+                message = f"`{name}` has to be a multiple of {factor} in this model"
+                hint = f"give `--dim {part}=...` for a range: `{name}` is {factor} times that"
+                raise UsageError(message, at=str(self.path), hint=hint)
+            self.substitutions[name] = factor * symbolic.symbol(part)
         for name, limit in found.limits.items():
             spec = self.specs.get(name)
             if spec is not None and spec.asked and (spec.maximum or limit + 1) > limit:

@@ -366,3 +366,45 @@ def test_an_impossible_scale_is_refused(tmp_path: Path) -> None:
     model = model_of([_resize(RESIZES[0], ["x", "", "scales"])], inputs, ["y"], constants=constants)
     with pytest.raises(InputError, match="the impossible scale 0"):
         imported(model, tmp_path)
+
+
+def _halved_and_doubled(folder: Path, **more: Any) -> tuple[onnx.ModelProto, Graph]:
+    pool = {"kernel_shape": [3, 1], "strides": [2, 1], "pads": [1, 0, 1, 0]}
+    nodes = [
+        _node("MaxPool", "x", "half", **pool),
+        _node("MaxPool", "half", "quarter", **pool),
+        helper.make_node("Resize", ["quarter", "", "twice"], ["up"]),
+        _node("Concat", "half up", "y", axis=1),
+    ]
+    constants = {"twice": np.array([1, 1, 2, 1], np.float32)}
+    inputs, shapes = {"x": random(1, 2, 8, 3)}, {"x": (1, 2, "height", 3)}
+    model = model_of(nodes, inputs, ["y"], constants=constants, shapes=shapes)
+    return model, imported(model, folder, **more)
+
+
+def test_a_size_that_has_to_be_a_multiple(tmp_path: Path) -> None:
+    """A network that halves a height and doubles it again takes the heights that come back."""
+    model, graph = _halved_and_doubled(tmp_path, dims={"height_by_4": (1, 16)})
+    assert str(graph.type("x").shape[2]) == "4*height_by_4"
+    assert graph.symbols == {"height_by_4": (1, 16)}
+    for height in (4, 12, 64):
+        given = {"x": random(1, 2, height, 3)}
+        assert_same(graph, given, run_onnx(model, given))
+
+
+def test_a_range_is_no_range_of_multiples(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="`height` has to be a multiple of 4") as caught:
+        _halved_and_doubled(tmp_path, dims={"height": (4, 64)})
+    assert caught.value.hint is not None and "--dim height_by_4=..." in caught.value.hint
+    _, graph = _halved_and_doubled(tmp_path, dims={"height": 12})
+    assert graph.type("x").shape == (1, 2, 12, 3)
+
+
+def test_rows_in_groups(tmp_path: Path) -> None:
+    inputs = {"x": random(28, 3)}
+    constants = {"shape": _ints(-1, 14, 3)}
+    nodes = [_node("Reshape", "x shape", "y")]
+    model = model_of(nodes, inputs, ["y"], constants=constants, shapes={"x": ("rows", 3)})
+    graph = imported(model, tmp_path)
+    assert [str(dim) for dim in graph.type(graph.outputs[0]).shape] == ["rows_by_14", "14", "3"]
+    assert_same(graph, inputs, run_onnx(model, inputs))

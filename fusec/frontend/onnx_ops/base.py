@@ -28,6 +28,9 @@ FOLD_LIMIT = 64
 NO_BOUND = (1 << 31) - 1
 """Bounds of slices from here on mean the end of the axis."""
 
+MAX_FACTOR = 128
+"""The largest number that a size is found to be a multiple of."""
+
 TABLE_LIMIT = 1 << 16
 """Elements up to which a constant operand, such as the sizes of a `Resize`, is read."""
 
@@ -45,16 +48,19 @@ class Restart(Exception):
     Attributes:
         substitutions: what symbols stand for.
         limits: the largest values of symbols.
+        factors: what symbols are multiples of.
     """
 
     def __init__(
         self,
         substitutions: Mapping[str, Dim] | None = None,
         limits: Mapping[str, int] | None = None,
+        factors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.substitutions = dict(substitutions or {})
         self.limits = dict(limits or {})
+        self.factors = dict(factors or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,8 +505,9 @@ class Context:
     def require_equal(self, a: Dim, b: Dim) -> None:
         """Go on only if `a` and `b` are the same size.
 
-        Exporters give one size several symbols, and clip `seq` to the length of a table; such a
-        model runs only where the sizes are equal, so the import begins anew with that knowledge.
+        Exporters give one size several symbols, clip `seq` to the length of a table, and halve a
+        height to double it again; such a model runs only where the sizes are equal, so the import
+        begins anew with that knowledge.
 
         Raises:
             Restart: they are, if symbols are narrowed.
@@ -521,6 +528,7 @@ class Context:
                 raise Restart({name: other})
         self._lift_bound(a, b)
         self._solve(a - b)
+        self._find_factor(a - b)
         hint = "the model was exported for other sizes, or is damaged"
         raise InputError(f"sizes `{a}` and `{b}` have to be equal, and are not", hint=hint)
 
@@ -552,6 +560,14 @@ class Context:
             if isinstance(value, int) and value >= 0 and slope * value + at_zero == 0:
                 if value or isinstance(slope, int):
                     raise Restart({name: value})
+
+    def _find_factor(self, difference: Dim) -> None:
+        """Where `difference` is zero for the multiples of a number, keep the symbol to those."""
+        for name in sorted(symbolic.symbols_of(difference)):
+            for factor in range(2, MAX_FACTOR + 1):
+                multiple = {name: factor * symbolic.symbol(name)}
+                if symbolic.substitute(difference, multiple) == 0:
+                    raise Restart(factors={name: factor})
 
 
 def known(content: Contents, dtype: str) -> Value:
