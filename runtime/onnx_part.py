@@ -112,4 +112,6 @@ def error_types(onnxruntime: Any) -> tuple[type[Exception], ...]:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    """Its beginning, which names the node, and its end, which says what is wrong with it."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:100]} ... {line[-200:]}"

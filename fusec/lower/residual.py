@@ -49,9 +49,9 @@ NEW_TYPES_ONLY = frozenset(
         "ConstantOfShape Conv ConvTranspose Cos Cosh DeformConv Det Dropout Elu EyeLike "
         "Flatten GRU GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample HardSigmoid "
         "HardSwish Identity If InstanceNormalization LSTM Loop LpNormalization LpPool MaxPool "
-        "MaxRoiPool MaxUnpool Mish Multinomial NegativeLogLikelihoodLoss Pad RNN RandomNormal "
-        "RandomNormalLike RandomUniform RandomUniformLike Reshape RoiAlign Round Scan Selu "
-        "Shape Sin Sinh Size Softplus Softsign SplitToSequence Squeeze Tan ThresholdedRelu "
+        "MaxRoiPool MaxUnpool Mish Multinomial NegativeLogLikelihoodLoss Pad QLinearMatMul RNN "
+        "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Reshape RoiAlign Round Scan "
+        "Selu Shape Sin Sinh Size Softplus Softsign SplitToSequence Squeeze Tan ThresholdedRelu "
         "TopK Transpose Unsqueeze"
     ).split()
 )
@@ -325,9 +325,23 @@ def _since(op: str, version: int, domain: str) -> int | None:
         return None
 
 
+def _may_be_left_out(op: str, version: int, domain: str, index: int) -> bool:
+    """Whether onnxruntime runs `op` without result `index`; those of `If` and `Loop` it needs."""
+    import onnx
+
+    try:
+        outputs = onnx.defs.get_schema(op, version, domain).outputs
+    except onnx.defs.SchemaError:
+        return True
+    option = outputs[min(index, len(outputs) - 1)].option
+    return bool(option == onnx.defs.OpSchema.FormalParameterOption.Optional)
+
+
 def _of_onnx(graph: Graph, node: Node) -> Any:
     model = _Model(graph, node)
     made = _onnx_node(node)
+    domain, op = _onnx_op(node)
+    version = int_attr(node.attrs, "_version")
     for attribute in made.attribute:
         if attribute.name in ("to", "dtype") and DTYPE_OF.get(attribute.i) == "bf16":
             attribute.i = ELEMENT_OF["f32"]
@@ -339,15 +353,14 @@ def _of_onnx(graph: Graph, node: Node) -> Any:
         _capture(model, str(outer), model.operand(next(operands)))
     results = iter(node.outputs)
     given: list[tuple[str, str]] = []
-    for letter in str(node.attrs["_outputs"]):
-        made.output.append("" if letter == "-" else model.name())
+    for index, letter in enumerate(str(node.attrs["_outputs"])):
+        needed = letter != "-" or not _may_be_left_out(op, version, domain, index)
+        made.output.append(model.name() if needed else "")
         if letter != "-":
             given.append((next(results), made.output[-1]))
     model.nodes.append(made)
     for value, name in given:
         model.give(value, name)
-    domain, _ = _onnx_op(node)
-    version = int_attr(node.attrs, "_version")
     return model.proto({domain: version if domain else min(version, OPSET)})
 
 

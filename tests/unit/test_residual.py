@@ -183,6 +183,35 @@ def test_a_loop_runs(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, inputs["x"] + 4 * inputs["step"], rtol=1e-6)
 
 
+def test_a_loop_of_which_one_result_is_read(tmp_path: Path) -> None:
+    """onnxruntime 1.22.2 crashes where a result of a loop has no name."""
+    infos = [
+        helper.make_tensor_value_info(name, element, shape)
+        for name, element, shape in (
+            ("i", TensorProto.INT64, []),
+            ("go", TensorProto.BOOL, []),
+            ("state", 1, [3]),
+            ("on", TensorProto.BOOL, []),
+            ("next", 1, [3]),
+            ("row", 1, [3]),
+        )
+    ]
+    nodes = [
+        helper.make_node("Identity", ["go"], ["on"]),
+        helper.make_node("Add", ["state", "step"], ["next"]),
+        helper.make_node("Identity", ["state"], ["row"]),
+    ]
+    body = helper.make_graph(nodes, "body", infos[:3], infos[3:])
+    inputs = {"n": np.array(4, np.int64), "x": random(3), "step": random(3, seed=1)}
+    node = helper.make_node("Loop", ["n", "", "x"], ["last", "rows"], body=body)
+    model = model_of([node], inputs, ["rows"])
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("rows", 1, [4, 3]))
+    graph = imported(model, tmp_path)
+    (got,) = _run(build_residual(graph, _only(graph)), inputs)
+    wanted = inputs["x"] + np.arange(4)[:, None] * inputs["step"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_bf16_is_widened_at_the_border(tmp_path: Path) -> None:
     """onnxruntime's CPU kernels do not take bf16."""
     node = helper.make_node("LRN", ["x"], ["y"], size=3, alpha=0.1, beta=0.7, bias=1.5)
