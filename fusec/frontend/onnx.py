@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import ChainMap, Counter
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from fusec.frontend.onnx_ops.base import (
     objects,
 )
 from fusec.frontend.onnx_ops.folding import fold
-from fusec.frontend.onnx_ops.opaque import add_opaque, value_type
+from fusec.frontend.onnx_ops.opaque import add_opaque
 from fusec.frontend.onnx_ops.tensors import (
     TensorSource,
     dtype_of,
@@ -208,6 +209,7 @@ class _Reader:
         graph = Graph()
         ctx = Context(graph, {name: spec.range for name, spec in self.specs.items()})
         ctx.single_use = self.single_use
+        ctx.substitutions = self.substitutions
         scope: MutableMapping[str, Value] = {}
         try:
             self._inputs(ctx, scope)
@@ -296,11 +298,7 @@ class _Reader:
             renamed = symbolic.symbol(f"{part}_")
             expression = symbolic.substitute(expression, {part: renamed})
         self.declared.update(dict.fromkeys(sorted(symbolic.symbols_of(expression))))
-        for _ in range(len(self.substitutions) + 1):
-            before = expression
-            expression = symbolic.substitute(expression, self.substitutions)
-            if expression == before:
-                break
+        expression = ctx.known_now(expression)
         for part in sorted(symbolic.symbols_of(expression)):
             if part not in ctx.graph.symbols:
                 ctx.graph.symbols[part] = self._range(part)
@@ -321,7 +319,7 @@ class _Reader:
         self, ctx: Context, graph: Any, scope: MutableMapping[str, Value], depth: int
     ) -> None:
         declared = {info.name: info for info in (*graph.value_info, *graph.output)}
-        for node in graph.node:
+        for node in _in_order(graph):
             if not any(name in self.read for name in node.output):
                 continue
             ctx.origin = _origin(node)
@@ -398,8 +396,7 @@ class _Reader:
             for name in dict.fromkeys(_captured(node))
             if name in scope and name not in node.input
         }
-        types = _Declared(ctx, declared)
-        return add_opaque(ctx, call, why, captures, types)
+        return add_opaque(ctx, call, why, captures, declared)
 
     def _constant(self, call: Call) -> Value:
         import numpy as np
@@ -440,25 +437,6 @@ class _Reader:
             if info.name not in inner:
                 raise InputError(f"nothing defines `{info.name}`, which a branch returns")
         return tuple(inner[info.name] for info in branch.output)
-
-
-class _Declared(Mapping[str, TensorType]):
-    """Types that the file declares, read when asked for."""
-
-    def __init__(self, ctx: Context, infos: Mapping[str, Any]) -> None:
-        self._ctx, self._infos = ctx, infos
-
-    def __getitem__(self, name: str) -> TensorType:
-        kind = value_type(self._ctx, self._infos[name], f"{_as_symbol(name)}_size")
-        if kind is None:
-            raise KeyError(name)
-        return kind
-
-    def __iter__(self) -> Any:
-        return iter(self._infos)
-
-    def __len__(self) -> int:
-        return len(self._infos)
 
 
 def _attribute(entry: Any) -> Any:
@@ -508,6 +486,26 @@ def _captured(node: Any, depth: int = 0) -> list[str]:
             defined.update(inner.output)
         found += [info.name for info in graph.output if info.name not in defined]
     return found
+
+
+def _in_order(graph: Any) -> Sequence[Any]:
+    """The nodes, each after those that it reads; some tools write them in another order."""
+    nodes = list(graph.node)
+    made: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for name in filter(None, node.output):
+            made.setdefault(name, index)
+    reads = {
+        index: [made[name] for name in (*node.input, *_captured(node)) if name in made]
+        for index, node in enumerate(nodes)
+    }
+    if all(other < index for index, others in reads.items() for other in others):
+        return nodes
+    try:
+        return [nodes[index] for index in TopologicalSorter(reads).static_order()]
+    except CycleError as error:
+        names = ", ".join(f"`{nodes[index].op_type}`" for index in error.args[1])
+        raise InputError(f"these nodes read each other: {names}") from None
 
 
 def _reads(graph: Any, depth: int = 0) -> Counter[str]:

@@ -152,6 +152,11 @@ def _defined_twice(model: onnx.ModelProto) -> None:
     model.graph.node.append(model.graph.node[0])
 
 
+def _cycle(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[0] = "z"
+    model.graph.node.append(helper.make_node("Relu", ["y"], ["z"]))
+
+
 def _weight_twice(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(model.graph.initializer[0])
 
@@ -209,6 +214,7 @@ def _reference(model: onnx.ModelProto) -> None:
         (_unknown_output, "nothing defines the output `z`"),
         (_unknown_input, "reads `z`, which nothing defines"),
         (_defined_twice, "value `y` is defined twice"),
+        (_cycle, "read each other: `(MatMul`, `Relu`, `MatMul|Relu`, `MatMul`, `Relu)`"),
         (_weight_twice, r"weight `head\.weight` is defined twice"),
         (_short_weight, "has 79 bytes of data instead of 80"),
         (_wrong_shape, "sizes `5` and `4` have to be equal"),
@@ -228,6 +234,29 @@ def test_damaged_models(
     model = _model()
     change(model)
     _refused(tmp_path, model, match)
+
+
+def test_nodes_in_another_order(tmp_path: Path) -> None:
+    """As tools write them that edit graphs; a branch reads what comes after it, too."""
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node(op, ["b"], ["r"])],
+            name,
+            [],
+            [helper.make_tensor_value_info("r", 1, None)],
+        )
+        for name, op in (("then", "Neg"), ("else", "Exp"))
+    }
+    nodes = [
+        helper.make_node("If", ["flag"], ["y"], **branches),
+        helper.make_node("Add", ["a", "x"], ["b"]),
+        helper.make_node("Mul", ["x", "x"], ["a"]),
+    ]
+    model = model_of(nodes, INPUTS, ["y"], constants={"flag": np.array(False)})
+    graph = imported(model, tmp_path)
+    assert [node.op for node in graph.nodes()] == ["mul", "add", "exp"]
+    x = INPUTS["x"]
+    assert_same(graph, INPUTS, [np.exp(x * x + x)])
 
 
 def test_the_message_says_which_module(tmp_path: Path) -> None:

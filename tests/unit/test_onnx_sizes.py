@@ -277,6 +277,19 @@ def test_a_shape_that_depends_on_data_stays_opaque(tmp_path: Path) -> None:
     assert graph.type(node.output).rank == 2
 
 
+def test_sizes_that_the_file_declares_of_what_depends_on_data(tmp_path: Path) -> None:
+    """Inference tells only the rank; the file tells the rest, by names that may have changed."""
+    inputs = {"x": random(2, 6), "n": _ints(2, 2, 3), "z": random(2, 1)}
+    nodes = [_node("Mul", "x z", "w"), _node("Reshape", "x n", "r"), _node("Relu", "r", "y")]
+    shapes = {"x": ("batch", 6), "n": (3,), "z": ("rows", 1)}
+    model = model_of(nodes, inputs, ["y", "w"], shapes=shapes)
+    model.graph.value_info.append(helper.make_tensor_value_info("r", 1, ["rows", None, 3]))
+    graph = imported(model, tmp_path)
+    first, second, third = graph.type(graph.outputs[0]).shape
+    assert (str(first), third) == ("batch", 3)
+    assert str(second).startswith("reshape_size")
+
+
 def test_a_size_that_depends_on_data_is_not_a_contradiction(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Reshape", ["x", "shape"], ["r"]),

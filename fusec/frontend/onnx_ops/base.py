@@ -196,6 +196,7 @@ class Context:
         given: ranges of symbols that the caller asked for.
         origin: where the nodes being added come from.
         single_use: names of ONNX values that are read once and not returned.
+        substitutions: what symbols of the file turned out to be.
         data_sizes: symbols for sizes that depend on data.
     """
 
@@ -204,6 +205,7 @@ class Context:
         self.given = dict(given)
         self.origin = Origin()
         self.single_use: frozenset[str] = frozenset()
+        self.substitutions: Mapping[str, Dim] = {}
         self.data_sizes: set[str] = set()
         self._constants: dict[tuple[str, tuple[Dim, ...], str], str] = {}
         self._parameters: dict[tuple[str, str], str] = {}
@@ -461,6 +463,15 @@ class Context:
         return self.emit(op, (x,), attrs)
 
     # --- sizes ------------------------------------------------------------------------------
+
+    def known_now(self, dim: Dim) -> Dim:
+        """A size as the file writes it, after all substitutions."""
+        for _ in range(len(self.substitutions) + 1):
+            before = dim
+            dim = symbolic.substitute(dim, self.substitutions)
+            if dim == before:
+                break
+        return dim
 
     def span(self, dim: Dim) -> tuple[float, float]:
         """Inclusive bounds of a size."""

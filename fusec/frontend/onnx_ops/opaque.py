@@ -14,7 +14,7 @@ names, and under names that begin with an underscore what else is needed:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusec import symbolic
@@ -38,16 +38,16 @@ def add_opaque(
     call: Call,
     why: str,
     captures: Mapping[str, Value],
-    declared: Mapping[str, TensorType],
+    declared: Mapping[str, Any],
 ) -> tuple[Value | None, ...]:
-    """Add the node; its types come from ONNX's own shape inference, else from the file.
+    """Add the node; its types come from ONNX's own shape inference, the rest from the file.
 
     Args:
         ctx: the graph under construction.
         call: the node of the file.
         why: why it has no translation.
         captures: values that its subgraphs read, by their names in the file.
-        declared: types that the file itself declares.
+        declared: what the file itself declares of values, each a `ValueInfoProto`.
 
     Raises:
         UnsupportedError: nothing tells a result's type.
@@ -123,14 +123,15 @@ def _types(
     call: Call,
     why: str,
     captures: Mapping[str, Value],
-    declared: Mapping[str, TensorType],
+    declared: Mapping[str, Any],
 ) -> list[TensorType]:
     inferred = _inferred(ctx, call, captures)
     types: list[TensorType] = []
     for name in call.outputs:
         if not name:
             continue
-        kind = inferred.get(name) or declared.get(name)
+        told = [infos[name] for infos in (inferred, declared) if name in infos]
+        kind = _type(ctx, told, f"{call.op.lower()}_size")
         if kind is None:
             raise UnsupportedError(
                 f"nothing tells the type of `{name}`, which `{call.op}` makes ({why})",
@@ -140,8 +141,8 @@ def _types(
     return types
 
 
-def _inferred(ctx: Context, call: Call, captures: Mapping[str, Value]) -> dict[str, TensorType]:
-    """Types of the results by onnx's inference over the node alone."""
+def _inferred(ctx: Context, call: Call, captures: Mapping[str, Value]) -> dict[str, Any]:
+    """What onnx infers of the results from the node alone, each a `ValueInfoProto`."""
     import onnx
     from onnx import helper, shape_inference
 
@@ -176,12 +177,7 @@ def _inferred(ctx: Context, call: Call, captures: Mapping[str, Value]) -> dict[s
     except (shape_inference.InferenceError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1:]
         raise InputError(f"onnx refuses `{call.op}`: {''.join(reason)[:200]}") from error
-    found: dict[str, TensorType] = {}
-    for info in (*model.graph.output, *model.graph.value_info):
-        kind = value_type(ctx, info, f"{call.op.lower()}_size")
-        if kind is not None:
-            found.setdefault(info.name, kind)
-    return found
+    return {info.name: info for info in (*model.graph.value_info, *model.graph.output)}
 
 
 def _info(name: str, kind: TensorType) -> Any:
@@ -191,27 +187,30 @@ def _info(name: str, kind: TensorType) -> Any:
     return helper.make_tensor_value_info(name, ELEMENT_OF[kind.dtype], shape)
 
 
-def value_type(ctx: Context, info: Any, base: str) -> TensorType | None:
-    """The type that a `ValueInfoProto` declares; unknown sizes become new symbols called `base`."""
-    tensor = info.type.tensor_type
-    if not tensor.elem_type or not tensor.HasField("shape"):
+def _type(ctx: Context, infos: Sequence[Any], base: str) -> TensorType | None:
+    """The type that the first `ValueInfoProto` tells that has one.
+
+    A size that it leaves open is taken from the next; if none has it, it is a new symbol `base`.
+    """
+    tensors = [info.type.tensor_type for info in infos]
+    tensors = [each for each in tensors if each.elem_type and each.HasField("shape")]
+    if not tensors:
         return None
-    dtype = dtype_of(tensor.elem_type, f"`{info.name}`")
-    shape: list[Dim] = []
-    for dim in tensor.shape.dim:
-        if dim.HasField("dim_value"):
-            shape.append(int(dim.dim_value))
-        else:
-            shape.append(_named(ctx, str(dim.dim_param), base))
-    return TensorType(dtype, tuple(shape))
+    dtype, rank = dtype_of(tensors[0].elem_type, f"`{infos[0].name}`"), len(tensors[0].shape.dim)
+    shapes = [each.shape.dim for each in tensors if len(each.shape.dim) == rank]
+    sizes: list[Dim] = []
+    for told in zip(*shapes, strict=True):
+        found = [size for size in (_size(ctx, dim) for dim in told) if size is not None]
+        sizes.append(found[0] if found else ctx.fresh_symbol(base))
+    return TensorType(dtype, tuple(sizes))
 
 
-def _named(ctx: Context, text: str, base: str) -> Dim:
-    if text:
-        try:
-            dim = symbolic.parse_dim(text)
-        except ParseError:
-            return ctx.fresh_symbol(base)
-        if symbolic.symbols_of(dim) <= ctx.graph.symbols.keys():
-            return dim
-    return ctx.fresh_symbol(base)
+def _size(ctx: Context, dim: Any) -> Dim | None:
+    """The size that the file writes, if it is known."""
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    try:
+        found = ctx.known_now(symbolic.parse_dim(str(dim.dim_param)))
+    except ParseError:
+        return None
+    return found if symbolic.symbols_of(found) <= ctx.graph.symbols.keys() else None
