@@ -301,6 +301,17 @@ def test_a_size_that_depends_on_data_is_not_a_contradiction(tmp_path: Path) -> N
         imported(model, tmp_path)
 
 
+def test_sizes_that_are_returned(tmp_path: Path) -> None:
+    nodes = [_node("Shape", "x", "s"), _node("Size", "x", "n"), _node("Cast", "s", "r", to=1)]
+    inputs = {"x": random(2, 3)}
+    model = model_of(nodes, inputs, ["s", "n", "r"], shapes={"x": ("batch", "seq")})
+    graph = imported(model, tmp_path)
+    assert not any(isinstance(node.attrs.get("value"), tuple) for node in graph.nodes())
+    for shape in ((2, 3), (7, 5)):
+        given = {"x": random(*shape)}
+        assert_same(graph, given, run_onnx(model, given))
+
+
 def test_a_comparison_that_depends_on_the_size_is_computed(tmp_path: Path) -> None:
     """Whether `seq` is above 4 is known only where the model runs."""
     nodes = [

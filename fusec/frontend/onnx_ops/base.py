@@ -304,10 +304,15 @@ class Context:
         key = (kind.dtype, kind.shape, repr(elements))
         if key not in self._constants:
             same = len(elements) > 1 and len(set(map(repr, elements))) == 1
-            held: Attr = elements[0] if same else _nested(content)
-            attrs: Attrs = {"value": held, "dtype": kind.dtype, "shape": kind.shape}
-            node = self.graph.add("full" if same else "constant", (), attrs, origin=self.origin)
-            self._constants[key] = node.output
+            if same or len(elements) == 1 or not any(isinstance(item, Expr) for item in elements):
+                held: Attr = elements[0] if same else _nested(content)
+                attrs: Attrs = {"value": held, "dtype": kind.dtype, "shape": kind.shape}
+                op = "full" if same else "constant"
+                made = self.graph.add(op, (), attrs, origin=self.origin).output
+            else:  # each size is known only where the model runs
+                parts = [self.full(item, (1,), kind.dtype) for item in elements]
+                made = self.materialise(self.reshape(self.concat(parts, 0), kind.shape))
+            self._constants[key] = made
         return self._constants[key]
 
     def _measured(self, kind: TensorType, content: Contents) -> str:
