@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import struct
-import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 from fusec.diagnostics import DeviceError, InputError
 from fusec.runtime.errors import ChecksumError, CodeError
+from fusec.runtime.locks import Lock
 
 CORE_SYMBOLS = (
     "fusec_crc32",
@@ -281,7 +281,7 @@ class Module:
 
 
 _modules: dict[str, Module] = {}
-_modules_lock = threading.Lock()
+_modules_lock = Lock()
 
 
 def load_module(code: memoryview, sha256: str, at: str) -> Module:

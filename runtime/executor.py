@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ from fusec.runtime.layout import (
     out_of_memory,
     place,
 )
+from fusec.runtime.locks import Lock
 from fusec.runtime.onnx_part import OnnxPart
 from fusec.runtime.pages import Bytes, Recycler, new_pages
 from fusec.runtime.probe import Probed, probe_cpu
@@ -117,7 +117,7 @@ class Executor:
         self._onnx = onnx
         self.threads = threads or available_cpus()
         self._weights = weights
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._plans: OrderedDict[Key, Plan] = OrderedDict()
         self._arena = _Arena()
         self._kernel_steps = [step for step in program.steps if isinstance(step, KernelStep)]
@@ -295,13 +295,13 @@ class Executor:
         arena = self._arena.address(plan.layout.arena_bytes)
         if plan.arena == arena:
             return
-        plan.arena = arena
         np.copyto(plan.bases, plan.layout.arena_offsets + arena, where=self._is_arena)
         np.add(
             plan.bases[self.program.pointer_buffers],
             plan.layout.pointer_offsets,
             out=plan.pointers,
         )
+        plan.arena = arena  # last: an interrupt leaves it to the next run
 
     def _new_output(self, dtype: str, shape: tuple[int, ...]) -> Storage:
         storage = DTYPES[dtype].numpy

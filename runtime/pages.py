@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-import threading
 import weakref
 from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fusec.runtime.locks import Lock
 
 HUGE_PAGE = 2 << 20
 KEPT_BLOCKS = 4
@@ -60,7 +61,7 @@ class Recycler:
 
     def __init__(self) -> None:
         self._kept: deque[Bytes] = deque(maxlen=KEPT_BLOCKS)
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def take(self, size: int) -> Bytes:
         """Uninitialised memory; comes back here when its last array is gone.

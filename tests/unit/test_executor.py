@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -108,6 +109,49 @@ def test_several_threads_take_turns(model: Model) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_forked_child_runs_what_the_parent_was_running(path: Path) -> None:
+    model = load(path, threads=2)
+    ids = np.arange(22).reshape(2, 11) % 11
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            model(input_ids=ids)
+
+    def run_in_a_child() -> int:
+        child = os.fork()
+        if child != 0:
+            return os.waitpid(child, 0)[1]
+        try:
+            signal.alarm(10)
+            load(path)
+            np.testing.assert_array_equal(model(input_ids=ids)["hidden"], 4 * TABLE[ids])
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    other = threading.Thread(target=work)
+    other.start()
+    try:
+        assert not any(run_in_a_child() for _ in range(20))
+    finally:
+        done.set()
+        other.join()
+
+
+def test_an_interrupted_run_leaves_nothing_half_done(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr("fusec.runtime.executor.np.add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(input_ids=[[3]])
+    np.testing.assert_array_equal(model(input_ids=[[3]])["hidden"], 4 * TABLE[[[3]]])
 
 
 def test_profile(model: Model) -> None:
