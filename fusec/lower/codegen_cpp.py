@@ -615,8 +615,10 @@ class _Printer:
         name = self._at(f"a{position}")
         if value.op == "reduce_mean":
             count = self._product(self.region.axes[self.plan.first_row :])
-            wide = "double" if kind == "float" else kind
-            return f"static_cast<{kind}>({name} / static_cast<{wide}>({count}))"
+            is_float = kind in ("float", "double")
+            # The quotient of integers by no elements is an error, not a trap.
+            divide = "static_cast<double>" if is_float else "checked_divisor<int64_t>"
+            return f"static_cast<{kind}>({name} / {divide}({count}))"
         if value.op in ("reduce_any", "reduce_all") or kind == "bool":
             return f"{name} != 0"
         if value.op in ("reduce_max", "reduce_min") and kind in ("float", "double"):

@@ -17,8 +17,8 @@ void histogram(void* const* buffers, const int64_t* p) {
   for (int64_t i = 0; i < p[COUNT]; ++i) {
     double value = static_cast<double>(Arithmetic<T>::widen(x[i]));
     if (!(value >= low && value <= high)) continue;  // NaN belongs to no bin
-    int64_t bin = static_cast<int64_t>((value - low) / (high - low) * static_cast<double>(bins));
-    ++counts[min_of(bin, bins - 1)];
+    double bin = (value - low) / (high - low) * static_cast<double>(bins);
+    ++counts[bin < static_cast<double>(bins) ? static_cast<int64_t>(bin) : bins - 1];
   }
   using Wide = typename Arithmetic<T>::Wide;
   for (int64_t bin = 0; bin < bins; ++bin) {

@@ -218,6 +218,14 @@ def test_histogram(module: Module, dtype: str) -> None:
     assert (wide(out, dtype) == expected).all()
 
 
+def test_histogram_of_all_numbers(module: Module) -> None:
+    """The width of the range is infinite."""
+    most = 1.7e308
+    x, out = np.array([-most, 0, most]), np.full(4, np.nan)
+    out = module.call("fusec_histogram_f64", [x, out], [3, 4, bits(-most), bits(most)])[-1]
+    assert out.tolist() == [2, 0, 0, 1]
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 @pytest.mark.parametrize("upper", [False, True])
 @pytest.mark.parametrize("unit", [False, True])

@@ -237,6 +237,18 @@ def test_the_largest_and_smallest_of_a_row(cache: Path, dtype: str, sign: float)
         np.testing.assert_array_equal(decoded(results[name], dtype).astype(np.float64), wanted)
 
 
+@pytest.mark.parametrize("dtype", ["i32", "i64"])
+def test_integers_have_no_mean_of_nothing(cache: Path, dtype: str) -> None:
+    attrs: Attrs = {"axes": (0,), "keepdims": False}
+    compiled = Compiled(
+        graph_of(dtype, lambda g, x: [g.add("reduce_mean", [x], attrs).output]), cache
+    )
+    x = stored(np.array([-7, 2, 1]), dtype)
+    assert compiled({"x": x})["y0"] == -1
+    with pytest.raises(AssertionError, match="failed"):
+        compiled({"x": x[:0]})
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 5, 1500])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_functions_of_short_rows_are_computed_along_another_axis(
