@@ -436,7 +436,7 @@ class PackedProduct {
   static int64_t sums_size(int64_t rows) { return PARTS * Block::sum_rows(rows) * PANEL; }
 
   void by_rows(const RowBlocks& blocks) const {
-    int64_t depth = stretch_depth(k_), stretches = max_of<int64_t>(1, ceil_div(k_, depth));
+    int64_t depth = stretch_depth(k_), stretches = k_ > depth ? ceil_div(k_, depth) : 1;
     int64_t kept = stretches == 1 ? panels() : min_of(panels(), KEPT_PANELS);
     parallel_for(blocks.count, 1, [&](int64_t begin, int64_t end, int) {
       int64_t largest = blocks.largest(), step = stretches == 1 ? 0 : sums_size(largest);
