@@ -245,6 +245,19 @@ double now() {
 
 }  // namespace
 
+#if defined(__SANITIZE_ADDRESS__)
+
+// Every block is new, full of NaN and just as long as it was asked to be.
+FUSEC_KERNEL void* fusec_scratch_acquire(int64_t bytes) {
+  void* block = nullptr;
+  if (posix_memalign(&block, 64, static_cast<size_t>(bytes)) != 0) out_of_memory(bytes);
+  return memset(block, 0xff, static_cast<size_t>(bytes));
+}
+
+FUSEC_KERNEL void fusec_scratch_release(void* block) { free(block); }
+
+#else
+
 FUSEC_KERNEL void* fusec_scratch_acquire(int64_t bytes) {
   BlockCache* cache = cache_of_this_thread();
   int best = -1;
@@ -287,6 +300,8 @@ FUSEC_KERNEL void fusec_scratch_release(void* pointer) {
   }
   free(block);
 }
+
+#endif
 
 FUSEC_KERNEL int fusec_threads(void) {
   int threads = __atomic_load_n(&pool.threads, __ATOMIC_RELAXED);

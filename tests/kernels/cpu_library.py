@@ -25,6 +25,8 @@ from fusec.target import CPU_ARCHES, Target
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 DTYPES = ("f32", "bf16", "f16")
+# Further ones for the compiler, and for the linker.
+FLAGS = os.environ.get("FUSEC_TEST_FLAGS", "").split()
 # Unit roundoff of the storage types; sums in f32 add a little.
 ULP = {"f32": 2.0**-24, "bf16": 2.0**-8, "f16": 2.0**-11}
 
@@ -163,14 +165,15 @@ def compile_object(source: Path, level: Level, toolchain: Toolchain, folder: Pat
     """The object of `source`, made anew only if what it is made of has changed."""
     include = KERNELS / "include"
     text = source.read_bytes()
-    flags = (*toolchain.flags(level.target, generated=False), *level.definitions)
+    further = (*level.definitions, *FLAGS)
+    flags = (*toolchain.flags(level.target, generated=False), *further)
     parts = (toolchain.version, headers_digest(text, include), *flags)
     digest = hashlib.sha256("\0".join(parts).encode() + text).hexdigest()
     target = folder / f"{source.parent.name}-{digest[:16]}.o"
     if not target.exists():
         made = target.with_suffix(f".{os.getpid()}")
         command = toolchain.compile_command(source, made, level.target, include, generated=False)
-        done = subprocess.run([*command, *level.definitions], capture_output=True, text=True)
+        done = subprocess.run([*command, *further], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         made.rename(target)
     return target
@@ -194,9 +197,10 @@ def build(level: Level, folder: Path, objects: Path, folders: Sequence[str] = ()
             )
         )
     path = folder / "module.so"
-    linker = [*toolchain.command, *(["c++"] if toolchain.family == "zig" else [])]
+    linker = [*toolchain.command, *(["c++"] if toolchain.family == "zig" else []), *FLAGS]
     subprocess.run(
-        [*linker, "-shared", "-o", str(path), *map(str, made), "-lpthread", "-lm"], check=True
+        [*linker, "-shared", "-o", str(path), *map(str, made), "-lpthread", "-lm"],
+        check=True,
     )
     return path
 
