@@ -26,6 +26,7 @@ from fusec.kernels.tuning import choosing, read_tables
 from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
 from fusec.link.build import build_target, merge_targets
 from fusec.link.cache import ObjectCache, default_cache_directory
+from fusec.link.toolchain import find_toolchain
 from fusec.lower.layers import unfused_by_layer
 from fusec.lower.memory_plan import UNBOUNDED
 from fusec.options import (
@@ -199,11 +200,14 @@ def compile(
     dump = dump_request(dump_ir, dump_ir_after, passes)
     providers = [kernel for text in provider for kernel in records(parse_provider(text))]
     tables = read_tables(list(map(Path, tuning)), [each.name for each in targets])
+    files = source, adapter, *tuning
     if output is not None:
         if Path(output).is_dir():
             hint = "name a file, such as `-o model.fusec`"
             raise UsageError(f"`{output}` is a folder", hint=hint)
-        check_place(Path(output), source)
+        check_place(Path(output), *files)
+    if not all(each.is_gpu for each in targets):
+        find_toolchain(toolchain)  # what is missing is told before a model is read
     read = _read(
         source,
         report,
@@ -228,7 +232,7 @@ def compile(
         )
     path = Path(artifact_name(read.name) if output is None else output)
     if output is None:
-        check_place(path, source)
+        check_place(path, *files)
     if tp > 1:
         raise UnsupportedError(
             f"programs for one of {tp} ranks are not lowered yet",

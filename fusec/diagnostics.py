@@ -5,6 +5,8 @@ Every class fixes the exit code of the command line.  Standard library only: the
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -42,6 +44,12 @@ class FusecError(Exception):
         if self.hint is not None:
             lines += ["", f"hint: {self.hint}"]
         return "\n".join(lines)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """A hint with the name that was perhaps meant, if one is near."""
+    near = difflib.get_close_matches(name, [*known], n=1)
+    return f"did you mean `{near[0]}`?" if near else None
 
 
 class InputError(FusecError):

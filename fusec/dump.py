@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusec.diagnostics import UsageError
+from fusec.diagnostics import UsageError, did_you_mean
 from fusec.ir import Graph, print_graph
 from fusec.report import counts_text
 from fusec.rewrite import DecisionLog, Pass
@@ -98,10 +98,9 @@ def labels_of(name: str, passes: Sequence[Pass]) -> tuple[str, ...]:
     labels = [(each.name, label(number, each)) for number, each in enumerate(passes, start=1)]
     if found := tuple(text for own, text in labels if name in (own, text)):
         return found
-    near = difflib.get_close_matches(name, [own for own, _ in labels], n=1)
     raise UsageError(
         f"no pass `{name}` runs",
-        hint=f"did you mean `{near[0]}`?" if near else "`fusec list passes` names them all",
+        hint=did_you_mean(name, (own for own, _ in labels)) or "`fusec list passes` names them all",
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from fusec.diagnostics import RequirementError, UsageError
+from fusec.diagnostics import RequirementError, UsageError, did_you_mean
 from fusec.passes import FUSIONS, PIPELINE
 from fusec.report import alike
 from fusec.rewrite import DEFAULTS, Decision, DecisionLog, Pass, QuantRequest, Settings
@@ -65,7 +65,8 @@ def known_fusion(name: str, fusions: Sequence[str] = FUSIONS) -> str:
     """
     if name not in fusions:
         known = ", ".join(f"`{fusion}`" for fusion in fusions)
-        raise UsageError(f"unknown fusion `{name}`", hint=f"known fusions are {known}")
+        hint = did_you_mean(name, fusions) or f"known fusions are {known}"
+        raise UsageError(f"unknown fusion `{name}`", hint=hint)
     return name
 
 
@@ -192,5 +193,6 @@ def selected_passes(
     for name in sorted(without):
         if name not in names:
             known = ", ".join(f"`{known}`" for known in dict.fromkeys(names))
-            raise UsageError(f"unknown pass `{name}`", hint=f"passes are {known}")
+            hint = did_you_mean(name, names) or f"passes are {known}"
+            raise UsageError(f"unknown pass `{name}`", hint=hint)
     return tuple(each.configured(settings) for each in pipeline if each.name not in without)

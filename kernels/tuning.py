@@ -379,7 +379,8 @@ def read_any_table(path: Path) -> tuple[str, dict[Key, Row]]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"no tuning table can be read: {error.strerror}", at=str(path)) from error
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"no tuning table can be read: {reason}", at=str(path)) from error
     except ValueError as error:
         raise InputError(f"a tuning table is not JSON: {error}", at=str(path)) from error
     reader = _Reader(path)
@@ -398,13 +399,10 @@ def read_any_table(path: Path) -> tuple[str, dict[Key, Row]]:
     return document["arch"], table
 
 
-def write_table(
-    path: Path, arch: str, rows: Iterable[Row], made: Mapping[str, str] | None = None
-) -> None:
-    """Write a table, sorted, one row to a line.
+def table_text(arch: str, rows: Iterable[Row], made: Mapping[str, str] | None = None) -> str:
+    """A table as it is written, sorted, one row to a line.
 
     Args:
-        path: of the file; its folder is there.
         arch: that it is for.
         rows: each for another product.
         made: when and with what they were measured.
@@ -414,7 +412,7 @@ def write_table(
     body = f"[\n{lines}\n]" if lines else "[]"
     about = "" if made is None else f', "made": {json.dumps(dict(made))}'
     head = f'{{"schema": {json.dumps(SCHEMA)}, "arch": {json.dumps(arch)}{about}, "rows": '
-    path.write_text(f"{head}{body}}}\n", encoding="utf-8")
+    return f"{head}{body}}}\n"
 
 
 def _order(key: Key) -> tuple[str, str, int, int, int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Self
 
 from fusec.diagnostics import InputError, UsageError
+from fusec.runtime.container import is_artifact
 
 
 class NewFile:
@@ -52,33 +54,52 @@ class NewFile:
         self.temporary.unlink(missing_ok=True)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with write_errors(path), NewFile(path) as made:
+        made.file.write(content)
+        made.keep()
+
+
 def check_place(path: Path, *inputs: object) -> None:
     """Refuse a place at which no file can be written, before there is anything to write.
 
     Args:
         path: of the file to be written.
-        inputs: paths of files that it is made of, which it must not replace; others are passed
-            over.
+        inputs: paths of files that it is made of, or of folders of such files, which it must not
+            replace; others are passed over.
 
     Raises:
-        InputError: its folder does not exist, or it is a folder or a device.
-        UsageError: it is one of `inputs`.
+        InputError: its folder does not exist or cannot be written to, or it is a folder or a
+            device.
+        UsageError: it is one of `inputs`, or a file in one that is no artifact.
     """
     with write_errors(path):
         place = Path(os.path.realpath(path))
         if place.is_dir():
             raise InputError(f"`{path}` is a folder", hint="name a file in it")
-        if not place.exists():
-            os.stat(place.parent)
-            return
-        if not place.is_file():
+        if place.exists() and not place.is_file():
             # It would be replaced by a file: not what a person means by `/dev/null`.
             raise InputError(f"`{path}` is not a file, but a device or a pipe", hint="name a file")
-        for each in inputs:
-            if isinstance(each, str | os.PathLike) and os.path.exists(each):
-                if os.path.samefile(place, each):
-                    hint = "name another file"
-                    raise UsageError(f"`{path}` is what is read, and would be replaced", hint=hint)
+        if place.exists() and any(_reads(each, place) for each in inputs):
+            hint = "name another file"
+            raise UsageError(f"`{path}` is what is read, and would be replaced", hint=hint)
+        with tempfile.TemporaryFile(dir=place.parent):
+            pass  # the system says best whether it can be written to
+
+
+def _reads(source: object, place: Path) -> bool:
+    """Whether a file is what is read: `source` itself, or in that folder and no artifact."""
+    if not isinstance(source, str | os.PathLike) or not os.path.exists(source):
+        return False
+    if not os.path.isdir(source):
+        return os.path.samefile(place, source)
+    files = (file for file in Path(source).iterdir() if file.exists())  # links may lead nowhere
+    return any(map(place.samefile, files)) and not is_artifact(place)
 
 
 @contextlib.contextmanager

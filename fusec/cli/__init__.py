@@ -18,6 +18,7 @@ import typer
 from fusec import __version__
 from fusec.cli.commands import Commands
 from fusec.cli.console import say
+from fusec.cli.pages import COMMANDS
 from fusec.diagnostics import FusecError, InputError, InternalError, UsageError
 
 app = typer.Typer(
@@ -89,7 +90,7 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
         if not given:  # the help
             say(error.format_message())
         else:
-            say(_usage_error(error).render())
+            say(_usage_error(error, given).render())
         sys.exit(UsageError.exit_code)
     except FusecError as error:
         if debug:
@@ -185,9 +186,10 @@ def _how_to_report(given: Sequence[str]) -> str:
     )
 
 
-def _usage_error(error: Any) -> UsageError:
+def _usage_error(error: Any, given: Sequence[str]) -> UsageError:
     """What typer says of a wrong call, in the words and the form of all other errors."""
     said = error.format_message().strip().rstrip(".").replace("Value error, ", "")
     said = re.sub(r"'([^']*)'|(?<![\w'-])(--[a-z][\w-]*)", r"`\1\2`", said)
-    command = "fusec" if error.ctx is None else error.ctx.command_path
+    first = next((argument for argument in given if not argument.startswith("-")), "")
+    command = f"fusec {first}" if first in COMMANDS else "fusec"
     return UsageError(said[:1].lower() + said[1:], hint=f"`{command} --help` shows what it takes")

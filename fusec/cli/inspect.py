@@ -12,7 +12,7 @@ from fusec.diagnostics import UsageError
 from fusec.explanation import explain_text
 from fusec.report import counts_text, inspect_document, layers_text, size_text
 from fusec.runtime.artifact import Artifact, open_artifact
-from fusec.runtime.files import NewFile, check_place, write_errors
+from fusec.runtime.files import check_place, write_file
 
 VERIFIED_BYTES = 256 << 20
 """Weights inside an artifact up to this size are always compared with their digests."""
@@ -103,9 +103,7 @@ def _write_page(opened: Artifact, path: Path) -> None:
     from fusec.page import page_document, page_html  # nothing else here reads graphs
 
     page = page_html(page_document(opened)).encode("utf-8")
-    with write_errors(path), NewFile(path) as made:
-        made.file.write(page)
-        made.keep()
+    write_file(path, page)
     say(f"wrote {path}, {size_text(len(page))}: open it in a browser")
 
 

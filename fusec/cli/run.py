@@ -92,12 +92,12 @@ def run(
 
     A bad record is reported with its line and the rest is still done; the exit code is then 1.
     """
-    if json and output is None:
+    if json and output in (None, STANDARD):
         raise UsageError(
             "`--json` needs `--output`", hint="without it the outputs go to standard output"
         )
     if output is not None and output != STANDARD:
-        check_place(output, input, artifact)
+        check_place(output, input, artifact, weights)
     driver = emulated(artifact, device)
     with progress_bar(quiet=json) as bar:
         task = bar.add_task("checking weights", total=None)

@@ -22,6 +22,7 @@ from fusec.runtime.container import is_artifact
 from fusec.runtime.devices import open_driver
 from fusec.runtime.driver import DeviceInfo, Driver
 from fusec.runtime.errors import TargetError
+from fusec.runtime.files import check_place, write_file
 from fusec.runtime.loader import parse_device
 from fusec.runtime.native import NativeDriver
 from fusec.target import GPU_TARGETS, Target
@@ -92,8 +93,8 @@ def tune(
     from fusec.tune import Settings, compile_candidates, measure, table_rows
 
     check_kernel(kernel)
-    if output is not None and not output.resolve().parent.is_dir():
-        raise UsageError(f"`{output.parent}` is no folder", hint="make it, or name another file")
+    if output is not None:
+        check_place(output, source)
     kind, index = parse_device(device)
     if kind == "cpu":
         raise UsageError("nothing is tuned on a CPU", hint="add `--device cuda:0`, for example")
@@ -130,9 +131,10 @@ def tune(
     finally:
         driver.close()
     if output is not None:
-        from fusec.kernels.tuning import write_table
+        from fusec.kernels.tuning import table_text
 
-        write_table(output, target.name, table_rows(products, measured, info.name), made)
+        rows = table_rows(products, measured, info.name)
+        write_file(output, table_text(target.name, rows, made).encode("utf-8"))
     if json:
         data_json(document_of(info, target, made, products, measured))
     else:

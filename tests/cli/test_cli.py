@@ -22,6 +22,7 @@ from onnx_models import model_of
 from torch import nn
 
 from fusec.cli import main
+from fusec.kernels.tuning import table_text
 from fusec.link.artifact_writer import write_artifact
 
 
@@ -136,6 +137,35 @@ def test_no_command_replaces_what_it_reads(
         assert source.read_bytes() == before
 
 
+def test_no_command_replaces_files_of_a_folder_that_it_reads(fusec: Fusec, tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    blob.write_text("{}", encoding="utf-8")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = folder / "config.json"
+    config.symlink_to(blob)  # as in the cache of a model hub
+    done = fusec("compile", folder, "--target", "gfx950", "-o", config)
+    assert done.code == 2
+    assert f"`{config}` is what is read, and would be replaced" in done.err
+    assert blob.read_text(encoding="utf-8") == "{}"
+
+
+def test_tables_and_weights_are_not_replaced(
+    fusec: Fusec, archive: Path, artifact: Path, rows: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "table.json"
+    table.write_text(table_text("gfx950", []), encoding="utf-8")
+    weights = tmp_path / "weights.npz"
+    weights.touch()
+    for arguments in (
+        ["compile", archive, "--target", "gfx950", "--tuning", table, "-o", table],
+        ["run", artifact, "--input", rows, "--weights", weights, "--output", weights],
+    ):
+        done = fusec(*arguments)
+        assert done.code == 2
+        assert "is what is read, and would be replaced" in done.err
+
+
 def test_devices_are_not_replaced_by_files(
     fusec: Fusec, archive: Path, artifact: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +188,9 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
     done = fusec("compile", "missing.pt2", "--target", "cpu", "-o", output)
     assert done.code == 1
     assert done.err == f"error: cannot write `{output}`: no such file or directory\n"
+    below_a_file = Path(__file__) / "block.fusec"
+    done = fusec("compile", "missing.pt2", "--target", "cpu", "-o", below_a_file)
+    assert (done.code, done.err) == (1, f"error: cannot write `{below_a_file}`: not a directory\n")
     done = fusec("inspect", "missing.fusec", "--html", tmp_path)
     assert done.code == 1
     assert f"error: `{tmp_path}` is a folder\n" in done.err
@@ -542,7 +575,12 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
         "in the memory of a CPU",
     ),
     (("run", "ARTIFACT", "--input", "ROWS", "--json"), 2, "--output"),
+    (("run", "ARTIFACT", "--input", "ROWS", "--json", "--output", "-"), 2, "--output"),
     (("run", "ARTIFACT"), 2, "--input"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--require"), 2, "`fusec compile --help`"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--require", "attn"), 2, "mean `attention`?"),
+    (("compile", "ARCHIVE", "--target", "cpu", "--disable", "rmsnorm"), 2, "mean `rms_norm`?"),
+    (("compile", "nowhere.pt2", "--target", "cpu", "--toolchain", "icc"), 1, "compiler `icc`"),
     (("compile", "--target", "cpu"), 2, "error: missing argument `SOURCE`\n\nhint: "),
     (("compile", "ARCHIVE", "--ranks", "2"), 2, "error: no such option: `--ranks`"),
     (("compile", "ARCHIVE", "--target", "gfx950", "--tp", "2"), 1, "for one of 2 ranks"),

@@ -22,7 +22,7 @@ from fusec.emulator import Emulator
 from fusec.ir import Graph, TensorType
 from fusec.ir.text import named_weight
 from fusec.kernels import tuning
-from fusec.kernels.tuning import Row, candidates, estimated_tile, read_table, write_table
+from fusec.kernels.tuning import Row, candidates, estimated_tile, read_table, table_text
 from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.link.gpu_compile import CompiledSources, CompileError, compile_sources
 from fusec.runtime.artifact import open_artifact
@@ -378,7 +378,7 @@ def test_the_command_writes_a_table_that_compile_takes(
     assert " 1.00" in lines[0]
 
     odd = Row(row.key, replace(row.tile, rows=16, columns=16, depth=32), "a GPU", 1.0)
-    write_table(path, "sm_90", [odd])
+    path.write_text(table_text("sm_90", [odd]), encoding="utf-8")
     artifact = tmp_path / "layer.fusec"
     code, _, _ = run("compile", archive, "--target", "sm_90", "-o", artifact, "--tuning", path)
     assert code == 0
@@ -431,7 +431,10 @@ def test_what_the_command_refuses(archive: Path, tmp_path: Path, run: Run) -> No
     assert code == 2 and "`rope.triton` has no tiles to choose" in err
     missing = tmp_path / "missing" / "table.json"
     code, _, err = run("tune", archive, "--device", "cuda:0", "--output", missing)
-    assert code == 2 and "is no folder" in err
+    assert code == 1 and f"cannot write `{missing}`: no such file or directory" in err
+    kept = archive.read_bytes()
+    code, _, err = run("tune", archive, "--device", "cuda:0", "--output", archive)
+    assert code == 2 and "is what is read" in err and archive.read_bytes() == kept
 
 
 def test_a_device_that_nothing_is_compiled_for() -> None:
@@ -442,7 +445,7 @@ def test_a_device_that_nothing_is_compiled_for() -> None:
 
 def test_tables_that_compile_refuses(archive: Path, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    write_table(path, "gfx950", [])
+    path.write_text(table_text("gfx950", []), encoding="utf-8")
     with pytest.raises(UsageError, match="is a table for `gfx950`, not for `sm_90`"):
         fusec.compile(archive, tmp_path / "no.fusec", target="sm_90", tuning=[path])
     with pytest.raises(UsageError, match="is a second table for `gfx950`"):
@@ -456,7 +459,7 @@ def test_tables_that_compile_refuses(archive: Path, tmp_path: Path) -> None:
 
 def test_what_a_table_was_made_with_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    write_table(path, "sm_90", [], {"date": "2000-01-01"})
+    path.write_text(table_text("sm_90", [], {"date": "2000-01-01"}), encoding="utf-8")
     assert read_table(path, "sm_90") == {}
     path.write_text(path.read_text(encoding="utf-8").replace('"2000-01-01"', "1"), encoding="utf-8")
     with pytest.raises(InputError, match="`date` of `made` is not a text"):

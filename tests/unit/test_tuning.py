@@ -22,9 +22,9 @@ from fusec.kernels.tuning import (
     estimated_tile,
     read_table,
     shipped,
+    table_text,
     tile_for,
     tuned_tile,
-    write_table,
 )
 from fusec.target import GPU_TARGETS, target_named
 
@@ -45,14 +45,14 @@ def test_a_table_is_written_sorted_and_read_again(tmp_path: Path) -> None:
     others = [dataclasses.replace(KEY, tier=tier, columns=64) for tier in reversed(TIERS)]
     rows = [ROW, *(Row(key, ODD, "a GPU", 3) for key in others)]
     path = tmp_path / "table.json"
-    write_table(path, "sm_90", rows)
+    path.write_text(table_text("sm_90", rows), encoding="utf-8")
     first = path.read_bytes()
     table = read_table(path, "sm_90")
     assert table == {row.key: row for row in rows}
     assert [key.columns for key in table] == [64] * len(TIERS) + [6144]
-    write_table(path, "sm_90", reversed(rows))
+    path.write_text(table_text("sm_90", reversed(rows)), encoding="utf-8")
     assert path.read_bytes() == first
-    write_table(path, "sm_90", [])
+    path.write_text(table_text("sm_90", []), encoding="utf-8")
     assert read_table(path, "sm_90") == {}
 
 
@@ -60,7 +60,7 @@ def test_a_row_comes_before_the_model(tmp_path: Path, monkeypatch: pytest.Monkey
     target = target_named("sm_90")
     assert tuned_tile(target, KEY) is None
     assert tile_for(target, KEY) == estimated_tile(target, KEY)
-    write_table(tmp_path / "sm_90.json", "sm_90", [ROW])
+    (tmp_path / "sm_90.json").write_text(table_text("sm_90", [ROW]), encoding="utf-8")
     monkeypatch.setattr(tuning, "SHIPPED", tmp_path)
     shipped.cache_clear()
     try:
