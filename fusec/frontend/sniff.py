@@ -7,6 +7,7 @@ classes that it would make are looked at.
 from __future__ import annotations
 
 import pickletools
+import re
 import struct
 from collections.abc import Iterator
 from enum import Enum
@@ -18,6 +19,9 @@ from fusec.frontend.zips import ZipMembers, open_zip
 MAX_PICKLE = 256 << 20
 LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46")
 ONNX_FIELDS = (b"\x08", b"\x12", b"\x1a", b"\x3a", b"\x42")
+
+HUB_NAME = re.compile(r"[\w-]+/[\w.-]+")
+"""A model of the Hugging Face Hub; some paths look like one."""
 
 HOW_TO_EXPORT = (
     "export it where its code is: `torch.export.save(torch.export.export(model.eval(), args, "
@@ -73,6 +77,9 @@ def sniff(path: Path) -> Kind:
         raise InputError(message, at=str(path), hint=hint)
     if not path.exists():
         hint = "a source is a path, or `package.module:factory`"
+        is_file = path.suffix in (".onnx", ".pt", ".pt2")
+        if HUB_NAME.fullmatch(str(path)) and not is_file and not path.parent.exists():
+            hint = f"fusec downloads nothing; `hf download {path} --local-dir {path.name}` does"
         raise InputError(f"no such file or folder: `{path}`", hint=hint)
     try:
         with path.open("rb") as file:
@@ -182,6 +189,8 @@ def refusal(kind: Kind, path: Path) -> InputError:
         hint = "name the Hugging Face folder that it was made from"
     elif kind is Kind.ARTIFACT:
         hint = "`fusec inspect` and `fusec run` take it; `compile` takes what it was made from"
+    elif kind is Kind.UNKNOWN and (path.parent / "config.json").is_file():
+        hint = f"name the folder that holds it: `{path.parent}`"
     else:
         hint = (
             "a source is a `.pt2` archive, an `.onnx` model, a Hugging Face folder, or "

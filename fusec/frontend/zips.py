@@ -93,14 +93,14 @@ def open_zip(path: Path) -> ZipMembers:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
+            infos, comment = archive.infolist(), archive.comment
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         hint = "copy or download it again"
         message = f"the file is cut off or damaged: {error}"
         raise InputError(message, at=str(path), hint=hint) from None
     # A file that is cut off may end in the listing of an archive inside it.
     with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - 22))
+        file.seek(max(0, file.seek(0, 2) - 22 - len(comment)))
         ends_well = file.read(4) == b"PK\x05\x06"
     if not ends_well or min((info.header_offset for info in infos), default=1) != 0:
         hint = "copy or download it again"

@@ -85,9 +85,10 @@ def _onnx(path: Path) -> None:
     onnx.save(helper.make_model(graph), path)
 
 
-def _zip(*names: str) -> Callable[[Path], None]:
+def _zip(*names: str, comment: bytes = b"") -> Callable[[Path], None]:
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:
+            archive.comment = comment
             for name in names:
                 archive.writestr(name, b"pt2" if name.endswith("format") else b"{}")
 
@@ -117,6 +118,7 @@ def _bytes(data: bytes) -> Callable[[Path], None]:
         (_zip("m/archive_format", "m/data/aotinductor/model/a.so"), Kind.AOTINDUCTOR),
         (_zip("serialized_exported_program.json", "version"), Kind.OLD_EXPORT),
         (_zip("manifest.json", "program/cpu.json"), Kind.ARTIFACT),
+        (_zip("manifest.json", "program/cpu.json", comment=b"sha256:00"), Kind.ARTIFACT),
         (_zip("a.txt", "b.txt"), Kind.ZIP),
         (_bytes(b"GGUF\x03\0\0\0"), Kind.GGUF),
         (_bytes(b"\x80\x04\x95\x00"), Kind.PICKLED),
@@ -178,6 +180,17 @@ def test_torchscript_is_refused_and_converted_when_trusted(tmp_path: Path) -> No
 def test_missing_empty_and_bare_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
         load_source(tmp_path / "absent.pt2")
+    with pytest.raises(InputError) as caught:
+        load_source("some-lab/Some-Model-1.5B")
+    assert "`hf download some-lab/Some-Model-1.5B --local-dir Some-Model-1.5B`" in str(
+        caught.value.hint
+    )
+    config = tmp_path / "model" / "config.json"
+    config.parent.mkdir()
+    config.write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="no known kind") as caught:
+        load_source(config)
+    assert caught.value.hint == f"name the folder that holds it: `{config.parent}`"
     (tmp_path / "empty.pt2").touch()
     with pytest.raises(InputError, match="is empty"):
         load_source(tmp_path / "empty.pt2")
