@@ -65,6 +65,7 @@ from fusec.runtime.tensor_file import (
     tensor_bytes,
 )
 from fusec.symbolic import Dim, symbols_of
+from fusec.target import PRODUCTS
 
 SCHEMA = f"fusec.artifact/{VERSION[0]}"
 ORIGINS_SCHEMA = "fusec.origins/1"
@@ -287,13 +288,14 @@ class Artifact:
         return self._view[found.data_offset : found.end]
 
     def target(self, name: str) -> TargetSpec:
-        """The section for target `name`.
+        """The section for target `name`; a product stands for its architecture.
 
         Raises:
             TargetError: the artifact was not compiled for it.
         """
+        wanted = PRODUCTS.get(name.lower(), name.lower())
         for section in self.manifest.targets:
-            if section.target == name:
+            if section.target == wanted:
                 return section
         known = ", ".join(f"`{section.target}`" for section in self.manifest.targets)
         raise TargetError(
@@ -352,10 +354,11 @@ class Artifact:
             file: the safetensors file for storage `none`, or another place of an external one.
 
         Raises:
+            InputError: there is no such file.
             WeightsError: they are not given, or differ from what was compiled.
             MissingEntryError: the file beside the artifact is not there.
         """
-        table = self.manifest.weights
+        table, given = self.manifest.weights, file is not None
         if table.storage == "embed":
             return _weights_file(self.entry(WEIGHTS), table, f"{self.path}: {WEIGHTS}")
         if file is None and table.file is not None:
@@ -367,9 +370,12 @@ class Artifact:
                 f"the artifact was compiled with `--weights none`: its {len(table.tensors)} "
                 "weights have to be given",
                 at=str(self.path),
-                hint="give the safetensors file that holds them",
+                hint="`--weights FILE` takes what `compile --weights external` writes beside an "
+                "artifact",
             )
         if not file.exists():
+            if given:
+                raise InputError(f"there is no file `{file}` with weights")
             raise MissingEntryError(
                 f"the weights file `{file.name}` is missing",
                 at=str(self.path),

@@ -245,7 +245,8 @@ def _outcomes(
         at = batches.at
         if not item.lines:
             last = item.first + item.records - 1
-            raise located(error, f"{at}: records {item.first} to {last}") from None
+            where = f": records {item.first} to {last}" if item.records else ""
+            raise located(error, f"{at}{where}") from None
         if item.records == 1:
             line = item.lines[0]
             yield BadRecord(item.first, line, located(error, f"{at}:{line}"))

@@ -44,6 +44,9 @@ Weights = str | Path | Mapping[str, NDArray[np.generic]]
 
 _FAMILIES = {"hip": "amdgpu", "cuda": "nvidia"}
 
+_DEVICES = {"cpu": "`cpu`", "amdgpu": "`hip:0`", "nvidia": "`cuda:0`"}
+"""What a person calls the first device of each family."""
+
 
 def load(
     path: str | Path,
@@ -214,11 +217,13 @@ def choose_cpu_target(artifact: Artifact) -> tuple[TargetSpec, str]:
 def _sections(artifact: Artifact, family: str, device: str) -> list[TargetSpec]:
     found = [section for section in artifact.manifest.targets if section.family == family]
     if not found:
-        known = ", ".join(f"`{section.target}`" for section in artifact.manifest.targets)
+        targets = artifact.manifest.targets
+        known = ", ".join(f"`{section.target}`" for section in targets)
+        devices = " or ".join(dict.fromkeys(_DEVICES[section.family] for section in targets))
         raise TargetError(
             f"the artifact holds no code for `{device}`",
             at=str(artifact.path),
-            hint=f"it was compiled for {known or 'nothing'}",
+            hint=f"it was compiled for {known}: choose the device {devices}",
         )
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 from fusec.bench.rows import grouped, limits_document, step_row, totals
 from fusec.costs import Limits, limits_of, step_costs
 from fusec.runtime.artifact import Artifact
-from fusec.target import GPU_TARGETS, PRODUCTS
+from fusec.target import GPU_TARGETS
 
 SCHEMA = "fusec.bench/1"
 
@@ -24,7 +24,7 @@ def predict(
         sizes: the value of each symbol.
         reason: why nothing runs.
     """
-    section = PRODUCTS.get(target, target)
+    section = artifact.target(target).target
     limits: Limits | None = limits_of(target) if section in GPU_TARGETS else None
     costs = step_costs(artifact, section, sizes)
     rows = [step_row(cost, None, limits) for cost in costs]

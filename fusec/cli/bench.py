@@ -23,7 +23,6 @@ from fusec.runtime.devices import open_driver
 from fusec.runtime.io import read_arrays
 from fusec.runtime.loader import choose_cpu_target
 from fusec.runtime.model import bind_symbols, check_inputs
-from fusec.target import PRODUCTS
 
 DEVICES = {"amdgpu": "hip", "nvidia": "cuda"}
 
@@ -137,7 +136,9 @@ def bench(
     if device is None:
         if against is not None:
             raise UsageError(
-                "nothing runs that `--against` could be compared with", hint=f"because {reason}"
+                "nothing runs that `--against` could be compared with",
+                detail=(reason,),
+                hint="leave it out, or measure where the device is",
             )
         _print(predict(opened, named, sizes, reason), json=json, all_steps=all)
         return
@@ -188,7 +189,7 @@ def _chosen(
         ArtifactError: the artifact has no such target.
     """
     if target is not None:
-        artifact.target(PRODUCTS.get(target.lower(), target.lower()))
+        artifact.target(target)
         return None, target.lower(), "`--target` asks for a prediction"
     if device is not None:
         return device, "", "`--device` asks for it"

@@ -130,9 +130,9 @@ def _of_artifact(
             raise UsageError(message, hint="name what it was compiled from")
     artifact = open_artifact(path)
     names = [section.target for section in artifact.manifest.targets]
-    for name in wanted or ():
-        artifact.target(name)
-    rows: dict[str, list[Row]] = {name: [] for name in wanted or names}
+    if wanted:
+        names = [artifact.target(name).target for name in wanted]
+    rows: dict[str, list[Row]] = {name: [] for name in names}
     for row in artifact.decisions():
         if row.get("target") in rows:
             rows[str(row["target"])].append(row)
@@ -157,9 +157,13 @@ def _of_source(
 ) -> dict[str, list[Row]]:
     from fusec.api import decide  # the compiler is heavy, and an artifact does not need it
     from fusec.extensions import NONE, installed
+    from fusec.frontend.sniff import sniff
+    from fusec.frontend.sources import is_factory
     from fusec.options import known_fusion
 
     if not wanted:
+        if not is_factory(source):
+            sniff(Path(source))  # a file that is not there is the greater mistake
         raise UsageError("a source needs a target", hint="add `--target gfx950`, for example")
     added = NONE if asked["no_extensions"] else installed()
     if fusion is not None:

@@ -127,7 +127,8 @@ def run(
         )
     else:
         rate = summary.records / seconds if seconds else 0.0
-        say(f"ran {summary.records} records in {seconds:.1f} s ({rate:.1f}/s)")
+        many = "" if summary.records == 1 else "s"
+        say(f"ran {summary.records} record{many} in {seconds:.1f} s ({rate:.1f}/s)")
     if summary.failed:
         total = summary.failed + summary.records
         raise InputError(

@@ -107,12 +107,13 @@ class Emulator:
             if not gpus:
                 raise TargetError("the artifact holds no code for a GPU", at=str(path))
             target_name = gpus[0]
-        program = artifact.program(target_name)
+        name = artifact.target(target_name).target
+        program = artifact.program(name)
         sources = {
             entry: source_from_json(json.dumps(dict(field.mapping())))
             for entry, field in program.get("sources").members()
         }
-        return cls(target_name, sources)
+        return cls(name, sources)
 
     def info(self) -> DeviceInfo:
         """What it stands for."""

@@ -573,9 +573,9 @@ def import_torch() -> None:
 
 def _no_model_options(options: Options, what: str) -> None:
     for given, flag in (
-        (options.dtype, "--dtype"),
-        (options.attention_mask, "--attention-mask"),
-        (options.adapter is not None, "--adapter"),
+        (options.dtype, "`--dtype`"),
+        (options.attention_mask, "`--attention-mask`"),
+        (options.adapter is not None, "`--adapter`"),
         (options.example_inputs is not None, "example inputs"),
         (options.dynamic_shapes is not None, "dynamic shapes"),
     ):

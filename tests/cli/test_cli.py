@@ -554,6 +554,17 @@ def test_what_no_kernel_computes_runs_on_the_host_only_if_that_is_allowed(
     np.testing.assert_allclose(np.load(tmp_path / "y.npz")["y"], wanted, rtol=1e-4)
 
 
+def test_a_file_of_no_records_is_said_to_be_empty(
+    fusec: Fusec, artifact: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "none.npz"
+    np.savez(path, x=np.ones((0, 48), np.float32), residual=np.ones((0, 48), np.float32))
+    done = fusec("run", artifact, "--input", path)
+    assert done.code == 1
+    assert done.err.startswith("error: `batch` is 0 in the input `x`")
+    assert f"  --> {path}\n" in done.err
+
+
 CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("compile", "ARCHIVE"), 2, "--target"),
     (("compile", "ARCHIVE", "--target", "gfx999"), 2, "unknown target `gfx999`"),
@@ -568,7 +579,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("inspect", "ARCHIVE"), 5, "not"),
     (("run", "ARTIFACT", "--input", "nowhere.npz"), 1, "nowhere.npz"),
     (("run", "ARTIFACT", "--input", "ROWS", "--device", "tpu"), 2, "unknown device `tpu`"),
-    (("run", "ARTIFACT", "--input", "ROWS", "--device", "hip:0"), 5, "holds no code"),
+    (("run", "ARTIFACT", "--input", "ROWS", "--device", "hip:0"), 5, "choose the device `cpu`"),
     (
         ("run", "ARTIFACT", "--input", "ROWS", "--device", "hip:0", "--huge-pages"),
         2,
@@ -597,6 +608,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("compile", "ARCHIVE", "--target", "cpu", "--dump-ir-after", "rope"), 2, "--dump-ir DIR"),
     (("compile", "ARCHIVE", "--target", "cpu", "--dump-ir", "ROWS"), 2, "is not a folder"),
     (("compile", "ARCHIVE", "--target", "cpu", "--dump-ir", "-", "--json"), 2, "exclude"),
+    (("explain", "nowhere.fusec"), 1, "no such file or folder: `nowhere.fusec`"),
     (("explain", "ARTIFACT", "--fusion", "magic"), 2, "unknown fusion `magic`"),
     (("doctor", "--target", "gfx1"), 2, "unknown target `gfx1`"),
     (("list", "nothing"), 2, "`nothing` is not one of `targets`, `passes`, `kernels`"),

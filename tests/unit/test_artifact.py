@@ -60,6 +60,13 @@ def test_a_target_may_have_a_graph_of_its_own(tmp_path: Path) -> None:
     assert artifact.graph_text("cpu") == artifact.graph_text() != other
 
 
+def test_a_product_stands_for_its_architecture(tmp_path: Path) -> None:
+    named = {**program(), "target": "gfx950"}
+    held = contents(targets=(replace(contents().targets[0], target="gfx950", program=named),))
+    artifact = open_artifact(write_artifact(tmp_path / "m.fusec", held).path)
+    assert artifact.target("MI355X") is artifact.target("gfx950")
+
+
 def test_an_artifact_of_an_older_version_has_only_the_graph_after_the_passes(
     tmp_path: Path,
 ) -> None:
@@ -178,6 +185,8 @@ def test_no_weights(tmp_path: Path) -> None:
     artifact = open_artifact(bare.path)
     with pytest.raises(WeightsError, match="5 weights have to be given"):
         artifact.weights()
+    with pytest.raises(InputError, match="there is no file `nowhere` with weights"):
+        artifact.weights(Path("nowhere"))
     mapped = artifact.weights(stored.weights_path)
     artifact.verify_weights(mapped)
     assert bytes(mapped["scale"]) == b"".join(map(bytes, weights()[-1].chunks()))
