@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # rich takes longer to import than most commands take
     from rich.console import Console
@@ -75,17 +75,24 @@ class Stages:
 
 
 @contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Progress]:
-    """A bar on a terminal, nothing elsewhere."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def progress_bar(
+    quiet: bool = False, *, counts: Literal["records", "bytes"] | None = None
+) -> Iterator[Progress]:
+    """A bar on a terminal, nothing elsewhere.
+
+    Args:
+        quiet: show nothing there either.
+        counts: what the bar counts; `None` if there is nothing to count.
+    """
+    from rich import progress
 
     terminal = _terminal()
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
+    columns = {"records": progress.MofNCompleteColumn, "bytes": progress.DownloadColumn}
+    bar = progress.Progress(
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}"),
+        *([] if counts is None else [progress.BarColumn(), columns[counts]()]),
+        progress.TimeElapsedColumn(),
         console=terminal,
         transient=True,
         disable=quiet or not terminal.is_terminal,
@@ -105,13 +112,18 @@ def text_width() -> int:
     return max(60, min(shutil.get_terminal_size().columns, 100))
 
 
+_LEAST_COLUMN = 12
+"""What is narrower is not read as text."""
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], width: int | None = None) -> str:
     """Columns aligned with spaces, numbers to the right; readable without colour.
 
     Args:
         header: names of the columns.
         rows: as many cells each.
-        width: columns of the terminal that the last column is wrapped in; `None` to leave it.
+        width: columns of the terminal that the last column is wrapped in, if there is room for one;
+            `None` to leave it.
     """
     cells = [[str(cell) for cell in row] for row in rows]
     right = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]
@@ -123,9 +135,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], width: int | 
             for cell, width, numeric in zip(row, widths, right, strict=True)
         )
         line = "  ".join(parts).rstrip()
-        if width is not None and len(line) > width:
-            hang = " " * (sum(widths[:-1]) + 2 * (len(widths) - 1))
-            line = textwrap.fill(line, width, subsequent_indent=hang, break_on_hyphens=False)
+        hang = sum(widths[:-1]) + 2 * (len(widths) - 1)
+        if width is not None and hang + _LEAST_COLUMN <= width < len(line):
+            indent = " " * hang
+            line = textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
         lines.append(line)
     return "\n".join(lines)
 

@@ -99,7 +99,7 @@ def run(
     if output is not None and output != STANDARD:
         check_place(output, input, artifact, weights)
     driver = emulated(artifact, device)
-    with progress_bar(quiet=json) as bar:
+    with progress_bar(json, counts="bytes") as bar:
         task = bar.add_task("checking weights", total=None)
         model = load(
             artifact,
@@ -162,7 +162,7 @@ def _run(
         bar.advance(task, done)
 
     try:
-        with progress_bar(quiet=quiet) as bar:
+        with progress_bar(quiet, counts="records") as bar:
             task = bar.add_task("records", total=batches.records)
             summary = run_batches(model, batches, writer, on_error=_report, on_records=count)
         writer.close()

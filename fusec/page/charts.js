@@ -7,7 +7,7 @@ const power = (exponent) => (exponent >= 0 && exponent <= 3 ? grouped(10 ** expo
 
 /** A log-log frame: scales, grid, axes. */
 function frame(wide, high, xs, ys, xName, yName, unit) {
-  const left = 64, right = 16, top = 14, bottom = 46;
+  const left = 80, right = 16, top = 14, bottom = 46;
   const span = (values) => {
     const exps = values.filter((value) => value > 0).map(log10);
     const low = Math.floor(Math.min(...exps, Infinity) - 0.15), high = Math.ceil(Math.max(...exps, -Infinity) + 0.15);

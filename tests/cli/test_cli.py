@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -19,9 +20,11 @@ import torch
 from artifact_samples import contents
 from onnx import helper
 from onnx_models import model_of
+from rich.console import Console
 from torch import nn
 
 from fusec.cli import main
+from fusec.cli.console import progress_bar, table
 from fusec.kernels.tuning import table_text
 from fusec.link.artifact_writer import write_artifact
 
@@ -552,6 +555,26 @@ def test_what_no_kernel_computes_runs_on_the_host_only_if_that_is_allowed(
     assert fusec("run", output, *files, "--device", "emulator:gfx942").code == 0
     wanted = -np.linalg.det(np.abs(matrices))
     np.testing.assert_allclose(np.load(tmp_path / "y.npz")["y"], wanted, rtol=1e-4)
+
+
+def test_bars_on_a_terminal_show_bytes_with_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=100, no_color=True)
+    monkeypatch.setattr("fusec.cli.console._terminal", lambda: terminal)
+    with progress_bar(counts="bytes") as bar:
+        task = bar.add_task("checking weights", total=None)
+        bar.update(task, completed=41_200_000_000, total=80_100_000_000)
+    with progress_bar() as bar:
+        bar.add_task("loading", total=None)
+    assert "41.2/80.1 GB" in shown.getvalue()
+    assert "None" not in shown.getvalue()
+
+
+def test_a_table_without_room_for_its_last_column_is_left_as_it_is() -> None:
+    rows = [["x" * 50, "amdgpu, nvidia"]]
+    assert table(["kernel", "families"], rows, 60).splitlines()[1] == f"{'x' * 50}  amdgpu, nvidia"
+    wrapped = table(["pass", "summary"], [["x" * 40, "words that go on"]], 56)
+    assert wrapped.splitlines()[2] == f"{' ' * 42}on"
 
 
 def test_a_file_of_no_records_is_said_to_be_empty(

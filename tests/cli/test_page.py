@@ -267,6 +267,21 @@ def test_nothing_is_wider_than_the_window(browser: Chromium, page: Path, width: 
     assert browser.value("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_words_of_the_chart_lie_beside_each_other(
+    browser: Chromium, page: Path, width: int
+) -> None:
+    browser.open(page, width=width)
+    overlapping = """
+    [...document.querySelectorAll('#roofline text')].map((text) => text.getBoundingClientRect())
+      .flatMap((a, i, all) => all.slice(i + 1).map((b) => [a, b]))
+      .filter(([a, b]) => a.left < b.right && b.left < a.right)
+      .filter(([a, b]) => a.top < b.bottom && b.top < a.bottom)
+      .length
+    """
+    assert browser.value(overlapping) == 0
+
+
 def test_search_and_filters(browser: Chromium, page: Path, document: dict[str, Any]) -> None:
     groups = document["targets"][0]["decisions"]
     name = groups[0]["fusion"]
