@@ -205,8 +205,9 @@ class ArraysWriter(Writer):
 
     def discard(self) -> None:
         """Remove everything."""
-        self._cleanup.close()
         self._new.remove()
+        with contextlib.suppress(OSError):  # on a full disk, of what was still to be written
+            self._cleanup.close()
 
     def _stored(self, spec: TensorSpec, array: Array) -> Array:
         """`.npz` has no bf16, so it stays float32 there."""

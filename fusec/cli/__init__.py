@@ -188,7 +188,8 @@ def _how_to_report(given: Sequence[str]) -> str:
 
 def _usage_error(error: Any, given: Sequence[str]) -> UsageError:
     """What typer says of a wrong call, in the words and the form of all other errors."""
-    said = error.format_message().strip().rstrip(".").replace("Value error, ", "")
+    said = error.format_message().partition(". Choose from:")[0]  # which the argument's name has
+    said = said.strip().rstrip(".").replace("Value error, ", "")
     said = re.sub(r"'([^']*)'|(?<![\w'-])(--[a-z][\w-]*)", r"`\1\2`", said)
     first = next((argument for argument in given if not argument.startswith("-")), "")
     command = f"fusec {first}" if first in COMMANDS else "fusec"

@@ -123,12 +123,13 @@ def verify(
         with write_errors(save):  # before the cases are run, which may take long
             save.mkdir(parents=True, exist_ok=True)
     found = verified(request, (lambda _: None) if json else say)
-    if save is not None:
-        found.save(save)
     if json:
         data_json(found.document)
     else:
         data(_text(found.document))
+    if save is not None:
+        with write_errors(save):
+            found.save(save)
     if not found.is_right:
         raise found.error()
 

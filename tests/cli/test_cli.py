@@ -634,6 +634,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("explain", "nowhere.fusec"), 1, "no such file or folder: `nowhere.fusec`"),
     (("explain", "ARTIFACT", "--fusion", "magic"), 2, "unknown fusion `magic`"),
     (("doctor", "--target", "gfx1"), 2, "unknown target `gfx1`"),
+    (("list",), 2, "error: missing argument `targets|passes|kernels`\n\nhint: "),
     (("list", "nothing"), 2, "`nothing` is not one of `targets`, `passes`, `kernels`"),
     (("magic",), 2, "magic"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -526,6 +527,19 @@ def test_output_files_are_deterministic_and_atomic(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
     with pytest.raises(UsageError, match="cannot tell"):
         open_writer(tmp_path / "out.csv", SUMS)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".jsonl"])
+def test_nothing_is_left_of_outputs_that_do_not_fit(suffix: str, tmp_path: Path) -> None:
+    path = arrays(tmp_path / "in.npz", ids=IDS_ARRAY)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(InputError, match="cannot write"):
+            run(path, tmp_path / f"out{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_nothing_but_bad_records(tmp_path: Path) -> None:
