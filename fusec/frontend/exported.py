@@ -199,7 +199,7 @@ class _Reader:
             return None
         value = node.meta.get("val")
         if isinstance(value, tuple | list):
-            results = [self.value(f"{node.name}_{i}", item) for i, item in enumerate(value)]
+            results = [self.value(f"{node.name}[{i}]", item) for i, item in enumerate(value)]
             names[node] = tuple(self.reference(item) for item in results)
         else:
             results = [] if value is None else [self.value(node.name, value)]

@@ -541,6 +541,8 @@ class _Translation:
         def part(value: object, imaginary: bool) -> object:
             if isinstance(value, Complex):
                 return value.imag if imaginary else value.real
+            if isinstance(value, Val) and imaginary and value.type.element.is_float:
+                return self.build.full(value.shape, 0, value.dtype)  # an integer is an index
             if isinstance(value, tuple):
                 return tuple(part(item, imaginary) for item in value)
             return value

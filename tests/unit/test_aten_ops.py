@@ -23,6 +23,8 @@ from fusec.frontend.translate import build_graph, unknown_ops
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter:UserWarning"),
+    pytest.mark.filterwarnings("ignore:var\\(\\). degrees of freedom is <= 0:UserWarning"),
+    pytest.mark.filterwarnings("ignore:std\\(\\). degrees of freedom is <= 0:UserWarning"),
     pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
     pytest.mark.filterwarnings("ignore:Using torch.cross without specifying the dim:UserWarning"),
 ]
@@ -143,6 +145,31 @@ def defaults_and_corners(x: Tensor, y: Tensor) -> object:
     )  # fmt: skip
 
 
+def scalars(x: Tensor, y: Tensor) -> object:
+    """A scalar counts as having one axis wherever an axis is named."""
+    s, place = x[0, 0], torch.tensor([0])
+    other = y[0, :1]
+    return (
+        *s.sort(), s.argsort(0), *s.topk(1), *s.kthvalue(1), s.msort(), s.softmax(-1),
+        s.log_softmax(0), s.cumsum(0), s.cumprod(-1), s.logcumsumexp(0), s.flip(0), s.median(),
+        *s.median(0, keepdim=True), s.index_select(0, place), s.index_add(0, place, s, alpha=3),
+        s.index_copy(0, place, other[0]), s.index_fill(0, place, 2.0), s.scatter(0, place, other),
+        s.scatter_add(0, place, other), s.scatter_reduce(0, place, other, "prod"),
+        s.scatter_reduce(0, place, other, "amax", include_self=False),
+    )  # fmt: skip
+
+
+def nothing(x: Tensor, y: Tensor) -> object:
+    """Rows without elements, and variances of too few."""
+    none = x[:, :0]
+    return (
+        none.softmax(1), none.log_softmax(1), none.logsumexp(1), none.sum(1), none.prod(1),
+        none.mean(1), none.var(1), none.var(1, correction=0), none.std(), x[:, :1].var(1),
+        x[:, :1].std(1, correction=2), none.cumsum(1), torch.diff(x, 9, 1), torch.diff(none),
+        torch.diff(x, 0, prepend=y),
+    )  # fmt: skip
+
+
 def in_autocast(x: Tensor, y: Tensor) -> object:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return x.t() @ y
@@ -163,6 +190,9 @@ def comparisons(x: Tensor, y: Tensor) -> object:
         x.clamp(y[:, :1].min(), y[:, :1]), x.clamp_min(0.2), i.clamp_max(2),
         torch.clip(x, max=0.1), torch.signbit(signs), torch.signbit(i),
         torch.isclose(odd, odd.flip(0)), torch.isclose(odd[:2], odd[1:3]),
+        torch.fmax(odd, odd.flip(0)), torch.fmin(odd, signs[1:]), torch.copysign(odd, signs[:5]),
+        torch.copysign(i, -2.0), torch.maximum(x > 0, y[:, :1] > 0), torch.fmin(i, i > 0),
+        torch.minimum(x > 0, y[:, :1] > 0), torch.ldexp(x, i), (x > 0).clamp(min=y[:, :1] > 0),
         F.threshold(odd, 0.5, 9.0), torch.logaddexp(odd, odd), torch.logaddexp(odd, -odd),
         torch.angle(odd), torch.sign(odd), torch.sgn(-odd),
     )  # fmt: skip
@@ -193,10 +223,13 @@ def reductions(x: Tensor, y: Tensor) -> object:
 
 def ordering(x: Tensor, y: Tensor) -> object:
     i = (x * 3).to(torch.int64)
+    odd = torch.tensor([math.nan, 1.0, math.nan, math.nan])
     return (
         *x.topk(2), *x.topk(3, 0, largest=False), *x.sort(), *x.sort(0, descending=True),
         x.argsort(1), *torch.sort(i, dim=1, stable=True),
         torch.argsort(i, dim=0, descending=True, stable=True), *x.kthvalue(2, 1),
+        x.median(), *x.median(0), *y.nanmedian(1, keepdim=True), odd.median(), odd.nanmedian(),
+        odd.view(2, 2).median(1).values, odd.view(2, 2).nanmedian(0).values, i.median(),
         torch.histc(x, 5, -2, 2), torch.msort(x), torch.searchsorted(x.sort(1).values, y),
         torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.5])),
         torch.bucketize(torch.tensor([math.nan, -math.inf]), torch.tensor([0.0, 1.0])),
@@ -286,6 +319,9 @@ def indexing(x: Tensor, y: Tensor) -> object:
         x.index_add(1, torch.tensor([1, 1]), y[:, :2], alpha=2),
         x.index_copy(0, torch.tensor([2]), x[:1]), x.index_fill(1, torch.tensor([0, 3]), 9.0), a,
         b, c, torch.where(x > 0, x, y[:, :1]), x.masked_scatter(x > 0, y.repeat(2, 2)),
+        x[0].masked_scatter(x > 0, y.repeat(2, 2)), (x > 0).index_add(1, j[:, 0], y[:, :2] > 0),
+        (x > 0).scatter_reduce(1, where, y[:, :2] > 0, "amin", include_self=False),
+        (x > 0).scatter_reduce(1, where, y[:, :2] > 0, "amax", include_self=False),
         torch.slice_scatter(x, y[:, :2], 1, 1, 3),
         torch.select_scatter(x, y[0, :1].expand(5), 0, 1), torch.diagonal_scatter(x, y[0, :3]),
         x.index_put((i[:2].abs(),), y[0, 0], accumulate=True),
@@ -311,11 +347,13 @@ def products(x: Tensor, y: Tensor) -> object:
         torch.einsum("bij->j", batch), torch.einsum("bij,bij->b", batch, batch),
         torch.einsum("ii->i", a[:, :3]), torch.einsum("bij,ij->bij", batch, a),
         torch.einsum("bij,j,bi->b", batch, b[0], batch[..., 0]),
-        F.cosine_similarity(a, b[:3], dim=1), torch.cdist(a, b),
+        F.cosine_similarity(a, b[:3], dim=1), F.cosine_similarity(batch, b[0], dim=-2),
+        torch.cdist(a, b),
         torch.linalg.multi_dot([a, b.t(), y.t()]),
         solve(torch.eye(3) * 3 + square.tril(), a, upper=False),
         solve(square.tril(-1) * 0.1, y, upper=False, unitriangular=True),
         solve(torch.eye(3) * 3 + square.triu(), a.t(), upper=True, left=False),
+        torch.outer(a[0] > 0, b[0] > 0),
     )  # fmt: skip
 
 
@@ -405,6 +443,11 @@ def complex_numbers(x: Tensor, y: Tensor) -> object:
     return (
         torch.view_as_real(z).flatten(1), z.real, z.imag, z.abs(), z.angle(), (z * z.conj()).real,
         torch.view_as_real(wide), (z / turn).real, (z + 1 - turn).imag, (z @ turn.mT).real,
+        torch.add(z, turn, alpha=2).real, torch.sub(x[:, :2], z, alpha=-3.5).imag,
+        torch.rsub(z, turn, alpha=2).real, torch.add(z, x[:, :2], alpha=2j).imag,
+        torch.vdot(z[0], turn[1]).imag,
+        torch.cat([z, x[:, :2]], 1).imag, F.pad(z, (1, 2), value=3.0).imag,
+        F.pad(z, (1, 1), mode="reflect").imag,
         torch.complex(x[:, :2], x[:, 2:4]).imag, torch.view_as_real(torch.cat([z, turn], -1)),
         torch.view_as_real(z.transpose(0, 1).sum(0) * 2.0), (turn * x[:, :2]).real,
     )  # fmt: skip
@@ -423,8 +466,8 @@ def fourier(x: Tensor, y: Tensor) -> object:
 
 BODIES: list[Body] = [
     unary, unary_of_integers, activations, binary, promotion, comparisons, reductions, ordering,
-    defaults_and_corners, integers_wrap, views, moving, creation, indexing, products, norms,
-    attention, convolutions, resampling, complex_numbers, fourier,
+    defaults_and_corners, scalars, nothing, integers_wrap, views, moving, creation, indexing,
+    products, norms, attention, convolutions, resampling, complex_numbers, fourier,
 ]  # fmt: skip
 
 
@@ -628,3 +671,10 @@ def test_translations_take_what_the_schemas_say() -> None:
             positional = [a.name for a in kept if not a.kwarg_only]
             named = {a.name: None for a in kept if a.kwarg_only}
             signature.bind(None, *positional, **named)
+
+
+def test_results_are_told_apart_from_later_nodes() -> None:
+    """The places of the first median and all of the second were both called `median_1`."""
+    body = Function(lambda x, y: (*x.median(1), y.median()))
+    graph = check(body, torch.randn(3, 5), torch.randn(3, 4))
+    assert [str(graph.type(name)) for name in graph.outputs] == ["f32[3]", "i64[3]", "f32[]"]

@@ -324,6 +324,12 @@ class Builder:
             return x
         return self.emit(op, x, axes=x.axes(axes), keepdims=keepdims)
 
+    def along(self, op: str, x: Val, axis: int, **attrs: Attr) -> tuple[Val, ...]:
+        """All results of an operation along one axis; a scalar counts as having one."""
+        line = self.reshape(x, x.shape or (1,))
+        made = self.emit_all(op, (line,), {"axis": x.axis(axis), **attrs})
+        return made if x.rank else tuple(self.reshape(result, ()) for result in made)
+
     def pad(self, x: Val, low: Sequence[Dim], high: Sequence[Dim], value: Number) -> Val:
         """`x` with elements of `value` around it; negative sizes crop."""
         for axis, (before, after) in enumerate(zip(low, high, strict=True)):

@@ -145,8 +145,9 @@ def _token(build: Builder, *args: object, **options: object) -> Val:
 
 
 @aten("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like",
-      "bernoulli", "bernoulli.p", "multinomial", "normal_functional", "uniform",
-      "exponential", "randint.low", "randint_like.low_dtype")  # fmt: skip
+      "bernoulli", "bernoulli.p", "multinomial", "normal_functional", "normal", "uniform",
+      "exponential", "cauchy", "geometric", "log_normal", "randint.low",
+      "randint_like.low_dtype")  # fmt: skip
 def _random(build: Builder, *args: object, **options: object) -> Val:
     raise build.unsupported(
         f"the model draws random numbers: `{build.origin.op}`",

@@ -104,10 +104,12 @@ def _parts_dtype(build: Builder) -> str:
     return build.result().dtype
 
 
-def _scaled(build: Builder, x: Operand, alpha: Scalar, dtype: str) -> Operand:
+def scaled(build: Builder, x: Operand, alpha: Scalar, dtype: str) -> Operand:
+    """`alpha x` in `dtype`."""
     if isinstance(alpha, int | float) and alpha == 1:
         return x
-    return build.emit("mul", build.operand(x, dtype), build.operand(alpha, dtype))
+    product = "and" if dtype == "bool" else "mul"
+    return build.emit(product, build.operand(x, dtype), build.operand(alpha, dtype))
 
 
 @aten("add.Tensor", "add.Scalar", both=True)
@@ -128,10 +130,7 @@ def sub(
 def _rsub(
     build: Builder, x: Operand | Complex, y: Operand | Complex, alpha: Scalar = 1
 ) -> Val | Complex:
-    if alpha != 1 and not _is_complex(x, y):
-        dtype = build.common(x, y)  # type: ignore[arg-type]
-        x = _scaled(build, x, alpha, dtype)  # type: ignore[arg-type]
-    return _sum(build, "sub", y, x, 1)
+    return _sum(build, "sub", y, x, alpha)
 
 
 def _sum(
@@ -139,6 +138,7 @@ def _sum(
 ) -> Val | Complex:
     if _is_complex(x, y):
         dtype = _parts_dtype(build)
+        y = y if alpha == 1 else mul(build, y, alpha)
         a, b = _as_complex(build, x, dtype), _as_complex(build, y, dtype)
         return Complex(build.emit(op, a.real, b.real), build.emit(op, a.imag, b.imag))
     assert not isinstance(x, Complex)
@@ -146,7 +146,7 @@ def _sum(
     dtype = build.common(x, y)
     if dtype == "bool" and op == "add":
         return build.elementwise("or", x, y)
-    return build.elementwise(op, x, _scaled(build, y, alpha, dtype), dtype=dtype)
+    return build.elementwise(op, x, scaled(build, y, alpha, dtype), dtype=dtype)
 
 
 @aten("mul.Tensor", "mul.Scalar", "multiply.Tensor", "multiply.Scalar", both=True)
@@ -200,7 +200,14 @@ def _truncated_quotient(build: Builder, x: Operand, y: Operand) -> Val:
 
 
 def _binary(op: str) -> Callable[[Builder, Operand, Operand], Val]:
-    return lambda build, x, y: build.elementwise(op, x, y)
+    def translate(build: Builder, x: Operand, y: Operand) -> Val:
+        dtype = build.common(x, y)
+        return build.elementwise(_OF_FLAGS.get(op, op) if dtype == "bool" else op, x, y)
+
+    return translate
+
+
+_OF_FLAGS = {"maximum": "or", "minimum": "and"}
 
 
 for _op, _targets in {
@@ -227,6 +234,37 @@ for _op, _targets in {
     "ge": "ge.Tensor ge.Scalar greater_equal.Tensor greater_equal.Scalar",
 }.items():
     aten(*_targets.split())(_binary(_op))
+
+
+def _numeric(op: str) -> Callable[[Builder, Val, Val], Val]:
+    """The extreme of two elements; of a number and NaN the number."""
+
+    def translate(build: Builder, x: Val, y: Val) -> Val:
+        extreme = _binary(op)(build, x, y)
+        if not extreme.type.element.is_float:
+            return extreme
+        a, b = build.cast(x, extreme.dtype), build.cast(y, extreme.dtype)
+        return build.where(isnan(build, a), b, build.where(isnan(build, b), a, extreme))
+
+    return translate
+
+
+aten("fmax")(_numeric("maximum"))
+aten("fmin")(_numeric("minimum"))
+
+
+@aten("copysign.Tensor", "copysign.Scalar")
+def _copysign(build: Builder, x: Val, sign: Operand) -> Val:
+    dtype = build.result().dtype
+    size = build.emit("abs", build.cast(x, dtype))
+    return build.where(signbit(build, build.operand(sign, dtype)), -size, size)
+
+
+@aten("ldexp.Tensor")
+def _ldexp(build: Builder, x: Val, exponent: Val) -> Val:
+    dtype = build.result().dtype
+    power = build.elementwise("pow", build.scalar(2.0, dtype), exponent, dtype=dtype)
+    return build.elementwise("mul", x, power, dtype=dtype)
 
 
 @aten("atan2", "arctan2")
@@ -298,14 +336,14 @@ def _square(build: Builder, x: Val) -> Val:
 def _addcmul(build: Builder, x: Val, a: Val, b: Val, *, value: Scalar = 1) -> Val:
     dtype = build.common(x, a, b)
     product = build.elementwise("mul", a, b, dtype=dtype)
-    return build.elementwise("add", x, _scaled(build, product, value, dtype), dtype=dtype)
+    return build.elementwise("add", x, scaled(build, product, value, dtype), dtype=dtype)
 
 
 @aten("addcdiv")
 def _addcdiv(build: Builder, x: Val, a: Val, b: Val, *, value: Scalar = 1) -> Val:
     dtype = build.common(x, a, b)
     quotient = build.elementwise("div", a, b, dtype=dtype)
-    return build.elementwise("add", x, _scaled(build, quotient, value, dtype), dtype=dtype)
+    return build.elementwise("add", x, scaled(build, quotient, value, dtype), dtype=dtype)
 
 
 @aten("lerp.Scalar", "lerp.Tensor")
@@ -376,7 +414,8 @@ def _isposinf(build: Builder, x: Val) -> Val:
 
 
 @aten("signbit")
-def _signbit(build: Builder, x: Val) -> Val:
+def signbit(build: Builder, x: Val) -> Val:
+    """Whether elements are below zero, or minus zero."""
     negative = build.elementwise("lt", x, 0)
     if not x.type.element.is_float:
         return negative
@@ -460,8 +499,8 @@ def _clamp_tensor(
     dtype = build.result().dtype
     x = build.cast(x, dtype)
     if min is not None:
-        x = build.emit("maximum", x, build.operand(min, dtype))
-    return x if max is None else build.emit("minimum", x, build.operand(max, dtype))
+        x = _binary("maximum")(build, x, build.operand(min, dtype))
+    return x if max is None else _binary("minimum")(build, x, build.operand(max, dtype))
 
 
 @aten("clamp_min", "clamp_min.Tensor")
@@ -757,17 +796,18 @@ def _angle(build: Builder, x: Val | Complex) -> Val:
 @aten("conj", "_conj", both=True)
 def _conj(build: Builder, x: Val | Complex) -> View:
     if isinstance(x, Complex):
-        return View(_conjugate, lambda base, new: _conjugate(new), whole=True)
+        return View(conjugate, lambda base, new: conjugate(new), whole=True)
     return same()
 
 
-def _conjugate(x: Complex) -> Complex:
+def conjugate(x: Complex) -> Complex:
+    """`x` with the sign of its imaginary part changed."""
     return Complex(x.real, -x.imag)
 
 
 @aten("conj_physical", "_conj_physical", both=True)
 def _conj_physical(build: Builder, x: Val | Complex) -> Val | Complex:
-    return _conjugate(x) if isinstance(x, Complex) else x
+    return conjugate(x) if isinstance(x, Complex) else x
 
 
 @aten("resolve_conj", "resolve_neg", both=True)

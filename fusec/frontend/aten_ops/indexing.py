@@ -9,6 +9,7 @@ import numpy as np
 
 from fusec.dtypes import DTYPES
 from fusec.frontend.aten_ops.base import Builder, Number, SymFloat, Val, aten, broadcast_shape
+from fusec.frontend.aten_ops.elementwise import scaled
 from fusec.ir.types import Attr
 from fusec.symbolic import Dim
 
@@ -25,7 +26,10 @@ def _embedding(
 
 @aten("index_select", parts=True)
 def _index_select(build: Builder, x: Val, dim: int, index: Val) -> Val:
-    return build.emit("take", x, build.reshape(index, (index.type.elements,)), axis=x.axis(dim))
+    places = build.reshape(index, (index.type.elements,))
+    if x.rank == 0:
+        return build.reshape(build.expand(x, places.shape), build.result().shape)
+    return build.emit("take", x, places, axis=x.axis(dim))
 
 
 @aten("gather", parts=True)
@@ -134,27 +138,31 @@ def _masked_put(build: Builder, x: Val, indices: Indices, values: Val, accumulat
     return build.emit("where", wide, new, x)
 
 
+def _put_along(build: Builder, x: Val, dim: int, index: Val, values: Val, accumulate: bool) -> Val:
+    """`values` written at places of one axis; a scalar counts as having one axis."""
+    line = build.reshape(x, x.shape or (1,))
+    attrs: Mapping[str, Attr] = {"axes": (x.axis(dim),), "accumulate": accumulate}
+    places = build.reshape(index, (index.type.elements,))
+    written = build.emit_all("index_put", (line, values, places), attrs)[0]
+    return build.reshape(written, x.shape)
+
+
 @aten("index_copy")
 def _index_copy(build: Builder, x: Val, dim: int, index: Val, source: Val) -> Val:
-    attrs: Mapping[str, Attr] = {"axes": (x.axis(dim),), "accumulate": False}
-    return build.emit_all("index_put", (x, source, index), attrs)[0]
+    return _put_along(build, x, dim, index, source, accumulate=False)
 
 
 @aten("index_add")
 def _index_add(
     build: Builder, x: Val, dim: int, index: Val, source: Val, *, alpha: Number = 1
 ) -> Val:
-    source = build.cast(source, x.dtype)
-    if alpha != 1:
-        source = source * alpha
-    attrs: Mapping[str, Attr] = {"axes": (x.axis(dim),), "accumulate": True}
-    return build.emit_all("index_put", (x, source, index), attrs)[0]
+    added = build.operand(scaled(build, source, alpha, x.dtype), x.dtype)
+    return _put_along(build, x, dim, index, added, accumulate=True)
 
 
 @aten("index_fill.int_Scalar", "index_fill.int_Tensor")
 def _index_fill(build: Builder, x: Val, dim: int, index: Val, value: Val | Number) -> Val:
-    attrs: Mapping[str, Attr] = {"axes": (x.axis(dim),), "accumulate": False}
-    return build.emit_all("index_put", (x, build.operand(value, x.dtype), index), attrs)[0]
+    return _put_along(build, x, dim, index, build.operand(value, x.dtype), accumulate=False)
 
 
 # --- scatter --------------------------------------------------------------------------------
@@ -178,8 +186,11 @@ def _scattered(
         values = build.cast(src, x.dtype)
     else:
         values = build.expand(build.operand(src, x.dtype), index.shape)
-    if x.rank == 0:
-        return build.reshape(values, ())
+    if x.rank == 0:  # counts as having one axis, and so may its index
+        one = (1,)
+        line, index, values = (build.reshape(v, v.shape or one) for v in (x, index, values))
+        made = build.emit("scatter", line, index, values, axis=0, reduce=reduce)
+        return build.reshape(made, ())
     return build.emit("scatter", x, index, values, axis=x.axis(dim), reduce=reduce)
 
 
@@ -224,6 +235,8 @@ def _neutral(dtype: str, reduce: str) -> Number:
     """The value that a reduction begins with."""
     if reduce not in ("amax", "amin"):
         return 1 if reduce == "prod" else 0
+    if dtype == "bool":
+        return reduce == "amin"
     if DTYPES[dtype].is_float:
         return -math.inf if reduce == "amax" else math.inf
     limits = np.iinfo(np.dtype(DTYPES[dtype].numpy).name)
@@ -233,6 +246,7 @@ def _neutral(dtype: str, reduce: str) -> Number:
 @aten("masked_scatter")
 def _masked_scatter(build: Builder, x: Val, mask: Val, source: Val) -> Val:
     """Elements of `source`, in order, take the places that the mask marks, in order."""
+    x = build.expand(x, build.result().shape)
     wide = build.expand(build.cast(mask, "bool"), x.shape)
     flat = build.reshape(wide, (x.type.elements,))
     order = build.emit("cumsum", build.cast(flat, "i64"), axis=0) - 1

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fusec.frontend.aten_ops.base import Builder, Complex, Number, Val, aten, numel
+from fusec.frontend.aten_ops.base import (
+    Builder,
+    Complex,
+    Number,
+    Val,
+    aten,
+    broadcast_shape,
+    numel,
+)
+from fusec.frontend.aten_ops.elementwise import conjugate, mul
 from fusec.symbolic import Dim
 
 
@@ -17,7 +26,7 @@ def linear(build: Builder, x: Val, weight: Val, bias: Val | None = None) -> Val:
     return build.emit("linear", *operands)
 
 
-@aten("matmul", "mm", "bmm", "mv", "dot", "vdot", both=True)
+@aten("matmul", "mm", "bmm", "mv", "dot", both=True)
 def matmul(build: Builder, a: Val | Complex, b: Val | Complex) -> Val | Complex:
     """numpy's rule; a vector counts as a row on the left and as a column on the right."""
     if isinstance(a, Complex) or isinstance(b, Complex):
@@ -48,6 +57,11 @@ def _complex_matmul(build: Builder, a: Val | Complex, b: Val | Complex) -> Compl
         return Complex(product(a.real, b), product(a.imag, b))
     real = product(a.real, b.real) - product(a.imag, b.imag)
     return Complex(real, product(a.real, b.imag) + product(a.imag, b.real))
+
+
+@aten("vdot", both=True)
+def _vdot(build: Builder, a: Val | Complex, b: Val | Complex) -> Val | Complex:
+    return matmul(build, conjugate(a) if isinstance(a, Complex) else a, b)
 
 
 def _plain(build: Builder, a: Val, b: Val) -> Val:
@@ -83,8 +97,8 @@ def _bmm_dtype(build: Builder, a: Val, b: Val, out_dtype: str) -> Val:
 
 
 @aten("outer", "ger")
-def _outer(build: Builder, a: Val, b: Val) -> Val:
-    return build.elementwise("mul", build.unsqueeze(a, 1), b)
+def _outer(build: Builder, a: Val, b: Val) -> Val | Complex:
+    return mul(build, build.unsqueeze(a, 1), b)
 
 
 @aten("inner")
@@ -139,7 +153,10 @@ def tensordot(build: Builder, a: Val, b: Val, a_axes: Sequence[int], b_axes: Seq
 
 @aten("cosine_similarity")
 def _cosine(build: Builder, x: Val, y: Val, dim: int = 1, eps: float = 1e-8) -> Val:
+    shape = broadcast_shape(x.shape, y.shape)
+
     def unit(v: Val) -> Val:
+        v = build.expand(v, shape)
         length = build.emit("sqrt", build.reduce("reduce_sum", v * v, (dim,), True))
         return v / build.emit("clamp", length, min=eps, max=None)
 

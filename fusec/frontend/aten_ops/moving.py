@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusec import symbolic
-from fusec.frontend.aten_ops.base import Builder, Number, Val, aten, broadcast_shape
+from fusec.frontend.aten_ops.base import Builder, Complex, Number, Val, aten, broadcast_shape
 from fusec.symbolic import Dim
 
 
@@ -76,7 +76,9 @@ def repeat_interleave(
 def _flip(build: Builder, x: Val, dims: Sequence[int] | None = None) -> Val:
     if dims is None:
         dims = (1,) if "fliplr" in build.origin.op else (0,)
-    return build.emit("flip", x, axes=tuple(x.axis(axis) for axis in dims)) if dims else x
+    if not dims or not x.rank:
+        return x
+    return build.emit("flip", x, axes=tuple(x.axis(axis) for axis in dims))
 
 
 @aten("roll", parts=True)
@@ -123,8 +125,16 @@ def _sides(x: Val, pad: Sequence[Dim]) -> list[tuple[int, Dim, Dim]]:
     return [(x.rank - 1 - i, pad[2 * i], pad[2 * i + 1]) for i in range(len(pad) // 2)]
 
 
-@aten("constant_pad_nd", parts=True)
-def constant_pad(build: Builder, x: Val, pad: Sequence[Dim], value: Number = 0) -> Val:
+@aten("constant_pad_nd", both=True)
+def _constant_pad(
+    build: Builder, x: Val | Complex, pad: Sequence[Dim], value: Number = 0
+) -> Val | Complex:
+    if isinstance(x, Complex):
+        return Complex(_padded_with(build, x.real, pad, value), _padded_with(build, x.imag, pad, 0))
+    return _padded_with(build, x, pad, value)
+
+
+def _padded_with(build: Builder, x: Val, pad: Sequence[Dim], value: Number) -> Val:
     low: list[Dim] = [0] * x.rank
     high: list[Dim] = [0] * x.rank
     for axis, before, after in _sides(x, pad):
@@ -132,12 +142,20 @@ def constant_pad(build: Builder, x: Val, pad: Sequence[Dim], value: Number = 0) 
     return build.pad(x, low, high, value)
 
 
-@aten("pad", parts=True)
+@aten("pad", both=True)
 def _pad(
-    build: Builder, x: Val, pad: Sequence[Dim], mode: str = "constant", value: float | None = None
-) -> Val:
+    build: Builder, x: Val | Complex, pad: Sequence[Dim], mode: str = "constant",
+    value: float | None = None,
+) -> Val | Complex:  # fmt: skip
     if mode == "constant":
-        return constant_pad(build, x, pad, 0 if value is None else value)
+        return _constant_pad(build, x, pad, 0 if value is None else value)
+    if isinstance(x, Complex):
+        return Complex(*(_padded_from(build, part, pad, mode) for part in (x.real, x.imag)))
+    return _padded_from(build, x, pad, mode)
+
+
+def _padded_from(build: Builder, x: Val, pad: Sequence[Dim], mode: str) -> Val:
+    """`x` with elements of its own around it."""
     for axis, before, after in _sides(x, pad):
         low, high = (min(s, 0) if isinstance(s, int) else 0 for s in (before, after))
         x = build.slice(x, axis, -low, x.shape[axis] + high)
@@ -171,12 +189,12 @@ def _extended(build: Builder, x: Val, axis: int, before: Dim, after: Dim, mode: 
 
 @aten("reflection_pad1d", "reflection_pad2d", "reflection_pad3d", parts=True)
 def _reflection_pad(build: Builder, x: Val, padding: Sequence[Dim]) -> Val:
-    return _pad(build, x, padding, "reflect")
+    return _padded_from(build, x, padding, "reflect")
 
 
 @aten("replication_pad1d", "replication_pad2d", "replication_pad3d", parts=True)
 def _replication_pad(build: Builder, x: Val, padding: Sequence[Dim]) -> Val:
-    return _pad(build, x, padding, "replicate")
+    return _padded_from(build, x, padding, "replicate")
 
 
 # --- others ---------------------------------------------------------------------------------
@@ -187,12 +205,16 @@ def _diff(
     build: Builder, x: Val, n: int = 1, dim: int = -1, prepend: Val | None = None,
     append: Val | None = None,
 ) -> Val:  # fmt: skip
+    if n == 0:  # PyTorch then leaves out what is to come before and after
+        return x
     axis = x.axis(dim)
     parts = [part for part in (prepend, x, append) if part is not None]
     dtype = build.result().dtype
     x = build.concat([build.cast(part, dtype) for part in parts], axis)
     for _ in range(n):
         size = x.shape[axis]
+        if size == 0:
+            break
         late, early = build.slice(x, axis, 1, size), build.slice(x, axis, 0, size - 1)
         x = build.emit("xor" if dtype == "bool" else "sub", late, early)
     return x

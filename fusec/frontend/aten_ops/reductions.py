@@ -163,7 +163,7 @@ def _variance(
         variance = total / float(count - correction)
     else:
         many = build.cast(build.scalar(count, "i64"), x.dtype)
-        variance = total / (many - float(correction))
+        variance = total / build.emit("clamp", many - float(correction), min=0.0, max=None)
     return variance, mean if keepdim else build.reduce("reduce_mean", x, axes, False)
 
 
@@ -271,14 +271,12 @@ def _dist(build: Builder, x: Val, y: Val, p: float = 2) -> Val:
 
 @aten("cumsum", parts=True)
 def _cumsum(build: Builder, x: Val, dim: int, *, dtype: str | None = None) -> Val:
-    x = _accumulator(build, x)
-    return build.emit("cumsum", x, axis=x.axis(dim)) if x.rank else x
+    return build.along("cumsum", _accumulator(build, x), dim)[0]
 
 
 @aten("cumprod")
 def _cumprod(build: Builder, x: Val, dim: int, *, dtype: str | None = None) -> Val:
-    x = _accumulator(build, x)
-    return build.emit("cumprod", x, axis=x.axis(dim)) if x.rank else x
+    return build.along("cumprod", _accumulator(build, x), dim)[0]
 
 
 @aten("logcumsumexp")
@@ -297,13 +295,13 @@ def _logcumsumexp(build: Builder, x: Val, dim: int) -> Val:
 
 @aten("softmax.int", "special_softmax")
 def softmax(build: Builder, x: Val, dim: int, dtype: str | None = None) -> Val:
-    return build.emit("softmax", _accumulator(build, x), axis=x.axis(dim))
+    return build.along("softmax", _accumulator(build, x), dim)[0]
 
 
 @aten("_softmax", "_safe_softmax")
 def _softmax(build: Builder, x: Val, dim: int, half_to_float: object = False) -> Val:
     x = _accumulator(build, x)
-    result = build.emit("softmax", x, axis=x.axis(dim))
+    (result,) = build.along("softmax", x, dim)
     if "_safe_softmax" not in build.origin.op:
         return result
     none = build.elementwise("eq", x, -math.inf)
@@ -312,19 +310,19 @@ def _softmax(build: Builder, x: Val, dim: int, half_to_float: object = False) ->
 
 @aten("log_softmax.int", "special_log_softmax")
 def _log_softmax(build: Builder, x: Val, dim: int, dtype: str | None = None) -> Val:
-    return build.emit("log_softmax", _accumulator(build, x), axis=x.axis(dim))
+    return build.along("log_softmax", _accumulator(build, x), dim)[0]
 
 
 @aten("_log_softmax")
 def _log_softmax_half(build: Builder, x: Val, dim: int, half_to_float: bool) -> Val:
-    return build.emit("log_softmax", _accumulator(build, x), axis=x.axis(dim))
+    return build.along("log_softmax", _accumulator(build, x), dim)[0]
 
 
 @aten("topk")
 def _topk(
     build: Builder, x: Val, k: Dim, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> tuple[Val, ...]:
-    return build.emit_all("topk", (x,), {"k": k, "axis": x.axis(dim), "largest": largest})
+    return build.along("topk", x, dim, k=k, largest=largest)
 
 
 @aten("sort")
@@ -341,8 +339,7 @@ def _sort_stable(
 
 def sort(build: Builder, x: Val, dim: int, descending: bool) -> tuple[Val, ...]:
     """(values, places); always stable."""
-    attrs = {"axis": x.axis(dim), "descending": descending, "stable": True}
-    return build.emit_all("sort", (x,), attrs)
+    return build.along("sort", x, dim, descending=descending, stable=True)
 
 
 @aten("argsort")
@@ -366,10 +363,33 @@ def _msort(build: Builder, x: Val) -> Val:
 def _kthvalue(
     build: Builder, x: Val, k: int, dim: int = -1, keepdim: bool = False
 ) -> tuple[Val, ...]:
+    if x.rank == 0:
+        return x, build.scalar(0, "i64")
     axis = x.axis(dim)
     found = sort(build, x, axis, False)
     parts = [build.slice(part, axis, k - 1, k) for part in found]
     return tuple(part if keepdim else build.squeeze(part, axis) for part in parts)
+
+
+@aten("median", "nanmedian")
+def _median_all(build: Builder, x: Val) -> Val:
+    return _median(build, build.reshape(x, (x.type.elements,)), 0, False)[0]
+
+
+@aten("median.dim", "nanmedian.dim")
+def _median(build: Builder, x: Val, dim: int, keepdim: bool = False) -> tuple[Val, ...]:
+    """The lower of two in the middle.  NaN, at the end when sorted, is the median or left out."""
+    line = build.reshape(x, x.shape or (1,))
+    axis = line.axis(dim)
+    count = build.scalar(line.shape[axis], "i64")
+    missing = build.cast(build.emit("isnan", build.floats(line)), "i64")
+    numbers = count - build.reduce("reduce_sum", missing, (axis,), True)
+    middle = build.elementwise("floordiv", numbers - 1, 2)
+    if "nanmedian" not in build.origin.op:
+        middle = build.where(build.emit("eq", numbers, count), middle, count - 1)
+    place = build.emit("clamp", middle, min=0, max=None)
+    parts = [build.emit("gather", v, place, axis=axis) for v in sort(build, line, axis, False)]
+    return tuple(part if keepdim and x.rank else build.squeeze(part, axis) for part in parts)
 
 
 @aten("histc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,9 +107,16 @@ def _scan(function: Callable[..., Any]) -> Callable[..., tuple[Array, ...]]:
     return reference
 
 
+def _mean(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
+    """NaN where there are no elements, without numpy's warning."""
+    count = np.float64(math.prod(x.shape[i] for i in axis))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.sum(x, axis=axis, keepdims=keepdims) / count)
+
+
 def logsumexp(x: Array, axis: Any, keepdims: bool) -> Array:
     """log(sum(exp(x))), without overflow; minus infinity for a row of minus infinities."""
-    top = np.max(x, axis=axis, keepdims=True)
+    top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
     top = np.where(np.isfinite(top), top, 0)
     with np.errstate(divide="ignore"):
         total = np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True)) + top
@@ -117,7 +125,7 @@ def logsumexp(x: Array, axis: Any, keepdims: bool) -> Array:
 
 def softmax(x: Array, axis: int) -> Array:
     """exp(x) over its sum along `axis`."""
-    powers = np.exp(x - np.max(x, axis=axis, keepdims=True))
+    powers = np.exp(x - np.max(x, axis=axis, keepdims=True, initial=-np.inf))
     return np.asarray(powers / np.sum(powers, axis=axis, keepdims=True))
 
 
@@ -155,7 +163,7 @@ def _histogram(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Arr
 
 _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "reduce_sum": np.sum,
-    "reduce_mean": np.mean,
+    "reduce_mean": _mean,
     "reduce_max": np.max,
     "reduce_min": np.min,
     "reduce_prod": np.prod,
