@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx_models import Array, assert_same, imported, integers, model_of, random, run_onnx
+from onnx_models import (
+    Array,
+    assert_same,
+    imported,
+    integers,
+    model_of,
+    opaque,
+    random,
+    run_onnx,
+)
 
 from fusec.diagnostics import InputError, UnsupportedError, UsageError
 from fusec.ir import Graph
@@ -432,3 +442,30 @@ def test_rows_in_groups(tmp_path: Path) -> None:
     graph = imported(model, tmp_path)
     assert [str(dim) for dim in graph.type(graph.outputs[0]).shape] == ["rows_by_14", "14", "3"]
     assert_same(graph, inputs, run_onnx(model, inputs))
+
+
+FITTED = [{"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER"}]
+ROUNDED_UP: list[dict[str, Any]] = [{"ceil_mode": 1}, {"ceil_mode": 1, "pads": [1, 0, 1, 0]}]
+
+
+@pytest.mark.parametrize(
+    ("op", "more"),
+    [
+        *itertools.product(("MaxPool", "AveragePool"), (*FITTED, *ROUNDED_UP)),
+        *itertools.product(("Conv",), FITTED),
+    ],
+)
+def test_windows_over_a_size_that_is_not_fixed(
+    op: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    """Padding that depends on the size, and windows that reach beyond it."""
+    names = ["x", "w"] if op == "Conv" else ["x"]
+    node = helper.make_node(op, names, ["y"], kernel_shape=[3, 2], strides=[2, 1], **more)
+    inputs, constants = {"x": random(1, 2, 9, 5)}, {"w": random(4, 2, 3, 2)}
+    shapes = {"x": (1, 2, "height", 5)}
+    model = model_of([node], inputs, ["y"], constants=constants, shapes=shapes, opset=19)
+    graph = imported(model, tmp_path)
+    assert not opaque(graph)
+    for height in (3, 8, 9, 10):
+        given = {"x": random(1, 2, height, 5)}
+        assert_same(graph, given, run_onnx(model, given))

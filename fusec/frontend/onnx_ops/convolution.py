@@ -29,12 +29,13 @@ MAX_TAPS = 128
 
 
 def _pads(
+    ctx: Context,
     call: Call,
     x: Value,
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+) -> tuple[tuple[Dim, ...], tuple[Dim, ...]]:
     """Padding before and after each spatial axis."""
     spatial = x.rank - 2
     mode = call.text("auto_pad", "NOTSET")
@@ -45,13 +46,15 @@ def _pads(
         return pads[:spatial], pads[spatial:]
     if mode == "VALID":
         return (0,) * spatial, (0,) * spatial
-    low: list[int] = []
-    high: list[int] = []
+    low: list[Dim] = []
+    high: list[Dim] = []
     for axis in range(spatial):
-        size = static(x.shape[axis + 2], "a size that is padded to fit")
+        size = x.shape[axis + 2]
         reach = (kernel[axis] - 1) * dilation[axis] + 1
-        total = max((math.ceil(size / stride[axis]) - 1) * stride[axis] + reach - size, 0)
-        small, large = total // 2, total - total // 2
+        last = (symbolic.ceil_divide(size, stride[axis]) - 1) * stride[axis]
+        total = ctx.larger(last + reach - size, 0)
+        small = symbolic.floor_divide(total, 2)
+        large = total - small
         low.append(small if mode == "SAME_UPPER" else large)
         high.append(large if mode == "SAME_UPPER" else small)
     return tuple(low), tuple(high)
@@ -64,8 +67,8 @@ def _conv(ctx: Context, call: Call) -> Results:
     kernel = tuple(static(dim, "the size of a filter") for dim in weight.shape[2:])
     stride = call.integers("strides") or (1,) * spatial
     dilation = call.integers("dilations") or (1,) * spatial
-    low, high = _pads(call, x, kernel, stride, dilation)
-    if low != high or any(size < 0 for size in low):
+    low, high = _pads(ctx, call, x, kernel, stride, dilation)
+    if low != high or not all(isinstance(size, int) and size >= 0 for size in low):
         attrs: Attrs = {"low": (0, 0, *low), "high": (0, 0, *high), "value": 0.0}
         x = ctx.emit("pad", (x,), attrs)
         low = (0,) * spatial
@@ -93,9 +96,9 @@ def _pool(ctx: Context, call: Call) -> Results:
         raise NotCovered("the places of the maxima as a result")
     if math.prod(kernel) > MAX_TAPS:
         raise NotCovered(f"a window of {math.prod(kernel)} elements")
-    low, high = _pads(call, x, kernel, stride, dilation)
+    low, high = _pads(ctx, call, x, kernel, stride, dilation)
     ceil = bool(call.integer("ceil_mode", 0))
-    sizes, room = _pooled(x, kernel, stride, dilation, low, high, ceil)
+    sizes, room = _pooled(ctx, x, kernel, stride, dilation, low, high, ceil)
     p = call.integer("p", 2)
     if call.op == "LpPool":
         x = ctx.emit("abs", (x,))
@@ -126,12 +129,13 @@ def _pool(ctx: Context, call: Call) -> Results:
 
 
 def _pooled(
+    ctx: Context,
     x: Value,
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
-    low: tuple[int, ...],
-    high: tuple[int, ...],
+    low: tuple[Dim, ...],
+    high: tuple[Dim, ...],
     ceil: bool,
 ) -> tuple[list[Dim], tuple[Dim, ...]]:
     """Sizes of the result, and padding after each axis so that every window is whole."""
@@ -139,25 +143,21 @@ def _pooled(
     room: list[Dim] = []
     for axis in range(x.rank - 2):
         reach = (kernel[axis] - 1) * dilation[axis] + 1
-        span = x.shape[axis + 2] + low[axis] + high[axis] - reach
+        have = x.shape[axis + 2] + low[axis]
+        span = have + high[axis] - reach
         if not ceil:
             sizes.append(symbolic.floor_divide(span, stride[axis]) + 1)
             room.append(high[axis])
             continue
-        length = static(span, "a size that is rounded up")
-        size = -(-length // stride[axis]) + 1
-        begin = (size - 1) * stride[axis]
-        if begin >= static(x.shape[axis + 2], "a size that is rounded up") + low[axis]:
-            size -= 1
+        begun = symbolic.ceil_divide(have, stride[axis])  # windows that begin before the padding
+        size = ctx.smaller(symbolic.ceil_divide(span, stride[axis]) + 1, begun)
         sizes.append(size)
-        needed = (size - 1) * stride[axis] + reach
-        have = static(x.shape[axis + 2], "a size that is rounded up") + low[axis]
-        room.append(max(needed - have, high[axis]))
+        room.append(ctx.larger((size - 1) * stride[axis] + reach - have, high[axis]))
     return sizes, tuple(room)
 
 
 def _widened(
-    ctx: Context, x: Value, low: tuple[int, ...], high: tuple[Dim, ...], fill: float
+    ctx: Context, x: Value, low: tuple[Dim, ...], high: tuple[Dim, ...], fill: float
 ) -> Value:
     if not any(low) and not any(high):
         return x
