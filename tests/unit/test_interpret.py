@@ -81,6 +81,20 @@ def test_casts_to_8_bit_floats_round() -> None:
     np.testing.assert_array_equal(interpret(graph, {"x": given})["y"], [1, 1, -1.125, 0, np.nan])
 
 
+def test_extremes_of_no_numbers() -> None:
+    graph = Graph()
+    x = graph.add_input("x", TensorType("f32", (2, 0)))
+    for op in ("reduce_max", "reduce_min", "logsumexp"):
+        graph.outputs.append(graph.add(op, (x,), {"axes": (1,), "keepdims": False}).output)
+        graph.output_names.append(op)
+    got = interpret(graph, {"x": np.zeros((2, 0), np.float32)})
+    assert [array.tolist() for array in got.values()] == [
+        [-np.inf] * 2,
+        [np.inf] * 2,
+        [-np.inf] * 2,
+    ]
+
+
 def test_attributes_may_name_symbols() -> None:
     graph = Graph(symbols={"seq": (1, None)})
     graph.add_input("x", TensorType("i64", (2 * SEQ + 1,)))

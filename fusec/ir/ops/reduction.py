@@ -161,11 +161,20 @@ def _histogram(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Arr
     return (result_array(counts, types[0]),)
 
 
+def _extreme(function: Callable[..., Any], of_none: float) -> Callable[..., Any]:
+    """`function` over floats, `of_none` where there are none; integers have to be some."""
+
+    def extreme(x: Array, **how: Any) -> Any:
+        return function(x, **how, initial=of_none) if x.dtype.kind == "f" else function(x, **how)
+
+    return extreme
+
+
 _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "reduce_sum": np.sum,
     "reduce_mean": _mean,
-    "reduce_max": np.max,
-    "reduce_min": np.min,
+    "reduce_max": _extreme(np.max, -np.inf),
+    "reduce_min": _extreme(np.min, np.inf),
     "reduce_prod": np.prod,
     "reduce_any": np.any,
     "reduce_all": np.all,
