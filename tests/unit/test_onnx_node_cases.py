@@ -46,7 +46,7 @@ def _same_in(op: str, version: int, other: int) -> bool:
         one, two = (onnx.defs.get_schema(op, each, "") for each in (version, other))
     except onnx.defs.SchemaError:
         return False
-    return one.attributes.keys() == two.attributes.keys()
+    return bool(one.attributes.keys() == two.attributes.keys())
 
 
 def _cases() -> Iterator[tuple[Any, onnx.ModelProto]]:
