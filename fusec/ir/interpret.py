@@ -6,7 +6,10 @@ the model means before any rounding.  Integers wrap at the width that the dtype 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,6 +24,21 @@ from fusec.ir.types import Attr, TensorType
 from fusec.ir.weights import Bits, Weight
 from fusec.symbolic import Dim, Expr
 
+Opaque: TypeAlias = Callable[[Graph, Node, Sequence[Array], Sequence[TensorType]], Sequence[Array]]
+"""What an opaque node of a graph makes of operands, where results have these types."""
+
+_opaque: ContextVar[Opaque | None] = ContextVar("_opaque", default=None)
+
+
+@contextmanager
+def opaque_nodes(meaning: Opaque) -> Iterator[None]:
+    """Within it, what `meaning` says is the meaning of nodes that have none of their own."""
+    token = _opaque.set(meaning)
+    try:
+        yield
+    finally:
+        _opaque.reset(token)
+
 
 def interpret(
     graph: Graph,
@@ -32,7 +50,7 @@ def interpret(
     """The outputs of `graph` by their names.
 
     Args:
-        graph: any graph without opaque nodes.
+        graph: any graph, without opaque nodes unless `opaque_nodes` gives them a meaning.
         inputs: an array for each input, by name; bf16 may come as its bits in uint16, or as floats.
         parameters: arrays that stand for parameters, by value; the rest are read from the weights.
             Of what is padded in memory the logical elements count.
@@ -122,11 +140,15 @@ def computed(
         symbols: the value of each symbol.
 
     Raises:
-        UnsupportedError: the node is opaque.
+        UnsupportedError: the node is opaque, and `opaque_nodes` gives it no meaning.
     """
     types = tuple(_known(graph.type(value), symbols) for value in node.outputs)
+    opaque = _opaque.get()
     with np.errstate(all="ignore"):
-        made = _run(node, list(operands), types, symbols)
+        if opaque is not None and is_opaque(node.op):
+            made = opaque(graph, node, operands, types)
+        else:
+            made = _run(node, list(operands), types, symbols)
     return dict(zip(node.outputs, made, strict=True))
 
 

@@ -16,7 +16,7 @@ from fusec.dtypes import DTYPES
 from fusec.emulation import emulated
 from fusec.frontend.eager import Eager, eager_source
 from fusec.generate import generate_inputs
-from fusec.ir.interpret import interpret, widen
+from fusec.ir.interpret import interpret, opaque_nodes, widen
 from fusec.runtime import Model, load
 from fusec.runtime.artifact import Artifact, open_artifact
 from fusec.runtime.io import read_arrays
@@ -24,6 +24,7 @@ from fusec.runtime.model import bind_symbols
 from fusec.verify.compilation import Compilation, Given, Stage, read_again
 from fusec.verify.measures import Measures, measured
 from fusec.verify.place import Place, find_place
+from fusec.verify.residual import OnOnnxruntime
 from fusec.verify.tolerances import (
     INTEGERS_READ,
     LARGEST_RATIO,
@@ -167,7 +168,8 @@ def verify(request: Request, report: Callable[[str], None] = lambda _: None) -> 
     Raises:
         FusecError: the artifact or the source cannot be read or run; a difference is no error here.
     """
-    return _Verifying(request, report).run()
+    with opaque_nodes(OnOnnxruntime()):
+        return _Verifying(request, report).run()
 
 
 class _Verifying:

@@ -118,6 +118,26 @@ def test_an_onnx_model_is_held_against_onnxruntime(
     assert found["verdict"] == "right" and found["reference"].startswith("onnxruntime")
 
 
+@pytest.mark.parametrize("options", [(), ("--quantize", "mxfp4")], ids=["plain", "mxfp4"])
+def test_a_part_that_is_left_to_onnxruntime_means_what_it_makes_of_it(
+    verified: Callable[..., Any], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """In the graph as it was read, after each pass and at each step."""
+    from onnx import helper
+
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    nodes = [
+        helper.make_node("LRN", ["x"], ["h"], size=3, alpha=0.1, beta=0.7),
+        helper.make_node("MatMul", ["h", "w"], ["p"]),
+        helper.make_node("Relu", ["p"], ["y"]),
+    ]
+    x, shapes = np.zeros((3, 4, 2, 64), np.float32), {"x": ("batch", 4, 2, 64)}
+    made = model_of(nodes, {"x": x}, ["y"], constants={"w": weight}, shapes=shapes)
+    found = verified(saved(made, tmp_path), *options)
+    assert found["verdict"] == "right"
+    assert (found["looked_at"] is not None) == bool(options)
+
+
 def test_an_onnx_model_with_names_that_are_no_identifiers(
     verified: Callable[..., Any], tmp_path: Path
 ) -> None:
