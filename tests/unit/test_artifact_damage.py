@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from artifact_samples import (
@@ -48,6 +49,7 @@ from fusec.runtime.errors import (
     VersionError,
     WeightsError,
 )
+from fusec.runtime.tensor_file import read_header
 
 SMALL = (weight("a", "f32", (3, 5), bytes(range(60))), weight("b", "u8", (7,), bytes(range(7))))
 
@@ -409,37 +411,59 @@ def test_json_that_is_none(tmp_path: Path, entries: dict[str, bytes], text: byte
             list(open_artifact(path).decisions())
 
 
-def test_hostile_safetensors(tmp_path: Path, entries: dict[str, bytes]) -> None:
-    raw = entries["weights.safetensors"]
-    (length,) = struct.unpack_from("<Q", raw)
-    header = json.loads(raw[8 : 8 + length])
+Tensor: TypeAlias = tuple[str, list[int], list[int]]
+"""The dtype, shape and offsets of a tensor."""
 
-    def with_header(document: object, *, claim: int | None = None) -> bytes:
-        text = json.dumps(document).encode()
-        length = len(text) if claim is None else claim
-        return struct.pack("<Q", length) + text + raw[8 + len(raw) :]
 
-    bad = [
-        b"",
-        b"1234567",
-        struct.pack("<Q", 1 << 63) + raw[8:],
-        with_header(header, claim=10_000_000),
-        with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1 << 60]}}),
-        with_header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}),
-        with_header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}),
-        with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}),
-        with_header([]),
+def safetensors(tensors: list[Tensor], data: bytes = b"", claim: int | None = None) -> bytes:
+    """A file of tensors `a`, `b`; with `claim` as the length of its header if that is given."""
+    keys = ("dtype", "shape", "data_offsets")
+    pairs = zip("ab", tensors, strict=False)
+    document = {name: dict(zip(keys, tensor, strict=True)) for name, tensor in pairs}
+    text = json.dumps(document).encode()
+    return struct.pack("<Q", len(text) if claim is None else claim) + text + data
+
+
+A: Tensor = ("F32", [1], [0, 4])
+B: Tensor = ("F32", [1], [4, 8])
+
+
+def test_safetensors_are_read() -> None:
+    places, header = read_header(memoryview(safetensors([B, A], bytes(8))), "w")
+    assert [(place.name, place.offset, place.bytes) for place in places.values()] == [
+        ("b", 0, 4),
+        ("a", 4, 4),
     ]
-    for data in bad:
-        changed = json.loads(entries["manifest.json"])
-        changed["weights"]["storage"], changed["weights"]["tensors"] = "none", []
-        manifest = json.dumps(changed).encode()
-        left = {key: value for key, value in entries.items() if "weights" not in key}
-        path = tmp_path / "bare.fusec"
-        path.write_bytes(seal({**left, "manifest.json": manifest}))
-        (tmp_path / "w.safetensors").write_bytes(data)
-        with pytest.raises(ArtifactError):
-            open_artifact(path).weights(tmp_path / "w.safetensors")
+    assert header == len(safetensors([B, A]))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "match"),
+    [
+        (b"", MalformedError, "too short"),
+        (b"1234567", MalformedError, "too short"),
+        (safetensors([A], bytes(4), claim=1 << 63), OutOfBoundsError, "header is longer"),
+        (safetensors([A], bytes(4), claim=10_000_000), OutOfBoundsError, "header is longer"),
+        (safetensors([A], bytes(4), claim=200), OutOfBoundsError, "header is longer"),
+        (safetensors([A, A], bytes(4)), MalformedError, "overlaps another tensor"),
+        (safetensors([A, ("F32", [1], [8, 12])], bytes(12)), MalformedError, "leaves a hole"),
+        (safetensors([B], bytes(8)), MalformedError, "leaves a hole"),
+        (safetensors([A], bytes(8)), OutOfBoundsError, "take 4 bytes but the file has 8"),
+        (safetensors([A, B], bytes(4)), OutOfBoundsError, "take 8 bytes but the file has 4"),
+        (safetensors([("F32", [1], [0, 1 << 60])]), MalformedError, "as long as its shape"),
+        (safetensors([("F32", [2], [0, 4])], bytes(4)), MalformedError, "as long as its shape"),
+        (safetensors([("F32", [1], [4, 0])]), MalformedError, "as long as its shape"),
+        (safetensors([("F32", [-1], [0, 4])], bytes(4)), MalformedError, "integer from 0"),
+        (safetensors([("F99", [1], [0, 4])], bytes(4)), MalformedError, "a known dtype"),
+        (safetensors([("F32", [1], [0])], bytes(4)), MalformedError, "two offsets"),
+        (safetensors([("F4", [2, 3], [0, 2])], bytes(2)), MalformedError, "even in its last dim"),
+        (struct.pack("<Q", 2) + b"[]", MalformedError, "must be"),
+    ],
+)
+def test_hostile_safetensors(data: bytes, error: type[ArtifactError], match: str) -> None:
+    with pytest.raises(error, match=match) as caught:
+        read_header(memoryview(data), "w")
+    assert type(caught.value) is error
 
 
 # --- fuzzing --------------------------------------------------------------------------------
