@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from fusec import symbolic
-from fusec.ir import Graph, parse_graph
+from fusec.diagnostics import VerifyError
+from fusec.ir import Attr, Graph, Node, TensorType, parse_graph
 from fusec.ir.interpret import interpret
 from fusec.ir.ops.base import Array
 from fusec.rewrite.coordinates import (
@@ -34,6 +36,7 @@ from fusec.symbolic import Dim
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "attention_mask.md"
 GRAPHS = re.findall(r"^```fir\n(.*?)^```\n", GOLDEN.read_text(), re.M | re.S)
+SEQ = symbolic.symbol("seq")
 SIZES = {"batch": 3, "seq": 7, "past": 2}
 ENOUGH = 60
 """Coordinates of one value that are looked at."""
@@ -96,10 +99,9 @@ def _everything(graph: Graph, seed: int) -> dict[str, Array]:
     return {**arrays, **interpret(every_node, inputs, weights)}
 
 
-@pytest.mark.parametrize("text", GRAPHS)
-def test_terms_agree_with_the_interpreter(text: str) -> None:
-    graph = parse_graph(text)
-    values = _everything(graph, seed=len(text))
+def _agree(graph: Graph, seed: int) -> int:
+    """Compare every term with what the interpreter computes; how many values have one."""
+    values = _everything(graph, seed)
     terms = Coordinates(graph)
     evaluator = _Evaluator(terms, values)
     for node in graph.nodes():
@@ -108,6 +110,71 @@ def test_terms_agree_with_the_interpreter(text: str) -> None:
             places = list(itertools.product(*map(range, array.shape)))
             for place in places[:: max(1, len(places) // ENOUGH)]:
                 assert evaluator.term(term, place) == array[place], f"%{value} at {place}: {term}"
+    return sum(terms.known(node.output) for node in graph.nodes())
+
+
+@pytest.mark.parametrize("text", GRAPHS)
+def test_terms_agree_with_the_interpreter(text: str) -> None:
+    _agree(parse_graph(text), seed=len(text))
+
+
+SHAPES: list[tuple[Dim, ...]] = [(), (SEQ,), (1, SEQ), (SEQ, 1), (SEQ, SEQ), (3,), (2, 3), (6,)]
+NUMBERS = ("add", "sub", "mul", "minimum", "maximum", "floordiv", "mod")
+COMPARISONS = ("eq", "ne", "ge", "gt", "le", "lt")
+VIEWS = ("reshape", "expand", "transpose", "slice", "concat", "cumsum")
+
+
+def _step(graph: Graph, pick: random.Random, numbers: list[str], flags: list[str]) -> Node:
+    """A node of some operation that the analysis follows."""
+    one, other = pick.choice(numbers), pick.choice(numbers[-8:])
+    first, second = pick.choice(flags), pick.choice(flags)
+    rank = graph.type(one).rank
+    axis = pick.randrange(max(rank, 1))
+    attrs: dict[str, Attr] = {"axis": axis}
+    op = pick.choice((*NUMBERS, *COMPARISONS, *VIEWS, "and", "or", "xor", "not", "where", "cast"))
+    inputs = [one, other]
+    if op in ("and", "or", "xor"):
+        inputs = [first, second]
+    elif op in ("not", "cast", "where"):
+        inputs = [first, one, other] if op == "where" else [first]
+        attrs = {"dtype": "i64"}
+    elif op in ("reshape", "expand"):
+        inputs, attrs = [one], {"shape": pick.choice(SHAPES)}
+    elif op == "transpose":
+        inputs, attrs = [one], {"perm": tuple(pick.sample(range(rank), rank))}
+    elif op in ("slice", "cumsum"):
+        inputs = [one]
+        if op == "slice" and rank:
+            stop = graph.type(one).shape[axis]
+            attrs |= {"start": pick.choice((0, 1)), "stop": stop, "step": pick.choice((1, 2))}
+    keeps_attrs = op in VIEWS or op == "cast"
+    return graph.add(op, inputs, attrs if keeps_attrs else {})
+
+
+def _random_graph(seed: int) -> Graph:
+    pick, graph = random.Random(seed), Graph("main", {"seq": (4, 16)})
+    numbers = [graph.add_input("x", TensorType("i64", (SEQ,)))]
+    for size in (SEQ, 3, 6):
+        start, step = pick.choice((0, 1, -2)), pick.choice((1, 1, 2, -1))
+        attrs: dict[str, Attr] = {"dtype": "i64", "size": size, "start": start, "step": step}
+        numbers.append(graph.add("iota", (), attrs).output)
+    for value in (1, 2, 3, -1):
+        attrs = {"dtype": "i64", "shape": (), "value": value}
+        numbers.append(graph.add("constant", (), attrs).output)
+    flags = [graph.add("ge", ["x", numbers[1]]).output]
+    for _ in range(40):
+        try:
+            made = _step(graph, pick, numbers, flags)
+        except VerifyError:
+            continue
+        (flags if graph.type(made.output).dtype == "bool" else numbers).append(made.output)
+    graph.outputs, graph.output_names = [numbers[-1]], ["y"]
+    return graph
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_terms_of_random_graphs(seed: int) -> None:
+    assert _agree(_random_graph(seed), seed) > 10
 
 
 def _graph(*lines: str, inputs: str = "") -> Graph:

@@ -65,6 +65,15 @@ def test_a_copy_is_independent() -> None:
     assert print_graph(made) == TEXT
 
 
+@pytest.mark.parametrize("other", [(), (4, 1)])
+def test_values_of_other_ranks_are_not_joined(other: tuple[int, ...]) -> None:
+    made = Graph("main", {})
+    made.add_input("x", TensorType("f32", (4,)))
+    made.add_input("y", TensorType("f32", other))
+    with pytest.raises(VerifyError, match="does not join"):
+        made.add("concat", ["x", "y"], {"axis": 0})
+
+
 def test_refusals_change_nothing() -> None:
     made = graph()
     with pytest.raises(VerifyError, match="never defined"):

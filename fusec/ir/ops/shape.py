@@ -92,7 +92,8 @@ def _infer_concat(types: Types, attrs: Attrs) -> Types:
     total: Dim = 0
     for type in types:
         others = (type.shape[:axis], type.shape[axis + 1 :])
-        if others != (types[0].shape[:axis], types[0].shape[axis + 1 :]):
+        same = others == (types[0].shape[:axis], types[0].shape[axis + 1 :])
+        if not same or type.rank != types[0].rank:
             raise VerifyError(f"`{type}` does not join `{types[0]}` along axis {axis}")
         total = total + type.shape[axis]
     return (TensorType(dtype, (*types[0].shape[:axis], total, *types[0].shape[axis + 1 :])),)
