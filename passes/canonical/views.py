@@ -102,7 +102,9 @@ def slice(build: Rewriter, node: Node) -> str | None:
             length = build.type(node.output).shape[axis]
             begin = inner_start + start * inner_step
             stride = inner_step * step
-            end = begin + stop - start if stride == 1 else begin + (length - 1) * stride + 1
+            end = begin + stop - start
+            if stride != 1 and length != 0:
+                end = begin + (length - 1) * stride + 1
             attrs = {"axis": axis, "start": begin, "stop": end, "step": stride}
             return build.value("slice", inner.inputs, attrs)
     joined = build.producer(x, "concat")
