@@ -34,6 +34,12 @@ def without_axis(storage: Storage, axis: int) -> tuple[Dim, ...]:
     return leading(strides, RANK, 0)
 
 
+def picked_sizes(x: Storage, index: Storage, axis: int) -> tuple[Dim, ...]:
+    """The sizes of `x` that those of the index must not exceed, with its own for the axis."""
+    sizes = (*x.shape[:axis], index.shape[axis], *x.shape[axis + 1 :])
+    return leading(sizes, RANK, 1)
+
+
 def _gather(call: Call) -> Launch:
     x, index = call.inputs
     out = call.outputs[0]
@@ -44,6 +50,7 @@ def _gather(call: Call) -> Launch:
         *without_axis(x, axis),
         *leading(index.strides, RANK, 0),
         *leading(out.strides, RANK, 0),
+        *picked_sizes(x, index, axis),
     )
     return Launch("fusec_gather", operands(call), params)
 

@@ -15,6 +15,7 @@ enum GatherParam {
   X = SIZES + RANK,
   INDEX = X + RANK,
   OUT = INDEX + RANK,
+  X_SIZES = OUT + RANK,
 };
 
 void gather(void* const* buffers, const int64_t* p) {
@@ -23,6 +24,7 @@ void gather(void* const* buffers, const int64_t* p) {
   char* out = static_cast<char*>(buffers[2]);
   int64_t bytes = p[ITEM_BYTES], n = p[SIZES + RANK - 1];
   Dims<RANK - 1> rows{p + SIZES};
+  if (!index_fits(p + SIZES, p + X_SIZES, RANK)) return;
   parallel_for(rows.count(), grain_for(4 * n), [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
       int64_t from = rows.offset(row, p + X), at = rows.offset(row, p + INDEX);
@@ -43,7 +45,8 @@ void gather(void* const* buffers, const int64_t* p) {
 
 // buffers: x, index, out
 // params:  bytes of an element, bytes of an index, size and stride of x along the axis, sizes[8] of
-//          the index, x strides[8] with 0 for the axis, index strides[8], out strides[8]
+//          the index, x strides[8] with 0 for the axis, index strides[8], out strides[8], sizes[8]
+//          of x with that of the index for the axis
 FUSEC_KERNEL void fusec_gather(void* const* buffers, const int64_t* params) {
   fusec::gather(buffers, params);
 }

@@ -13,7 +13,7 @@ from fusec.kernels.cpu import (
     leading,
     operands,
 )
-from fusec.kernels.gather.cpu import RANK, elements_fit, without_axis
+from fusec.kernels.gather.cpu import RANK, elements_fit, picked_sizes, without_axis
 from fusec.kernels.index.cpu import RANK as INDEX_RANK
 from fusec.kernels.index.cpu import index_params, indices_fit
 from fusec.kernels.launch import Call, Launch, Layout, dense_strides
@@ -57,6 +57,7 @@ def _scatter(call: Call) -> Launch:
         *without_axis(out, axis),
         *leading(index.strides, RANK, 0),
         *leading(source.strides, RANK, 0),
+        *picked_sizes(x, index, axis),
     )
     return Launch(f"fusec_scatter_{x.dtype}", operands(call), params)
 

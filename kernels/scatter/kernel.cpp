@@ -30,6 +30,7 @@ enum ScatterParam {
   OUT = SIZES + RANK,
   INDEX = OUT + RANK,
   SOURCE = INDEX + RANK,
+  OUT_SIZES = SOURCE + RANK,
 };
 
 template <class T>
@@ -40,6 +41,7 @@ void scatter(void* const* buffers, const int64_t* p) {
   copy_all(buffers[0], out, p[COUNT] * static_cast<int64_t>(sizeof(T)));
   int64_t n = p[SIZES + RANK - 1];
   Dims<RANK - 1> rows{p + SIZES};
+  if (!index_fits(p + SIZES, p + OUT_SIZES, RANK)) return;
   auto run = [&](int64_t row, int64_t begin, int64_t end) {
     int64_t to = rows.offset(row, p + OUT), at = rows.offset(row, p + INDEX);
     int64_t from = rows.offset(row, p + SOURCE);
@@ -122,7 +124,8 @@ void index_put(void* const* buffers, const int64_t* p) {
 // buffers: x (dense), index, source, out (dense; may be x)
 // params:  elements of x, combine (0 replace, 1 add, 2 multiply, 3 max, 4 min), bytes of an index,
 //          whether the axis is the last, size and stride of out along the axis, sizes[8] of the
-//          index, out strides[8] with 0 for the axis, index strides[8], source strides[8]
+//          index, out strides[8] with 0 for the axis, index strides[8], source strides[8], sizes[8]
+//          of out with that of the index for the axis
 FUSEC_FOR_ALL(scatter, fusec::scatter)
 
 // out = x, then out[o, i0[p], i1[p], ..., :] = or += values[o, p, :] for every position p

@@ -46,6 +46,11 @@ def sizes(array: np.ndarray, rank: int) -> list[int]:
     return [1] * (rank - array.ndim) + list(array.shape)
 
 
+def picked_sizes(x: np.ndarray, index: np.ndarray, axis: int) -> list[int]:
+    shape = [*x.shape[:axis], index.shape[axis], *x.shape[axis + 1 :]]
+    return [1] * (8 - x.ndim) + shape
+
+
 @pytest.mark.parametrize("index_dtype", ["i64", "i32"])
 @pytest.mark.parametrize("inner", [1, 3, 40])
 def test_take(module: Module, index_dtype: str, inner: int) -> None:
@@ -85,6 +90,7 @@ def test_gather(module: Module, dtype: str, axis: int) -> None:
     out = np.zeros(index.shape, x.dtype) + 77
     params = [x.itemsize, 8, x.shape[axis], strides(x, 3)[axis], *sizes(index, 8)]
     params += [*strides(x, 8, axis - 3), *strides(index, 8), *strides(out, 8)]
+    params += picked_sizes(x, index, axis)
     actual = module.call("fusec_gather", [x, index, out], params)[-1]
     grid: list[np.ndarray] = list(np.indices(index.shape, sparse=True))
     grid[axis] = index
@@ -92,6 +98,19 @@ def test_gather(module: Module, dtype: str, axis: int) -> None:
     index[0, 0, 0] = x.shape[axis]
     module.call("fusec_gather", [x, index, out], params)
     assert module.error == (OUT_OF_RANGE, x.shape[axis], x.shape[axis], 0)
+
+
+def test_an_index_longer_than_what_it_picks_from(module: Module) -> None:
+    x, index = np.zeros((4, 9), np.float32), np.zeros((5, 3), np.int64)
+    source, out = np.ones((5, 3), np.float32), np.zeros((5, 3), np.float32)
+    ends = [*strides(index, 8), *strides(source, 8), *picked_sizes(x, index, 1)]
+    params = [4, 8, 9, 1, *sizes(index, 8), *strides(x, 8, -1), *ends]
+    module.call("fusec_gather", [x, index, out], params)
+    assert module.error == (OUT_OF_RANGE, 4, 4, 0)
+    params = [x.size, 1, 8, 1, 9, 1, *sizes(index, 8), *strides(x, 8, -1), *ends]
+    after = module.call("fusec_scatter_f32", [x, index, source, x.copy()], params)[-1]
+    assert module.error == (OUT_OF_RANGE, 4, 4, 0)
+    assert not after.any()
 
 
 @pytest.mark.parametrize("dtype", ALL)
@@ -108,6 +127,7 @@ def test_scatter(module: Module, dtype: str, how: int, axis: int) -> None:
     out = np.zeros_like(x)
     params = [x.size, how, 8, axis, x.shape[axis], strides(x, 2)[axis], *sizes(index, 8)]
     params += [*strides(x, 8, axis - 2), *strides(index, 8), *strides(source, 8)]
+    params += picked_sizes(x, index, axis)
     actual = module.call(f"fusec_scatter_{dtype}", [x, index, source, out], params)[-1]
     expected = wide(x, dtype).copy()
     grid: list[np.ndarray] = list(np.indices(index.shape, sparse=True))

@@ -28,6 +28,17 @@ FUSEC_INLINE int64_t read_index(const void* indices, int64_t bytes, int64_t at) 
   }
 }
 
+// Whether an index operand is nowhere longer than what it picks from, which `sizes` holds; along the
+// axis that it replaces they are its own. If it is, an error is raised.
+FUSEC_INLINE bool index_fits(const int64_t* index_sizes, const int64_t* sizes, int rank) {
+  for (int dim = 0; dim < rank; ++dim) {
+    if (index_sizes[dim] <= sizes[dim]) continue;
+    fusec_raise(FUSEC_INDEX_OUT_OF_RANGE, index_sizes[dim] - 1, sizes[dim]);
+    return false;
+  }
+  return true;
+}
+
 // Copies one element or row; the sizes of single elements need no call.
 FUSEC_INLINE void copy_bytes(char* target, const char* source, int64_t bytes) {
   switch (bytes) {
