@@ -560,7 +560,8 @@ def _said_of_file(path: Path, size: int, document: Mapping[str, Any]) -> str:
     weights = document["weights"]
     residual = sum(len(target["residual"]) for target in document["targets"])
     launches = ", ".join(f"{t['launches']} launches on {t['target']}" for t in document["targets"])
-    left = f"{residual} operations residual" if residual else "nothing residual"
+    many = "" if residual == 1 else "s"
+    left = f"{residual} operation{many} residual" if residual else "nothing residual"
     return (
         f"{path}, {size_text(size)} ({size_text(weights['bytes'])} of weights); {launches}, {left}"
     )

@@ -582,6 +582,9 @@ def _report(field: Field) -> Mapping[str, object]:
             node.get(key).string()
     for key in ("weights_bytes", "arena_bytes"):
         field.get("memory").get(key).integer()
+    sizes = field.get_or_none("arena_sizes")  # older versions do not write it
+    for _, size in () if sizes is None else sizes.members():
+        size.integer()
     return field.mapping()
 
 

@@ -134,7 +134,8 @@ def _target(target: dict[str, Any]) -> str:
     for row in target["decisions"]:
         group = counts[row["status"]]
         group[row["fusion"]] = group.get(row["fusion"], 0) + 1
-    memory = target["memory"]
+    memory, sizes = target["memory"], target.get("arena_sizes", {})
+    at = ", ".join(f"{name} {size}" for name, size in sizes.items())
     residual = target["residual"]
     lines = [
         f"target    {target['target']} ({target['arch']})",
@@ -145,7 +146,7 @@ def _target(target: dict[str, Any]) -> str:
         f"residual  {len(residual) or 'nothing'}",
         *(f"          {line}" for line in _residual(residual)),
         f"memory    {size_text(memory['weights_bytes'])} of weights, "
-        f"{size_text(memory['arena_bytes'])} of intermediate values",
+        f"{size_text(memory['arena_bytes'])} of intermediate values{f' at {at}' if at else ''}",
     ]
     return "\n".join(lines)
 

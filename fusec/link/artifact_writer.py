@@ -128,7 +128,8 @@ class TargetContents:
         launches: of one run.
         residual: nodes left to onnxruntime.
         weights_bytes: that a run of this target reads.
-        arena_bytes: for the largest sizes; one without bound counts as its smallest.
+        arena_bytes: for `arena_sizes`.
+        arena_sizes: the largest sizes; one without bound counts as its smallest.
         layers: launches of each layer.
     """
 
@@ -143,6 +144,7 @@ class TargetContents:
     residual: tuple[ResidualRecord, ...]
     weights_bytes: int
     arena_bytes: int
+    arena_sizes: Mapping[str, int] = field(default_factory=dict)
     layers: tuple[LayerLaunches, ...] = ()
 
 
@@ -370,6 +372,7 @@ def _target(target: TargetContents) -> dict[str, object]:
             "launches": target.launches,
             "layers": [asdict(layer) for layer in target.layers],
             "residual": residual,
+            "arena_sizes": dict(target.arena_sizes),
             "memory": memory,
         },
     }

@@ -172,6 +172,7 @@ def _contents(
         residual=tuple(ResidualRecord(r.op, r.node, r.reason) for r in lowered.residual),
         weights_bytes=lowered.weights_bytes,
         arena_bytes=lowered.arena_bytes,
+        arena_sizes=lowered.arena_sizes,
     )
 
 
@@ -196,7 +197,8 @@ def _build_gpu(
     modules = {code.entry(kernel): kernel.code for kernel in linked.kernels.values()}
     program = program_document(lowered, code=code)
     contents = _contents(lowered, program, modules, tuple(reversed(records.values())))
-    left = f"; {len(models)} operations left to the host" if models else ""
+    many = "" if len(models) == 1 else "s"
+    left = f"; {len(models)} operation{many} left to the host" if models else ""
     summary = (
         f"{target.name}: {len(modules)} code objects in {lowered.launches} launches, "
         f"{linked.compiled} compiled, {linked.cached} cached, every symbol resolved{left}"

@@ -195,10 +195,14 @@ class Lowered:
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes of the arena for the largest sizes; one without bound counts as its smallest."""
+        """Bytes of the arena at `arena_sizes`."""
+        return self.plan.bytes_at({**self.arena_sizes, "threads": THREADS})
+
+    @property
+    def arena_sizes(self) -> dict[str, int]:
+        """The largest sizes; one without bound counts as its smallest."""
         ranges = self.graph.symbols.items()
-        sizes = {name: least if most is None else most for name, (least, most) in ranges}
-        return self.plan.bytes_at({**sizes, "threads": THREADS})
+        return {name: least if most is None else most for name, (least, most) in ranges}
 
     def generated_source(self) -> str:
         """The source file of the generated functions."""

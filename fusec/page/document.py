@@ -54,7 +54,9 @@ def _sizes(artifact: Artifact) -> list[Json]:
     typical = dict(typical_sizes(artifact.manifest))
     ranges = artifact.manifest.symbols
     least = {name: low for name, (low, _) in ranges.items()}
-    most = {name: high if high < UNBOUNDED else typical[name] for name, (_, high) in ranges.items()}
+    most = {
+        name: typical[name] if high == UNBOUNDED else high for name, (_, high) in ranges.items()
+    }
     found: list[Json] = []
     for name, at in (("typical", typical), ("smallest", least), ("largest", most)):
         if all(at != each["at"] for each in found):

@@ -66,14 +66,13 @@ function overview() {
   show('brand', page.name);
   show('name', page.name);
   show('subtitle', `${page.source.kind} source, compiled for ${page.targets.map((each) => each.target).join(' and ')}. Shown: ${held.target}${held.arch === held.target ? '' : ` (${held.arch})`}.`);
-  const largest = page.sizes.findIndex((each) => each.name === 'largest');
   show('tiles',
     tile('Operations', grouped(held.nodes.after), held.nodes.before === null ? 'after the passes' : `of ${grouped(held.nodes.before)} as read`),
     tile('Launches', grouped(held.launches), held.unfused ? `${grouped(held.unfused)} unfused` : ''),
     tile('Fusions', grouped(count('fired')), count('refused') ? `${grouped(count('refused'))} refused` : 'none refused'),
     tile('Kernels', grouped(held.kernels.length), `${bytes(held.kernels.reduce((sum, kernel) => sum + kernel.bytes, 0))} of code`),
     tile('Weights', bytes(held.memory.weights_bytes), `${page.weights.storage}, ${plural(page.weights.count, 'tensor')}`),
-    tile('Arena', bytes(held.memory.arena_bytes), largest < 0 ? '' : 'at the largest sizes'),
+    tile('Arena', bytes(held.memory.arena_bytes), Object.keys(held.arena_sizes || {}).length ? `at ${sizesText(held.arena_sizes)}` : ''),
     tile('Residual', held.residual.length ? grouped(held.residual.length) : 'none', held.residual.length ? 'left to onnxruntime' : 'all compiled'));
   rows('model', [
     ['Source', [page.source.name, el('br'), el('code', { class: 'muted' }, page.source.sha256.slice(0, 16))]],
@@ -98,7 +97,7 @@ function overview() {
 
 const letter = (number) => (number < 26 ? String.fromCharCode(65 + number) : `B${number}`);
 const layered = (block) => block.layers[0] !== '';
-const blockName = (block, number) => (layered(block) ? `Block ${letter(number)}` : 'Outside of layers');
+const blockName = (block, number) => (layered(block) ? `Block ${letter(number)}` : target().layers.length ? 'Outside of layers' : 'The model');
 
 function fusionsOf(block) {
   const counts = new Map();
@@ -125,7 +124,7 @@ function layers() {
     el('span', { class: layered(block) ? `dot h${number % 10}` : 'dot none', 'aria-hidden': 'true' }),
     blockName(block, number),
     el('span', { class: 'times' }, layered(block) ? `\u00d7 ${block.layers.length}` : '')),
-  el('span', { class: 'where mono' }, layered(block) ? block.title : 'embeddings, masks, the last norm, the head'),
+  el('span', { class: 'where mono' }, layered(block) ? block.title : total ? 'embeddings, masks, the last norm, the head' : 'all of it'),
   el('span', { class: 'does' }, block.launches === null ? plural(page.graphs[block.after].nodes.length, 'operation')
     : `${plural(block.launches, 'launch').replace('launchs', 'launches')}, ${block.unfused} unfused`),
   el('span', null, fusionsOf(block).map(([name, count]) => el('span', { class: `tag ${hues.get(name) || ''}` }, count > 1 ? `${name} ${count}` : name))))));

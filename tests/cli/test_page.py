@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from artifact_samples import contents, entries_of, seal
+from artifact_samples import contents, entries_of, program, seal
 from chromium import Chromium, executable
 from small_block import Layer
 from torch import nn
@@ -154,6 +154,17 @@ def test_buffers_of_a_slot_do_not_live_at_the_same_time(document: dict[str, Any]
         assert all(size <= room for size, room in zip(held, plan["slots"][slot], strict=True))
         assert last < len(target["steps"])
         ends[slot] = last
+
+
+def test_a_bound_above_what_stands_for_none_is_a_bound(tmp_path: Path) -> None:
+    ranges = {"batch": (1, 65536), "seq": (1, 163840)}
+    made = {**program(), "symbols": {name: list(ends) for name, ends in ranges.items()}}
+    target = replace(contents().targets[0], program=made)
+    graph = 'graph @sample(%x: f32[2]) {\n  return %x as "x"\n}\n'
+    held = contents(symbols=ranges, targets=(target,), graph=graph, source_graph=None, origins={})
+    artifact = open_artifact(write_artifact(tmp_path / "m.fusec", held).path)
+    largest = page_document(artifact)["sizes"][-1]
+    assert largest == {"name": "largest", "at": {"batch": 1, "seq": 163840}}
 
 
 def test_ranges_of_layers() -> None:
