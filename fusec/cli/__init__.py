@@ -36,6 +36,8 @@ DEBUG = "--debug"
 WRONG_CALL: Any = typer.BadParameter.__bases__
 """What typer raises for wrong options; between its releases it has had several homes."""
 
+INTERRUPTED = 128 + signal.SIGINT
+
 MACHINE_ERRORS = frozenset(
     (
         errno.EACCES,
@@ -100,8 +102,7 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
             say(_how_to_report(given))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        say("interrupted")
-        sys.exit(128 + signal.SIGINT)
+        code = INTERRUPTED
     except _Terminated as end:
         sys.exit(128 + end.signal)
     except BrokenPipeError:
@@ -120,6 +121,8 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
         say(f"error: a bug in fusec: {type(error).__name__}: {error}")
         say(_how_to_report(given))
         sys.exit(InternalError.exit_code)
+    if code == INTERRUPTED:  # in a command, typer turns the interrupt into this code
+        say("interrupted")
     sys.exit(code or 0)
 
 

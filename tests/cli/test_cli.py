@@ -661,6 +661,17 @@ def test_what_goes_wrong_is_said(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_is_said(
+    fusec: Fusec, monkeypatch: pytest.MonkeyPatch, artifact: Path
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fusec.cli.inspect.inspect_document", interrupted)
+    done = fusec("inspect", artifact)
+    assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
+
+
 def test_a_bug_is_called_one(fusec: Fusec, monkeypatch: pytest.MonkeyPatch, artifact: Path) -> None:
     def broken(_: object) -> None:
         raise KeyError("oops")
