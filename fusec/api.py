@@ -193,6 +193,8 @@ def compile(
         "toolchain": toolchain,
     }
     report = reporter or Silent()
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"`--jobs {jobs}` is no number of compilers", hint="give 1 or more")
     targets = with_fp32_precision(_targets(target), fp32_precision)
     added = _extensions(extensions)
     requirements = tuple(parse_requirement(text, added.fusions) for text in require)

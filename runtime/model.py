@@ -134,8 +134,24 @@ class Model:
         return self._run(inputs, None, watch)
 
     def arena_bytes(self, **sizes: int) -> int:
-        """Bytes of intermediate values that a run needs for these values of the symbols."""
-        return self._executor.arena_bytes(sizes)
+        """Bytes of intermediate values that a run needs at these sizes.
+
+        Args:
+            sizes: a value for each of `symbols`; one of a single value may be left out.
+
+        Raises:
+            InputError: a size is missing, is none of the model, or is outside of its range.
+        """
+        given = {name: low for name, (low, high) in self.symbols.items() if low == high} | sizes
+        if given.keys() != self.symbols.keys():
+            names = ", ".join(f"`{name}`" for name in self.symbols) or "none"
+            raise InputError(f"the sizes that vary are {names}", hint="give each of them once")
+        for name, (low, high) in self.symbols.items():
+            if not low <= given[name] <= high:
+                raise InputError(
+                    f"`{name}` is {given[name]}, but the artifact was compiled for {low}..{high}"
+                )
+        return self._executor.arena_bytes(given)
 
     @property
     def threads(self) -> int | None:

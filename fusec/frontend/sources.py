@@ -409,6 +409,8 @@ def _from_object(held: Any, name: str, options: Options) -> Source:
     if isinstance(held, torch.nn.Module):
         return _from_module(held, name, options)
     hint = "a source is a path, `package.module:factory`, an `nn.Module` or an `ExportedProgram`"
+    if isinstance(held, type):
+        raise InputError(f"`{held.__name__}` is a class, not a model", hint="make one: `Model()`")
     raise InputError(f"`{name}` gives a `{type(held).__name__}`, not a model", hint=hint)
 
 

@@ -399,6 +399,8 @@ def test_one_text_is_not_its_letters(archive: Path, tmp_path: Path) -> None:
         options(require="silu_mul>=2")
     with pytest.raises(UsageError, match="unknown `--weights embedded`"):
         options(weights="embedded")
+    with pytest.raises(UsageError, match="`--jobs 0` is no number of compilers"):
+        options(jobs=0)
 
 
 def test_compile_json_is_what_inspect_prints(fusec: Fusec, archive: Path, tmp_path: Path) -> None:

@@ -161,6 +161,10 @@ def test_profile(model: Model) -> None:
     assert times[0].kernel == "sample_take.cpp"
     assert all(0 <= time.seconds < 1 for time in times)
     assert model.arena_bytes(batch=2, seq=3) == 256
+    with pytest.raises(InputError, match="the sizes that vary are `batch`, `seq`"):
+        model.arena_bytes(bach=2, seq=3)
+    with pytest.raises(InputError, match="`batch` is 0, but the artifact was compiled for 1"):
+        model.arena_bytes(batch=0, seq=3)
 
 
 # --- what callers get wrong -----------------------------------------------------------------

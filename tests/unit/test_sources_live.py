@@ -303,6 +303,8 @@ def test_factories(name: str, first: str, factories: types.ModuleType) -> None:
 def test_factories_that_make_no_model(factories: types.ModuleType) -> None:
     with pytest.raises(InputError, match="gives a `int`, not a model"):
         load_source(f"{factories.__name__}:number")
+    with pytest.raises(InputError, match="`Linear` is a class, not a model"):
+        load_source(torch.nn.Linear)
     with pytest.raises(InputError, match="has no `absent`"):
         load_source(f"{factories.__name__}:absent")
     with pytest.raises(InputError, match="cannot import `fusec_no_such_module`"):
