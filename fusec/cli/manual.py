@@ -120,7 +120,8 @@ def _usage(command: Any, name: str) -> str:
         if parameter.param_type_name == "argument":
             shown = _metavar(parameter) + ("..." if parameter.nargs != 1 else "")
             parts.append(shown if parameter.required else f"[{shown}]")
-    parts += [_term(each) for each in command.params if each.required and _is_option(each)]
+    needed = (each for each in command.params if each.required and _is_option(each))
+    parts += [f"{max(each.opts, key=len)} {_metavar(each)}" for each in needed]
     if any(_is_option(each) and not each.required for each in command.params):
         parts.append("[options]")
     return " ".join(parts)

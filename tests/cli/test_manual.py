@@ -91,6 +91,11 @@ def test_see_also_names_commands(name: str) -> None:
     assert {*page.see_also} <= {*NAMES} - {name}
 
 
+def test_the_usage_is_a_command_that_can_be_typed() -> None:
+    usage = manual_of(command("run"), "run").usage
+    assert usage == "fusec run ARTIFACT --input FILE [options]"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_man_pages_in_the_tree_are_current(name: str) -> None:
     written = (MAN / man_name(name)).read_text(encoding="utf-8")
