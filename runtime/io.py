@@ -41,6 +41,7 @@ __all__ = [
     "Batches",
     "RunSummary",
     "Writer",
+    "check_format",
     "open_writer",
     "read_arrays",
     "read_batches",
@@ -171,12 +172,21 @@ def open_writer(path: Path | None, outputs: Sequence[TensorSpec]) -> Writer:
         return JsonLinesWriter(None, outputs)
     if path.suffix == ".jsonl":
         return JsonLinesWriter(path, outputs)
-    if path.suffix in _ARRAYS:
-        return ArraysWriter(path, outputs)
-    raise UsageError(
-        f"cannot tell what `{path}` should be from its name",
-        hint="outputs are `.npz`, `.safetensors` or `.jsonl`",
-    )
+    check_format(path)
+    return ArraysWriter(path, outputs)
+
+
+def check_format(path: Path) -> None:
+    """Refuse the name of an output that tells no format.
+
+    Raises:
+        UsageError: it does not end in `.npz`, `.safetensors` or `.jsonl`.
+    """
+    if path.suffix not in (*_ARRAYS, ".jsonl"):
+        raise UsageError(
+            f"cannot tell what `{path}` should be from its name",
+            hint="outputs are `.npz`, `.safetensors` or `.jsonl`",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,14 @@ from fusec.cli.console import data_json, progress_bar, say
 from fusec.diagnostics import ArtifactError, DeviceError, InputError, UsageError
 from fusec.emulation import emulated
 from fusec.runtime import Model, load
+from fusec.runtime.artifact import open_artifact
 from fusec.runtime.batches import BadRecord
 from fusec.runtime.files import check_place
 from fusec.runtime.io import (
     STANDARD,
+    Batches,
     RunSummary,
+    check_format,
     open_writer,
     read_batches,
     run_batches,
@@ -97,7 +100,13 @@ def run(
             "`--json` needs `--output`", hint="without it the outputs go to standard output"
         )
     if output is not None and output != STANDARD:
+        check_format(output)
         check_place(output, input, artifact, weights)
+    # What is wrong with the inputs is told before weights are read, which may take long.
+    opened = open_artifact(artifact)
+    held = opened.manifest
+    tokenizer = tokenizer_of(opened)
+    batches = read_batches(input, held.inputs, held.outputs, held.symbols, batch_size, tokenizer)
     driver = emulated(artifact, device)
     with progress_bar(json, counts="bytes") as bar:
         task = bar.add_task("checking weights", total=None)
@@ -111,7 +120,7 @@ def run(
             huge_pages=huge_pages,
         )
     with model:
-        summary, seconds = _run(model, input, output, batch_size, quiet=json)
+        summary, seconds = _run(model, batches, output, quiet=json)
         threads = model.threads
     if json:
         data_json(
@@ -138,20 +147,12 @@ def run(
 
 
 def _run(
-    model: Model, input: Path, output: Path | None, batch_size: int | None, *, quiet: bool
+    model: Model, batches: Batches, output: Path | None, *, quiet: bool
 ) -> tuple[RunSummary, float]:
     """Run all batches; gives what became of them, and the seconds it took.
 
     Where the device fails, what was computed before that is kept.
     """
-    batches = read_batches(
-        input,
-        model.inputs,
-        model.outputs,
-        model.symbols,
-        batch_size,
-        tokenizer_of(model.artifact),
-    )
     writer = open_writer(output, model.outputs)
     begin = time.monotonic()
     records = 0

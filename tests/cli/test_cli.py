@@ -579,6 +579,18 @@ def test_a_table_without_room_for_its_last_column_is_left_as_it_is() -> None:
     assert wrapped.splitlines()[2] == f"{' ' * 42}on"
 
 
+def test_inputs_are_looked_at_before_weights(
+    fusec: Fusec, archive: Path, rows: Path, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "block.fusec"
+    made = ("compile", archive, "--target", "cpu", "--weights", "none", "-o", artifact)
+    assert fusec(*made).code == 0
+    done = fusec("run", artifact, "--input", "nowhere.npz")
+    assert done.code == 1 and "cannot read `nowhere.npz`" in done.err
+    done = fusec("run", artifact, "--input", rows, "--output", tmp_path / "out.txt")
+    assert done.code == 2 and "cannot tell what" in done.err
+
+
 def test_a_file_of_no_records_is_said_to_be_empty(
     fusec: Fusec, artifact: Path, tmp_path: Path
 ) -> None:
