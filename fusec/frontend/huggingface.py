@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -427,6 +428,37 @@ def fixed_frequencies(model: Any, call: Call) -> Iterator[None]:
             part.rope_type = kind
 
 
+@contextmanager
+def masks_by_broadcast() -> Iterator[None]:
+    """Masks of transformers made of positions that broadcast, where it would map over each one.
+
+    `torch.export` keeps no `vmap`.  What a mask function gives for one position at a time is the
+    same, unless it joins positions, which the rank of its result shows.
+    """
+    utils = sys.modules.get("transformers.masking_utils")
+    names = ("_vmap_expansion_sdpa", "_non_vmap_expansion_sdpa", "TransformGetItemToIndex")
+    if utils is None or not all(hasattr(utils, name) for name in names):
+        yield
+        return
+    mapped, spread, indexing = (getattr(utils, name) for name in names)
+
+    def expanded(mask_function: Any) -> Any:
+        def mask(*positions: torch.Tensor) -> Any:
+            found = mask_function(*spread(*positions))
+            if found.ndim == len(positions):
+                return found.expand([each.shape[0] for each in positions])
+            with indexing():
+                return mapped(mask_function)(*positions)
+
+        return mask
+
+    vars(utils).update(_vmap_expansion_sdpa=expanded, TransformGetItemToIndex=nullcontext)
+    try:
+        yield
+    finally:
+        vars(utils).update(_vmap_expansion_sdpa=mapped, TransformGetItemToIndex=indexing)
+
+
 def _is_dynamic(kind: object) -> bool:
     """Whether a type of rotary embeddings, or one of those by type of layer, is `dynamic`."""
     kinds = kind.values() if isinstance(kind, Mapping) else (kind,)
@@ -483,7 +515,10 @@ def _positions(model: Any) -> int:
 
 
 def _image_size(config: Any) -> tuple[int, int]:
-    size = config.image_size
+    size = getattr(config, "image_size", None)
+    if size is None:
+        hint = 'add it, such as `"image_size": 224`: the size of the images that the model is for'
+        raise InputError("`config.json` has no `image_size`", hint=hint)
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 

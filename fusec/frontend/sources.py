@@ -475,10 +475,10 @@ def _in_dtype(module: Any, options: Options, dtype: str) -> tuple[Any, Options]:
 
 def _export(module: Any, call: Call) -> tuple[AtenProgram, Exported, tuple[Decision, ...]]:
     from fusec.frontend.delta_rule import replaced
-    from fusec.frontend.huggingface import fixed_frequencies
+    from fusec.frontend.huggingface import fixed_frequencies, masks_by_broadcast
     from fusec.frontend.live import export_module
 
-    with fixed_frequencies(module, call), replaced(module) as log:
+    with fixed_frequencies(module, call), masks_by_broadcast(), replaced(module) as log:
         exported = export_module(module, call)
     aten, program = _translated(exported.program)
     return aten, replace(exported, program=program), tuple(log)

@@ -277,6 +277,24 @@ def test_models_of_texts_and_images(tmp_path: Path) -> None:
         load_source(tmp_path)
 
 
+def test_an_image_classifier_of_no_size(tmp_path: Path) -> None:
+    settings = {"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}
+    small = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    (tmp_path / "config.json").write_text(json.dumps({**settings, **small}))
+    with pytest.raises(InputError, match="has no `image_size`"):
+        load_source(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**settings, **small, "image_size": 32}))
+    graph = load_source(tmp_path).graph
+    assert str(graph.type("pixel_values")) == "f32[batch, 3, 32, 32]"
+
+
+def test_masks_that_transformers_maps_over_positions(tmp_path: Path) -> None:
+    """As of EmbeddingGemma, whose windows look both ways."""
+    layers = ["sliding_attention", "full_attention"]
+    settings = {"use_bidirectional_attention": True, "layer_types": layers, **TINY}
+    _check_numbers(build("gemma3", tmp_path / "gemma", **settings), False, ((2, 29),))
+
+
 def test_sizes_are_those_asked_for(llama: Path) -> None:
     graph = load_source(llama, dims={"batch": 4, "seq": "1:32:64"}).graph
     assert str(graph.type("input_ids")) == "i64[4, seq]"
