@@ -46,8 +46,8 @@ class Storage:
 
     @property
     def byte_offset(self) -> Dim:
-        """Bytes before the first element."""
-        return self.offset * DTYPES[self.dtype].itemsize
+        """Bytes before the first element; none where there is none."""
+        return 0 if 0 in self.shape else self.offset * DTYPES[self.dtype].itemsize
 
     @property
     def is_contiguous(self) -> bool:

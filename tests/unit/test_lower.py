@@ -106,6 +106,16 @@ def test_sizes_of_zero_and_one(cache: Path, batch: int, seq: int) -> None:
     assert results["y0"].shape == (batch, seq, 40)
 
 
+def test_views_of_nothing_begin_where_their_buffer_does(cache: Path) -> None:
+    graph = graph_of(("x", TensorType("f32", (0, 3))))
+    turned = graph.add("flip", ["x"], {"axes": (0,)}).output
+    joined = graph.add("concat", [turned, "x"], {"axis": 1}).output
+    finish(
+        graph, joined, graph.add("reduce_sum", [joined], {"axes": (0,), "keepdims": False}).output
+    )
+    assert_agrees(Compiled(graph, cache), inputs_of(graph, 0))
+
+
 @pytest.mark.usefixtures("only_generated")
 @pytest.mark.parametrize("how", ["broadcast", "expanded", "expanded and summed"])
 def test_rows_of_one_element_are_not_the_rows_that_they_are_broadcast_to(
