@@ -67,7 +67,7 @@ def activations(x: Tensor, y: Tensor) -> object:
         F.celu(x, 0.6), F.selu(x), F.hardswish(x * 2), F.hardsigmoid(x * 2), F.mish(x),
         F.logsigmoid(x), F.hardtanh(x, -0.4, 0.3), F.threshold(x, 0.1, 5.0), F.hardshrink(x),
         F.softshrink(x), F.softsign(x), F.tanhshrink(x), F.glu(y), F.prelu(x, y[0, :1]),
-        F.prelu(x, x[0]),
+        F.prelu(x, x[0]), F.rrelu(x, 0.1, 0.3),
     )  # fmt: skip
 
 
@@ -138,7 +138,8 @@ def defaults_and_corners(x: Tensor, y: Tensor) -> object:
         torch.addbmm(square, cube, cube, beta=0.5, alpha=2),
         x.roll(8, 1), x.roll(-8, 1), x.roll(5, 1),
         F.avg_pool2d(image, 2, ceil_mode=True), F.pad(image, (-1, 2, 3, -2), mode="reflect"),
-        F.pad(image, (-1, 2, 2, -2), mode="replicate"), F.pad(image[0], (2, -2), mode="circular"),
+        F.pad(image, (-1, 2, 2, -2), mode="replicate"), F.pad(x[None], (-5, 4), mode="replicate"),
+        F.pad(image[0], (2, -2), mode="circular"),
         F.interpolate(image.repeat(1, 1, 3, 3), scale_factor=1.05, mode="nearest-exact"),
         torch.arange(0, 6, 1.5, dtype=torch.int64), torch.arange(0.5, 5, dtype=torch.int64),
         torch.ones(2, 2, dtype=torch.uint8).any(), torch.ones(2, 2, dtype=torch.uint8).all(1),
@@ -328,6 +329,16 @@ def indexing(x: Tensor, y: Tensor) -> object:
     )  # fmt: skip
 
 
+def bags(x: Tensor, y: Tensor) -> object:
+    rows, starts = torch.tensor([2, 0, 1, 1, 2, 0, 2]), torch.tensor([0, 3, 3, 5])
+    return (
+        F.embedding_bag(rows, x, starts), F.embedding_bag(rows, x, starts, mode="max"),
+        F.embedding_bag(rows.int(), x, starts.int(), mode="sum", include_last_offset=True),
+        F.embedding_bag(rows, x, starts, mode="sum", per_sample_weights=y.flatten()[:7]),
+        F.embedding_bag(rows[:6].view(2, 3), x),
+    )  # fmt: skip
+
+
 def products(x: Tensor, y: Tensor) -> object:
     a, b = x, y.t() @ x  # [3, 5], [4, 5]
     batch = torch.stack([a, a + 1])  # [2, 3, 5]
@@ -367,6 +378,7 @@ def norms(x: Tensor, y: Tensor) -> object:
         F.group_norm(image, 2, scale, shift), F.group_norm(image, 4), F.instance_norm(image),
         F.batch_norm(image, shift, scale, scale, shift),
         F.batch_norm(x[:, :4], shift, scale.abs()),
+        F.batch_norm(image, None, None, scale, shift, training=True),
         torch._weight_norm(image, image[:, :1, :1, :1] + 3, 0),
         torch._weight_norm(x, x[:1] + 3, 1), torch._weight_norm(x, x[:1, :1] + 3, -1),
     )  # fmt: skip
@@ -416,6 +428,7 @@ def convolutions(x: Tensor, y: Tensor) -> object:
         F.avg_pool2d(image, 3, 2, 1, ceil_mode=True, count_include_pad=False),
         F.adaptive_avg_pool1d(line, 1), F.adaptive_avg_pool2d(image, (2, 3)),
         F.adaptive_avg_pool2d(image, 1), F.adaptive_max_pool2d(image, (2, 2)),
+        F.adaptive_max_pool3d(image, (2, 1, 2)),
         F.unfold(image, 2, padding=1, stride=2),
     )  # fmt: skip
 
@@ -467,7 +480,7 @@ def fourier(x: Tensor, y: Tensor) -> object:
 BODIES: list[Body] = [
     unary, unary_of_integers, activations, binary, promotion, comparisons, reductions, ordering,
     defaults_and_corners, scalars, nothing, integers_wrap, views, moving, creation, indexing,
-    products, norms, attention, convolutions, resampling, complex_numbers, fourier,
+    bags, products, norms, attention, convolutions, resampling, complex_numbers, fourier,
 ]  # fmt: skip
 
 

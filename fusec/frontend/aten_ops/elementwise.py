@@ -543,6 +543,19 @@ def _leaky_relu(build: Builder, x: Val, negative_slope: float = 0.01) -> Val:
     return build.emit("leaky_relu", x, slope=float(negative_slope))
 
 
+@aten("rrelu")
+def _rrelu(
+    build: Builder, x: Val, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False,
+    generator: object = None,
+) -> Val:  # fmt: skip
+    if training:
+        raise build.unsupported(
+            "the model draws random numbers: a randomised ReLU is in training mode",
+            "call `model.eval()` before the export",
+        )
+    return _leaky_relu(build, x, (lower + upper) / 2)
+
+
 @aten("elu")
 def _elu(build: Builder, x: Val, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Val:
     if scale == 1 and input_scale == 1:

@@ -24,6 +24,44 @@ def _embedding(
     return build.emit("take", weight, indices, axis=0)
 
 
+@aten("embedding_bag.padding_idx", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def _embedding_bag(
+    build: Builder, weight: Val, indices: Val, offsets: Val, scale_grad_by_freq: bool = False,
+    mode: int = 0, sparse: bool = False, per_sample_weights: Val | None = None,
+    include_last_offset: bool = False, padding_idx: int | None = None,
+) -> tuple[Val | None, ...]:  # fmt: skip
+    """Sums, means or maxima of rows; a bag goes from its offset to the next, an empty one is zero.
+
+    The other results, for the backward pass, are not made.
+    """
+    if padding_idx is not None and padding_idx != -1:
+        raise build.unsupported("an embedding bag with rows that it leaves out, its `padding_idx`")
+    bags = offsets.shape[0]  # where the last offset is an end, what comes after it is one more
+    rows = build.emit("take", weight, indices, axis=0)
+    count = rows.shape[0]
+    if per_sample_weights is not None:
+        rows = rows * build.unsqueeze(per_sample_weights, 1)
+    starts = build.cast(offsets, "i64")
+    begun = build.emit("le", starts, build.unsqueeze(build.iota(count), 1))
+    bag = build.reduce("reduce_sum", build.cast(begun, "i64"), (1,)) - 1
+    if mode == 2:
+        least = build.full((bags, *rows.shape[1:]), -math.inf, rows.dtype)
+        place = build.expand(build.unsqueeze(bag, 1), rows.shape)
+        most = build.emit("scatter", least, place, rows, axis=0, reduce="amax")
+        result = build.where(build.elementwise("eq", most, -math.inf), 0.0, most)
+        return build.slice(result, 0, 0, build.result().shape[0]), None, None, None
+
+    def total(values: Val) -> Val:
+        zeros = build.full((bags, *values.shape[1:]), 0, values.dtype)
+        return _put_along(build, zeros, 0, bag, values, accumulate=True)
+
+    result = total(rows)
+    if mode == 1:
+        size = total(build.full((count, 1), 1, rows.dtype))
+        result = result / build.emit("clamp", size, min=1.0, max=None)
+    return build.slice(result, 0, 0, build.result().shape[0]), None, None, None
+
+
 @aten("index_select", parts=True)
 def _index_select(build: Builder, x: Val, dim: int, index: Val) -> Val:
     places = build.reshape(index, (index.type.elements,))

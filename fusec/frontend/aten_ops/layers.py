@@ -178,8 +178,14 @@ def _batch_norm_of_batch(
     momentum: float, eps: float,
 ) -> tuple[Val, Val, Val]:  # fmt: skip
     """Normalisation by the statistics of what comes in, as an instance norm decomposes to."""
+    return _by_batch(build, x, weight, bias, eps)
+
+
+def _by_batch(
+    build: Builder, x: Val, weight: Val | None, bias: Val | None, eps: float
+) -> tuple[Val, Val, Val]:
     axes = (0, *range(2, x.rank))
-    wide = build.cast(x, build.result(1).dtype)
+    wide = build.cast(x, "f64" if x.dtype == "f64" else "f32")
     mean = build.reduce("reduce_mean", wide, axes)
     centred = wide - _per_channel(build, mean, x.rank)
     variance = build.reduce("reduce_mean", centred * centred, axes)
@@ -196,9 +202,12 @@ def _not_training(build: Builder, training: bool) -> None:
 
 @aten("batch_norm")
 def _batch_norm(
-    build: Builder, x: Val, weight: Val | None, bias: Val | None, running_mean: Val,
-    running_var: Val, training: bool, momentum: float, eps: float, cudnn_enabled: bool = True,
+    build: Builder, x: Val, weight: Val | None, bias: Val | None, running_mean: Val | None,
+    running_var: Val | None, training: bool, momentum: float, eps: float,
+    cudnn_enabled: bool = True,
 ) -> Val:  # fmt: skip
+    if running_mean is None or running_var is None:  # `track_running_stats=False`
+        return _by_batch(build, x, weight, bias, eps)[0]
     _not_training(build, training)
     return batch_norm(build, x, weight, bias, running_mean, running_var, eps)
 
@@ -490,7 +499,7 @@ def _adaptive_avg_pool(build: Builder, x: Val, output_size: Sequence[int]) -> Va
     return x
 
 
-@aten("adaptive_max_pool1d", "adaptive_max_pool2d")
+@aten("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
 def _adaptive_max_pool(
     build: Builder, x: Val, output_size: Sequence[int]
 ) -> tuple[Val | None, ...]:

@@ -158,8 +158,12 @@ def _padded_from(build: Builder, x: Val, pad: Sequence[Dim], mode: str) -> Val:
     """`x` with elements of its own around it."""
     for axis, before, after in _sides(x, pad):
         low, high = (min(s, 0) if isinstance(s, int) else 0 for s in (before, after))
+        around = (before if low == 0 else 0, after if high == 0 else 0)
+        if mode != "circular":  # elements that are cropped may still be repeated at the other end
+            x = _extended(build, x, axis, *around, mode)
         x = build.slice(x, axis, -low, x.shape[axis] + high)
-        x = _extended(build, x, axis, before if low == 0 else 0, after if high == 0 else 0, mode)
+        if mode == "circular":
+            x = _extended(build, x, axis, *around, mode)
     return x
 
 

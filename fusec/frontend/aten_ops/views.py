@@ -374,7 +374,8 @@ def _register_copies() -> None:
 
     for name in ("slice.Tensor", "select.int", "expand.default", "permute.default",
                  "transpose.int", "unsqueeze.default", "squeeze.default", "squeeze.dim",
-                 "squeeze.dims", "t.default", "unfold.default"):  # fmt: skip
+                 "squeeze.dims", "t.default", "unfold.default", "narrow.default",
+                 "as_strided.default"):  # fmt: skip
         base, overload = name.split(".")
         aten(f"{base}_copy.{overload}", parts=True)(copying(name))
 
