@@ -198,12 +198,8 @@ class _Reader:
             names[node] = names[first][node.args[1]]
             return None
         value = node.meta.get("val")
-        if isinstance(value, tuple | list):
-            results = [self.value(f"{node.name}[{i}]", item) for i, item in enumerate(value)]
-            names[node] = tuple(self.reference(item) for item in results)
-        else:
-            results = [] if value is None else [self.value(node.name, value)]
-            names[node] = self.reference(results[0]) if results else None
+        results: list[AtenValue] = []
+        names[node] = None if value is None else self.results(node.name, value, results)
         return AtenNode(
             target,
             tuple(self.argument(item, names) for item in node.args),
@@ -212,6 +208,13 @@ class _Reader:
             self.path(node),
             self.line(node),
         )
+
+    def results(self, name: str, value: Any, found: list[AtenValue]) -> Argument:
+        """Add what a node makes to `found`, lists flattened; how later nodes refer to it."""
+        if isinstance(value, tuple | list):
+            return tuple(self.results(f"{name}[{i}]", v, found) for i, v in enumerate(value))
+        found.append(self.value(name, value))
+        return self.reference(found[-1])
 
     def value(self, name: str, value: Any) -> AtenValue:
         if isinstance(value, torch.Tensor):

@@ -686,6 +686,13 @@ def test_translations_take_what_the_schemas_say() -> None:
             signature.bind(None, *positional, **named)
 
 
+def test_a_list_among_results_is_flattened() -> None:
+    body = Function(lambda x, y: torch.histogramdd(y, (2, 2, 2, 2))[1][3])
+    exported = torch.export.export(body, (torch.randn(3, 5), torch.randn(3, 4)), strict=False)
+    program = from_exported_program(exported)
+    assert max(len(node.outputs) for node in program.graph.nodes) >= 4
+
+
 def test_results_are_told_apart_from_later_nodes() -> None:
     """The places of the first median and all of the second were both called `median_1`."""
     body = Function(lambda x, y: (*x.median(1), y.median()))
