@@ -697,6 +697,8 @@ class _Translation:
     def _declared(self, value: AtenValue) -> TensorType | None:
         if not isinstance(value, AtenTensor):
             return None
+        if value.dtype not in COMPLEX:
+            self._dtype(value, self.build.origin.op)
         return TensorType(_real(value.dtype), self._shape(value))
 
     def _refuse_data_dependent(self, node: AtenNode) -> None:

@@ -57,7 +57,17 @@ def unary(x: Tensor, y: Tensor) -> object:
 
 def unary_of_integers(x: Tensor, y: Tensor) -> object:
     i = (x * 10).to(torch.int32)
-    return i.exp2() * 0, i.sin(), i.abs(), i.neg(), i.sign(), i.floor(), torch.relu(i), i.sigmoid()
+    return (
+        i.exp2() * 0,
+        i.sin(),
+        i.abs(),
+        i.neg(),
+        i.sign(),
+        i.floor(),
+        torch.relu(i),
+        i.sigmoid(),
+        (x > 0).square(),
+    )
 
 
 def activations(x: Tensor, y: Tensor) -> object:
@@ -326,6 +336,7 @@ def indexing(x: Tensor, y: Tensor) -> object:
         torch.slice_scatter(x, y[:, :2], 1, 1, 3),
         torch.select_scatter(x, y[0, :1].expand(5), 0, 1), torch.diagonal_scatter(x, y[0, :3]),
         x.index_put((i[:2].abs(),), y[0, 0], accumulate=True),
+        (x > 0).index_put((x > 1,), y[0, 0] > 0, accumulate=True),
     )  # fmt: skip
 
 
@@ -472,7 +483,8 @@ def fourier(x: Tensor, y: Tensor) -> object:
         torch.fft.fft(x).real, torch.fft.fft(x, n=4).imag, torch.fft.fft(x, 7, 0, "ortho").real,
         torch.fft.fftn(x).real, torch.fft.fft2(x[None], norm="forward").imag,
         torch.fft.ifft(z, dim=0).real, torch.fft.rfft(x).imag,
-        torch.fft.irfft(torch.fft.rfft(x), 5), torch.fft.irfft(torch.fft.rfft(y)),
+        torch.fft.irfft(x), torch.fft.irfft(torch.fft.rfft(x), 5),
+        torch.fft.irfft(torch.fft.rfft(y)),
         torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real,
     )  # fmt: skip
 
@@ -648,6 +660,7 @@ def test_an_unknown_operation_stays_opaque() -> None:
     [
         (lambda x, y: x[x > 0] * 2, "depends on data|selects by a mask"),
         (lambda x, y: torch.nonzero(x), "depends on data"),
+        (lambda x, y: x.to(torch.uint16).float(), "`aten.to.dtype` has the dtype `uint16`"),
         (lambda x, y: torch.rand_like(x) + x, "random numbers"),
         (lambda x, y: torch.polar(x, x).sinh().real, "complex"),
         (lambda x, y: torch.linalg.norm(x, 2), "singular values"),

@@ -329,6 +329,7 @@ _ROOTS: dict[float, str] = {0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
 
 @aten("square")
 def _square(build: Builder, x: Val) -> Val:
+    x = build.cast(x, build.result().dtype)
     return x * x
 
 

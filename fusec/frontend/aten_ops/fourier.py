@@ -158,9 +158,12 @@ def _rfft(
 
 @aten("fft_irfft", both=True)
 def _irfft(
-    build: Builder, x: Complex, n: Dim | None = None, dim: int = -1, norm: str | None = None
+    build: Builder, x: Val | Complex, n: Dim | None = None, dim: int = -1, norm: str | None = None
 ) -> Val:
     """The half that is not there mirrors the one that is."""
+    if isinstance(x, Val):
+        x = build.floats(x)
+        x = Complex(x, build.full(x.shape, 0, x.dtype))
     axis = x.real.axis(dim)
     n = build.result().shape[axis]
     kept = n // 2 + 1

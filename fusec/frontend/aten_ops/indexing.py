@@ -172,7 +172,8 @@ def _masked_put(build: Builder, x: Val, indices: Indices, values: Val, accumulat
         )
     values = build.reshape(values, values.shape[max(values.rank - len(tail), 0) :])
     wide = build.reshape(mask, (*mask.shape, *(1,) * len(tail)))
-    new = build.emit("add", x, values) if accumulate else values
+    added = "or" if x.dtype == "bool" else "add"
+    new = build.emit(added, x, values) if accumulate else values
     return build.emit("where", wide, new, x)
 
 
