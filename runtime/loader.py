@@ -84,29 +84,46 @@ def load(
         DeviceError: there is no such device, no driver for it, or not enough memory on it.
         UsageError: the device is not the name of one, or has no such pages.
     """
-    kind, index = parse_device(device)
     check_threads(threads)
-    on_cpu = kind == "cpu" and driver is None
-    if huge_pages and not on_cpu:
-        raise UsageError(
-            "`--huge-pages` is about weights in the memory of a CPU",
-            hint="leave it out: a GPU has its own copy of the weights",
-        )
+    if driver is not None and huge_pages:
+        raise _no_huge_pages()
     artifact = open_artifact(path)
-    if on_cpu:
+    found = driver or open_device(artifact, device, huge_pages=huge_pages)
+    if found is None:
         return _load_on_cpu(artifact, threads, weights, verify, progress, huge_pages)
-    owns_driver = driver is None
-    if driver is None:
-        _sections(artifact, _FAMILIES[kind], device)
-        driver = open_driver(kind, index)
     try:
         return _load_on_gpu(
-            artifact, driver, threads, weights, verify, progress, graphs, owns_driver
+            artifact, found, threads, weights, verify, progress, graphs, owns_driver=driver is None
         )
     except BaseException:
-        if owns_driver:
-            driver.close()
+        if driver is None:
+            found.close()
         raise
+
+
+def open_device(artifact: Artifact, device: str, *, huge_pages: bool = False) -> Driver | None:
+    """The driver of a GPU that an artifact may have code for; `None` for a CPU that it runs on.
+
+    Raises:
+        ArtifactError: it has no code for such a device, or none for this CPU.
+        DeviceError: there is no such device, or no driver for it.
+        UsageError: the device is not the name of one, or has no huge pages.
+    """
+    kind, index = parse_device(device)
+    if kind == "cpu":
+        choose_cpu_target(artifact)
+        return None
+    if huge_pages:
+        raise _no_huge_pages()
+    _sections(artifact, _FAMILIES[kind], device)
+    return open_driver(kind, index)
+
+
+def _no_huge_pages() -> UsageError:
+    return UsageError(
+        "`--huge-pages` is about weights in the memory of a CPU",
+        hint="leave it out: a GPU has its own copy of the weights",
+    )
 
 
 def _load_on_cpu(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from fusec.runtime.io import (
     run_batches,
     tokenizer_of,
 )
+from fusec.runtime.loader import open_device
 
 HugePages = Annotated[
     bool,
@@ -102,26 +104,28 @@ def run(
     if output is not None and output != STANDARD:
         check_format(output)
         check_place(output, input, artifact, weights)
-    # What is wrong with the inputs is told before weights are read, which may take long.
+    # The device and the inputs come before the weights, which may take long to read.
     opened = open_artifact(artifact)
     held = opened.manifest
-    tokenizer = tokenizer_of(opened)
-    batches = read_batches(input, held.inputs, held.outputs, held.symbols, batch_size, tokenizer)
-    driver = emulated(artifact, device)
-    with progress_bar(json, counts="bytes") as bar:
-        task = bar.add_task("checking weights", total=None)
-        model = load(
-            artifact,
-            "cpu" if driver else device,
-            threads,
-            weights=weights,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            driver=driver,
-            huge_pages=huge_pages,
+    driver = emulated(artifact, device) or open_device(opened, device, huge_pages=huge_pages)
+    with closing(driver) if driver else nullcontext():
+        tokenizer = tokenizer_of(opened)
+        batches = read_batches(
+            input, held.inputs, held.outputs, held.symbols, batch_size, tokenizer
         )
-    with model:
-        summary, seconds = _run(model, batches, output, quiet=json)
-        threads = model.threads
+        with progress_bar(json, counts="bytes") as bar:
+            task = bar.add_task("checking weights", total=None)
+            model = load(
+                artifact,
+                threads=threads,
+                weights=weights,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                driver=driver,
+                huge_pages=huge_pages,
+            )
+        with model:
+            summary, seconds = _run(model, batches, output, quiet=json)
+            threads = model.threads
     if json:
         data_json(
             {

@@ -77,10 +77,7 @@ FIRST = '%first: i64[n, 1] = constant() {dtype = "i64", shape = [<n>, 1], value 
 TOTAL = "] = reduce_sum(%top) {axes = ["
 SUMS = "] = reduce_sum(%two) {axes = ["
 ROUTER = [
-    (SHARES, "softmax(%logits) {axis = 1}", "softmax(%logits) {axis = 0}", "scores"),
     (SHARES, f"n, 1{TOTAL}1", f"1, 3{TOTAL}0", "sum"),
-    (GROUPS, "sigmoid(%logits)", "tanh(%logits)", "scores"),
-    (GROUPS, "gather(%scores, %experts) {axis = 1}", "abs(%top)", "scores"),
     (GROUPS, "where(%stays, %choice, %fill)", "where(%stays, %choice, %scores)", "groups"),
     (GROUPS, f"n, 2, 1{SUMS}2", f"n, 1, 2{SUMS}1", "groups"),
     (GROUPS, "k = 2, largest = true", "k = 2, largest = false", "groups"),
@@ -93,7 +90,6 @@ ROUTER = [
     (GROUPS, "%bias: f32[8]", "%bias: f32[n, 8]", "scores"),
     (GROUPS, f"{MARKS}%group", f"{FIRST}{MARKS}%first", "groups"),
     (LOGITS, "softmax(%narrow) {axis = 1}", "softmax(%narrow) {axis = 0}", "scores"),
-    (LOGITS, "softmax(%narrow) {axis = 1}", "sigmoid(%narrow)", "scores"),
 ]
 
 HALVES = "halves, a table of repeated angles"
@@ -104,7 +100,7 @@ ROPE = [
     (HALVES, "start = 4, step = 1, stop = 8", "start = 3, step = 1, stop = 7", "layout"),
     (HALVES, "neg(%high)", "neg(%low)", "layout"),
     (HALVES, "neg(%high)", "abs(%high)", ""),
-    (HALVES, "concat(%turn, %low)", "concat(%low, %turn)", ""),
+    (HALVES, "concat(%turn, %low)", "concat(%low, %turn)", "layout"),
     (HALVES, "add(%a, %b)", "sub(%a, %b)", ""),
     (HALVES, "mul(%x, %cos)", "mul(%turned, %cos)", "layout"),
     (PARTS, "start = 4, step = 1, stop = 8", "start = 3, step = 1, stop = 7", "layout"),
