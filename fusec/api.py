@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, get_args
 
 from fusec import __version__
 from fusec.command import compile_command, dim_text
-from fusec.diagnostics import UnsupportedError, UsageError
+from fusec.diagnostics import UnsupportedError, UsageError, counted
 from fusec.dump import Dump, DumpRequest, dump_request, passes_until
 from fusec.extensions import NONE as NO_EXTENSIONS
 from fusec.extensions import Extensions, installed
@@ -562,8 +562,7 @@ def _said_of_file(path: Path, size: int, document: Mapping[str, Any]) -> str:
     weights = document["weights"]
     residual = sum(len(target["residual"]) for target in document["targets"])
     launches = ", ".join(f"{t['launches']} launches on {t['target']}" for t in document["targets"])
-    many = "" if residual == 1 else "s"
-    left = f"{residual} operation{many} residual" if residual else "nothing residual"
+    left = f"{counted(residual, 'operation')} residual" if residual else "nothing residual"
     return (
         f"{path}, {size_text(size)} ({size_text(weights['bytes'])} of weights); {launches}, {left}"
     )

@@ -52,6 +52,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     return f"did you mean `{near[0]}`?" if near else None
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 record`, `2 records`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, to go on in a sentence with."""
+    return (error.strerror or str(error)).lower()
+
+
 class InputError(FusecError):
     """The source, or the data given to a model, is at fault."""
 

@@ -29,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from fusec.diagnostics import InputError, UsageError
+from fusec.diagnostics import InputError, UsageError, reason_of
 from fusec.dtypes import DTYPES
 from fusec.kernels.triton_gemm import (
     FEW_ROWS,
@@ -379,8 +379,8 @@ def read_any_table(path: Path) -> tuple[str, dict[Key, Row]]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"no tuning table can be read: {reason}", at=str(path)) from error
+        message = f"no tuning table can be read: {reason_of(error)}"
+        raise InputError(message, at=str(path)) from error
     except ValueError as error:
         raise InputError(f"a tuning table is not JSON: {error}", at=str(path)) from error
     reader = _Reader(path)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Self
 
-from fusec.diagnostics import InputError, UsageError
+from fusec.diagnostics import InputError, UsageError, reason_of
 from fusec.runtime.container import is_artifact
 
 
@@ -113,5 +113,4 @@ def write_errors(path: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot write `{path}`: {reason}") from None
+        raise InputError(f"cannot write `{path}`: {reason_of(error)}") from None

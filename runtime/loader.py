@@ -84,13 +84,14 @@ def load(
         DeviceError: there is no such device, no driver for it, or not enough memory on it.
         UsageError: the device is not the name of one, or has no such pages.
     """
+    kind, _ = parse_device(device)
     check_threads(threads)
-    if driver is not None and huge_pages:
-        raise _no_huge_pages()
+    on_cpu = kind == "cpu" and driver is None
+    _check_pages(huge_pages, on_cpu)
     artifact = open_artifact(path)
-    found = driver or open_device(artifact, device, huge_pages=huge_pages)
-    if found is None:
+    if on_cpu:
         return _load_on_cpu(artifact, threads, weights, verify, progress, huge_pages)
+    found = driver or _open_gpu(artifact, device)
     try:
         return _load_on_gpu(
             artifact, found, threads, weights, verify, progress, graphs, owns_driver=driver is None
@@ -109,21 +110,26 @@ def open_device(artifact: Artifact, device: str, *, huge_pages: bool = False) ->
         DeviceError: there is no such device, or no driver for it.
         UsageError: the device is not the name of one, or has no huge pages.
     """
-    kind, index = parse_device(device)
+    kind, _ = parse_device(device)
+    _check_pages(huge_pages, kind == "cpu")
     if kind == "cpu":
         choose_cpu_target(artifact)
         return None
-    if huge_pages:
-        raise _no_huge_pages()
+    return _open_gpu(artifact, device)
+
+
+def _open_gpu(artifact: Artifact, device: str) -> Driver:
+    kind, index = parse_device(device)
     _sections(artifact, _FAMILIES[kind], device)
     return open_driver(kind, index)
 
 
-def _no_huge_pages() -> UsageError:
-    return UsageError(
-        "`--huge-pages` is about weights in the memory of a CPU",
-        hint="leave it out: a GPU has its own copy of the weights",
-    )
+def _check_pages(huge_pages: bool, on_cpu: bool) -> None:
+    if huge_pages and not on_cpu:
+        raise UsageError(
+            "`--huge-pages` is about weights in the memory of a CPU",
+            hint="leave it out: a GPU has its own copy of the weights",
+        )
 
 
 def _load_on_cpu(

@@ -146,11 +146,8 @@ class Model:
         if given.keys() != self.symbols.keys():
             names = ", ".join(f"`{name}`" for name in self.symbols) or "none"
             raise InputError(f"the sizes that vary are {names}", hint="give each of them once")
-        for name, (low, high) in self.symbols.items():
-            if not low <= given[name] <= high:
-                raise InputError(
-                    f"`{name}` is {given[name]}, but the artifact was compiled for {low}..{high}"
-                )
+        for name, size in given.items():
+            _check_range(name, size, self.symbols[name])
         return self._executor.arena_bytes(given)
 
     @property
@@ -414,16 +411,18 @@ def _bind(
             hint="inputs that share a size must agree on it",
         )
     origin.setdefault(name, source)
-    low, high = symbols[name]
-    if not low <= size <= high:
-        hint = f"compile it with `--dim {name}={min(low, size)}:{max(high, size)}`"
-        if size == 0:
-            hint = f"ranges begin at 1; `--dim {name}=0` compiles an `.onnx` file for an empty one"
-        raise InputError(
-            f"`{name}` is {size} in the input `{source}`, but the artifact was compiled for "
-            f"{low}..{high}",
-            hint=hint,
-        )
+    _check_range(name, size, symbols[name], f" in the input `{source}`")
+
+
+def _check_range(name: str, size: int, compiled_for: tuple[int, int], where: str = "") -> None:
+    low, high = compiled_for
+    if low <= size <= high:
+        return
+    hint = f"compile it with `--dim {name}={min(low, size)}:{max(high, size)}`"
+    if size == 0:
+        hint = f"ranges begin at 1; `--dim {name}=0` compiles an `.onnx` file for an empty one"
+    message = f"`{name}` is {size}{where}, but the artifact was compiled for {low}..{high}"
+    raise InputError(message, hint=hint)
 
 
 def _solve(

@@ -19,7 +19,7 @@ from fusec import __version__
 from fusec.cli.commands import Commands
 from fusec.cli.console import say
 from fusec.cli.pages import COMMANDS
-from fusec.diagnostics import FusecError, InputError, InternalError, UsageError
+from fusec.diagnostics import FusecError, InputError, InternalError, UsageError, reason_of
 
 app = typer.Typer(
     name="fusec",
@@ -132,9 +132,10 @@ def _machine_error(error: Exception) -> InputError | None:
         return InputError("there is not enough memory", hint="`--debug` shows for what")
     if not isinstance(error, OSError) or error.errno not in MACHINE_ERRORS:
         return None
-    said = (error.strerror or str(error)).lower()
     where = None if error.filename is None else str(error.filename)
-    return InputError(f"the system refuses: {said}", at=where, hint="`--debug` shows what was done")
+    return InputError(
+        f"the system refuses: {reason_of(error)}", at=where, hint="`--debug` shows what was done"
+    )
 
 
 def _open_closed_streams() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fusec.cli.console import data_json, progress_bar, say
-from fusec.diagnostics import ArtifactError, DeviceError, InputError, UsageError
+from fusec.diagnostics import ArtifactError, DeviceError, InputError, UsageError, counted
 from fusec.emulation import emulated
 from fusec.runtime import Model, load
 from fusec.runtime.artifact import open_artifact
@@ -140,8 +140,7 @@ def run(
         )
     else:
         rate = summary.records / seconds if seconds else 0.0
-        many = "" if summary.records == 1 else "s"
-        say(f"ran {summary.records} record{many} in {seconds:.1f} s ({rate:.1f}/s)")
+        say(f"ran {counted(summary.records, 'record')} in {seconds:.1f} s ({rate:.1f}/s)")
     if summary.failed:
         total = summary.failed + summary.records
         raise InputError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fusec.diagnostics import InternalError, UnsupportedError
+from fusec.diagnostics import InternalError, UnsupportedError, counted
 from fusec.ir import Graph, Weight
 from fusec.kernels.external.call import ExternalCall
 from fusec.kernels.launch import HipSource
@@ -197,8 +197,7 @@ def _build_gpu(
     modules = {code.entry(kernel): kernel.code for kernel in linked.kernels.values()}
     program = program_document(lowered, code=code)
     contents = _contents(lowered, program, modules, tuple(reversed(records.values())))
-    many = "" if len(models) == 1 else "s"
-    left = f"; {len(models)} operation{many} left to the host" if models else ""
+    left = f"; {counted(len(models), 'operation')} left to the host" if models else ""
     summary = (
         f"{target.name}: {len(modules)} code objects in {lowered.launches} launches, "
         f"{linked.compiled} compiled, {linked.cached} cached, every symbol resolved{left}"

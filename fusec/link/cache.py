@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from fusec.diagnostics import InputError
+from fusec.diagnostics import InputError, reason_of
 
 _HINT = "set `XDG_CACHE_HOME` to a folder that can be written to"
 
@@ -84,7 +84,6 @@ class ObjectCache:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
-            said = (error.strerror or str(error)).lower()
-            message = f"cannot keep objects in the cache: {said}"
+            message = f"cannot keep objects in the cache: {reason_of(error)}"
             raise InputError(message, at=str(self.directory), hint=_HINT) from error
         return path

@@ -378,6 +378,10 @@ class Builder:
         where = ", ".join(part for part in (self.origin.path, self.origin.source) if part)
         return UnsupportedError(message, at=where or None, hint=hint)
 
+    def in_training(self, message: str) -> UnsupportedError:
+        """An error about what only a model in training mode does."""
+        return self.unsupported(message, "call `model.eval()` before the export")
+
     # --- dtypes -----------------------------------------------------------------------------
 
     def common(self, *operands: Val | Number | SymFloat) -> str:

@@ -550,9 +550,8 @@ def _rrelu(
     generator: object = None,
 ) -> Val:  # fmt: skip
     if training:
-        raise build.unsupported(
-            "the model draws random numbers: a randomised ReLU is in training mode",
-            "call `model.eval()` before the export",
+        raise build.in_training(
+            "the model draws random numbers: a randomised ReLU is in training mode"
         )
     return _leaky_relu(build, x, (lower + upper) / 2)
 

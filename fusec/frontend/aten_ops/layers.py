@@ -193,13 +193,6 @@ def _by_batch(
     return result, mean, build.emit("rsqrt", variance + eps)
 
 
-def _not_training(build: Builder, training: bool) -> None:
-    if training:
-        raise build.unsupported(
-            "a batch norm is in training mode", "call `model.eval()` before the export"
-        )
-
-
 @aten("batch_norm")
 def _batch_norm(
     build: Builder, x: Val, weight: Val | None, bias: Val | None, running_mean: Val | None,
@@ -208,7 +201,8 @@ def _batch_norm(
 ) -> Val:  # fmt: skip
     if running_mean is None or running_var is None:  # `track_running_stats=False`
         return _by_batch(build, x, weight, bias, eps)[0]
-    _not_training(build, training)
+    if training:
+        raise build.in_training("a batch norm is in training mode")
     return batch_norm(build, x, weight, bias, running_mean, running_var, eps)
 
 
@@ -231,10 +225,7 @@ def attention(
 ) -> Val:  # fmt: skip
     """PyTorch's `is_causal` counts from the first key, the operation's `causal` from the last."""
     if dropout_p:
-        raise build.unsupported(
-            "the model draws random numbers: attention with dropout",
-            "call `model.eval()` before the export",
-        )
+        raise build.in_training("the model draws random numbers: attention with dropout")
     if isinstance(scale, SymFloat):
         query, scale = query * build.cast(scale.value, query.dtype), 1.0
     width = build.integer(query.shape[-1], "the head size")

@@ -73,10 +73,7 @@ def selected(build: Builder, x: Val, axis: int, index: Dim) -> View:
       "alpha_dropout", "feature_alpha_dropout", "requires_grad", parts=True)  # fmt: skip
 def _alias(build: Builder, x: Val, p: float | bool = 0.0, train: bool = False) -> View:
     if train and p != 0.0 and "dropout" in build.origin.op:
-        raise build.unsupported(
-            "the model draws random numbers: dropout is in training mode",
-            "call `model.eval()` before the export",
-        )
+        raise build.in_training("the model draws random numbers: dropout is in training mode")
     return same()
 
 
@@ -85,10 +82,7 @@ def _native_dropout(
     build: Builder, x: Val, p: float, train: bool | None
 ) -> tuple[Val | View | None, ...]:
     if train and p != 0.0:
-        raise build.unsupported(
-            "the model draws random numbers: dropout is in training mode",
-            "call `model.eval()` before the export",
-        )
+        raise build.in_training("the model draws random numbers: dropout is in training mode")
     return x, build.full(x.shape, True, "bool")
 
 
