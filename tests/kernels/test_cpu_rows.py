@@ -76,6 +76,22 @@ def test_activations_far_below_zero(module: Module, activation: str) -> None:
     assert np.isnan(out[5:]).all()
 
 
+def test_silu_is_rounded_as_a_quotient(module: Module) -> None:
+    """No worse than x / (1 + e^-x) in f32 with an exponential that is exact; signs of zeros."""
+    x = np.random.default_rng(5).normal(size=1 << 18).astype(np.float32)
+    x[:4] = 0.0, -0.0, np.inf, 3.4e38
+    params = [1, 1, 1, 1, *[0, 0, 0, len(x)] * 3, len(x), 1, 1, ACTIVATIONS["silu"], 0, 0]
+    buffers = [x, np.ones_like(x), blank(x.shape, "f32")]
+    out = module.call("fusec_gated_activation_f32", buffers, params)[-1]
+    assert out[:4].tobytes() == x[:4].tobytes()
+    x, out = x[4:], out[4:]
+    wide = x.astype(np.float64)
+    exact = wide / (1 + np.exp(-wide))
+    e = np.exp(-wide).astype(np.float32)
+    stepwise = x / (np.float32(1) + e)
+    assert np.linalg.norm(out - exact) < 1.05 * np.linalg.norm(stepwise - exact)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("n", [1, 15, 100])

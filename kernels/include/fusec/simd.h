@@ -469,17 +469,32 @@ FUSEC_INLINE Vec reciprocal(Vec x) {
 #endif
 }
 
-// Beyond 87 e^-x is lost beside 1, or leaves a result that is nearly the least normal number.
-FUSEC_INLINE Vec sigmoid(Vec x) {
+// 1 + e^-x. Beyond 87 e^-x is lost beside 1, or its reciprocal is nearly the least normal number.
+FUSEC_INLINE Vec one_plus_exp_of_negative(Vec x) {
   Exponential e = Exponential::of_negative(min(set(87.0f), max(set(-87.0f), x)));
   Vec scale = e.scale();
-  return reciprocal(fma(e.rest, scale, scale + set(1.0f)));
+  return fma(e.rest, scale, scale + set(1.0f));
+}
+
+FUSEC_INLINE Vec sigmoid(Vec x) { return reciprocal(one_plus_exp_of_negative(x)); }
+
+// x / divisor where `kept`, and x * 0 elsewhere, for divisors from 1 to 2^126. Rounded once, as x times
+// a reciprocal is not.
+FUSEC_INLINE Vec divide_some(Mask kept, Vec x, Vec divisor) {
+#if FUSEC_AVX512
+  Vec y = _mm512_maskz_rcp14_ps(kept, divisor), quotient = x * y;
+  Mask finite = less(x, set(__builtin_inff()));
+  Vec excess = _mm512_maskz_fmsub_ps(finite, quotient, divisor, x);
+  return fnma(excess, y, quotient);
+#else
+  return x / select(kept, divisor, set(__builtin_inff()));
+#endif
 }
 
 // x * sigmoid(scaled). What is left of sigmoid beyond -87 counts beside a large x, and is 0 here: minus
 // infinity becomes NaN, as it does by IEEE 754.
 FUSEC_INLINE Vec times_sigmoid(Vec x, Vec scaled) {
-  return x * select(less(set(-87.0f), scaled), sigmoid(scaled), zero());
+  return divide_some(less(set(-87.0f), scaled), x, one_plus_exp_of_negative(scaled));
 }
 FUSEC_INLINE Vec silu(Vec x) { return times_sigmoid(x, x); }
 
