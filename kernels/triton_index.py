@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fusec import symbolic
 from fusec.dtypes import DTYPES
 from fusec.ir import Graph
 from fusec.kernels.cpu import INDICES
@@ -122,6 +123,35 @@ def index_launch(
         grid=(programs, 1, 1),
         warps=warps,
     )
+
+
+def where_it_fits(call: Call, axis: int, launches: Sequence[Launch]) -> tuple[Launch, ...]:
+    """Launches of a node whose second operand, an index, replaces `axis` of its first.
+
+    If the index is longer than that along another dim, this is reported and nothing else runs.
+    """
+    x, index = call.inputs[:2]
+    reports: list[Launch] = []
+    fits: Dim = 1
+    for dim, (size, bound) in enumerate(zip(index.shape, x.shape, strict=True)):
+        excess = symbolic.minimum(1, symbolic.maximum(size - bound, 0))
+        is_longer = symbolic.simplify(excess, call.graph.symbols)
+        if dim == axis or is_longer == 0:
+            continue
+        reports.append(
+            triton_launch(
+                "fusec.kernels.index.triton_kernel",
+                "report_kernel",
+                {"p_error": call.error()},
+                params={"size": size, "bound": bound},
+                constants={},
+                grid=(fits * is_longer, 1, 1),
+                warps=1,
+            )
+        )
+        fits *= 1 - is_longer
+    kept = (replace(each, grid=(each.grid[0] * fits, *each.grid[1:])) for each in launches)
+    return (*reports, *kept)
 
 
 def index_kernel(

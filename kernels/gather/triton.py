@@ -15,6 +15,7 @@ from fusec.kernels.triton_index import (
     refused_dims,
     refused_indices,
     walk,
+    where_it_fits,
 )
 from fusec.symbolic import Dim, product
 from fusec.target import Target
@@ -31,12 +32,12 @@ def without_axis(storage: Storage, axis: int) -> tuple[Dim, ...]:
     return (*storage.strides[:axis], 0, *storage.strides[axis + 1 :])
 
 
-def _gather(call: Call) -> Launch:
+def _gather(call: Call) -> tuple[Launch, ...]:
     x, index = call.inputs
     out = call.outputs[0]
     axis = int_attr(call.attrs, "axis") % len(x.shape)
     count = product(index.shape)
-    return index_launch(
+    launch = index_launch(
         "gather.triton_kernel",
         "gather_kernel",
         {"p_x": as_bits(x), "p_index": index, "p_out": as_bits(out), "p_error": call.error()},
@@ -46,6 +47,7 @@ def _gather(call: Call) -> Launch:
         ("x", "index", "out"),
         programs=symbolic.ceil_divide(count, BLOCK),
     )
+    return where_it_fits(call, axis, (launch,))
 
 
 TRITON = (index_kernel("gather", _gather, elements_fit, strided_layouts, "gather"),)

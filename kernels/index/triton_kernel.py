@@ -34,6 +34,12 @@ def checked(b_index, bound, b_asked, p_error):
 
 
 @triton.jit
+def report_kernel(p_error, size, bound):
+    """Reports the last of `size` places, of which there are `bound` only."""
+    checked(tl.zeros([1], dtype=tl.int64) + size - 1, bound, size > 0, p_error)
+
+
+@triton.jit
 def picked_rows(
     i_position,
     b_asked,

@@ -24,6 +24,7 @@ from fusec.kernels.triton_index import (
     index_launch,
     refused_dims,
     walk,
+    where_it_fits,
 )
 from fusec.kernels.triton_launch import triton_launch
 from fusec.kernels.triton_rows import power_above
@@ -276,7 +277,7 @@ def _scatter(call: Call) -> tuple[Launch, ...]:
         value=_with(source.strides, axis, 0),
     )
     covers = all(index.shape[dim] == x.shape[dim] for dim in others)
-    return (
+    launches = (
         *(() if covers else (_copy_launch(x, call.outputs[0]),)),
         _keys_launch(call, (index,), (x.shape[axis],), over, keys),
         *_fold_launches(
@@ -288,6 +289,7 @@ def _scatter(call: Call) -> tuple[Launch, ...]:
             walk((length,), (source.strides[axis],)),
         ),
     )
+    return where_it_fits(call, axis, launches)
 
 
 def _with(values: tuple[Dim, ...], axis: int, value: Dim) -> tuple[Dim, ...]:

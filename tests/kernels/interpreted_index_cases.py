@@ -153,6 +153,15 @@ def test_an_index_out_of_range_is_reported(op: str, wrong: int) -> None:
     assert not np.isnan(given.results[0][:2]).any()
 
 
+@pytest.mark.parametrize("op", ["gather", "scatter"])
+def test_an_index_longer_than_what_it_picks_from_is_reported(op: str) -> None:
+    x, index = Given(random((4, 9), "f32"), "f32"), indices((5, 3), 9)
+    source = Given(random((5, 3), "f32"), "f32")
+    given = answer(Problem(op, (x, index, source)[: 2 + (op == "scatter")], {"axis": 1}))
+    assert given.wrong_index == (4, 4)
+    assert np.isnan(given.results[0]).all(), "something was written"
+
+
 # --- scatter, index_put -------------------------------------------------------------------------
 
 

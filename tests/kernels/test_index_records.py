@@ -12,7 +12,7 @@ from fusec.ir.types import Attr
 from fusec.kernels.launch import Call, Launch, Storage, TritonSource, dense_strides
 from fusec.link.gpu_checks import fitted, unfit
 from fusec.link.triton_build import build_triton
-from fusec.symbolic import Dim, symbol
+from fusec.symbolic import Dim, evaluate, symbol
 from fusec.target import GPU_TARGETS, Target, target_named
 
 TOKENS = symbol("tokens")
@@ -58,6 +58,7 @@ CODE: dict[str, tuple[str, tuple[TensorType, ...], dict[str, Attr], int]] = {
         0,
     ),
     "scores": ("gather", (kind("f32", TOKENS, 64), kind("i64", TOKENS, 8)), {"axis": 1}, 0),
+    "scores of some": ("gather", (kind("f32", 99, 64), kind("i64", TOKENS, 8)), {"axis": 1}, 0),
     "experts": ("topk", (kind("f32", TOKENS, 64),), {"axis": 1, "k": 8, "largest": True}, 0),
     "tokens by expert": (
         "sort",
@@ -115,6 +116,21 @@ def test_code_objects(name: str, target_name: str) -> None:
             widest = max(widest, built.machine.widest_load)
             assert not built.machine.forbidden
     assert target.family != "amdgpu" or widest >= load
+
+
+@pytest.mark.parametrize("op", ["gather", "scatter"])
+def test_an_index_that_may_be_longer_than_what_it_picks_from(op: str) -> None:
+    """Either that is reported, or the others run; where it cannot be, there are only the others."""
+    operands = (kind("f32", 99, 64), kind("i64", TOKENS, 8), kind("f32", TOKENS, 8))
+    kinds = operands[: 2 + (op == "scatter")]
+    gfx950 = target_named("gfx950")
+    report, *others = launches(*case(op, kinds, {"axis": 1}), gfx950)
+    assert report.symbol == "report_kernel"
+    for tokens in (1, 99, 100, 8192):
+        run = [evaluate(each.grid[0], {"tokens": tokens}) > 0 for each in (report, *others)]
+        assert run == [tokens > 99, *[tokens <= 99] * len(others)]
+    same = (kind("f32", TOKENS, 64), *kinds[1:])
+    assert len(launches(*case(op, same, {"axis": 1}), gfx950)) <= len(others)
 
 
 REFUSED: list[tuple[str, tuple[TensorType, ...], dict[str, Attr], str]] = [
