@@ -93,6 +93,26 @@ def split_sum_kernel(
 
 
 @triton.jit
+def scales_of_step(
+    p_x_scales,
+    p_w_scales,
+    i_k,
+    x_scale_group,
+    K: tl.constexpr,
+    X_GROUP: tl.constexpr,
+    W_COLUMNS: tl.constexpr,
+):
+    """Scales of rows and of columns for the step along K at `i_k`; 1 where one serves all of K."""
+    b_row = tl.full([1], 1.0, tl.float32)
+    b_column = b_row
+    if X_GROUP > 0:
+        b_row = tl.load(p_x_scales + i_k // X_GROUP * x_scale_group)
+    if W_COLUMNS < K:
+        b_column = tl.load(p_w_scales + i_k // W_COLUMNS)
+    return b_row, b_column
+
+
+@triton.jit
 def fp8_linear_kernel(
     p_x,
     p_x_scale,
@@ -135,9 +155,21 @@ def fp8_linear_kernel(
     p_w_tile = p_w + o_n[None, :] * W_STRIDE + o_k[:, None]
     p_x_scales = p_x_scale + o_m * x_scale_row
     p_w_scales = p_w_scale + (i_n + o_n) // W_ROWS * W_SCALE_STRIDE
+    if W_ROWS % BLOCK_N == 0:
+        p_w_scales = p_w_scale + i_n // W_ROWS * W_SCALE_STRIDE + tl.arange(0, 1)
     b_y = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    b_row, b_column = scales_of_step(
+        p_x_scales, p_w_scales, begin * BLOCK_K, x_scale_group, K, X_GROUP, W_COLUMNS
+    )
     for i_step in range(begin, end):
         i_k = i_step * BLOCK_K
+        # Scales are loaded a step ahead and before the tiles, which are loaded ahead as well: what
+        # is loaded after those waits for them.
+        b_scale = b_row[:, None] * b_column[None, :]
+        b_row, b_column = scales_of_step(
+            *(p_x_scales, p_w_scales, tl.minimum(i_k + BLOCK_K, K - 1)),
+            *(x_scale_group, K, X_GROUP, W_COLUMNS),
+        )
         if K % BLOCK_K == 0:
             b_x = tl.load(p_x_tile + i_k)
             b_w = tl.load(p_w_tile + i_k)
@@ -145,15 +177,7 @@ def fp8_linear_kernel(
             m_k = i_k + o_k < K
             b_x = tl.load(p_x_tile + i_k, mask=m_k[None, :], other=0.0)
             b_w = tl.load(p_w_tile + i_k, mask=m_k[:, None], other=0.0)
-        b_part = tl.dot(b_x, b_w)
-        if X_GROUP > 0:
-            b_x_scale = tl.load(p_x_scales + i_k // X_GROUP * x_scale_group)
-            if W_COLUMNS < K and W_ROWS % BLOCK_N == 0:
-                b_x_scale *= tl.load(p_w_scale + i_n // W_ROWS * W_SCALE_STRIDE + i_k // W_COLUMNS)
-            b_part *= b_x_scale[:, None]
-        if W_COLUMNS < K and (X_GROUP == 0 or W_ROWS % BLOCK_N != 0):
-            b_part *= tl.load(p_w_scales + i_k // W_COLUMNS)[None, :]
-        b_y += b_part
+        b_y += tl.dot(b_x, b_w) * b_scale
     if X_GROUP == 0:
         b_y *= tl.load(p_x_scales)[:, None]
     if W_COLUMNS >= K:

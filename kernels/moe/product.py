@@ -132,6 +132,7 @@ def launch_product(experts: Experts, order: Order, product: Product) -> Launch:
             "W_BLOCK_N": block[0],
             "W_BLOCK_K": block[1],
             "ONE_SCALE": int(block[0] % block_n == 0 and (not halves or width % block_n == 0)),
+            "AHEAD": int(call.target.family == "amdgpu"),
             "Y_GROUP": scaling.group if quantises and scaling is not None else 0,
             "Y_POWER": int(scaling is not None and scaling.scale_dtype == "e8m0"),
             "Y_ROUNDING": 0 if scaling is None else ROUNDINGS[scaling.rounding],

@@ -7,6 +7,7 @@ format of its weights; what its formats are made of comes before it.
 import triton
 import triton.language as tl
 
+from fusec.kernels.fp8_linear.triton_kernel import scales_of_step
 from fusec.kernels.moe.triton_activation_kernel import activated, gated
 from fusec.kernels.moe.triton_align_kernel import block_rows
 from fusec.kernels.moe.triton_quantise_kernel import quantised_groups
@@ -30,7 +31,7 @@ def load_tile(p_tile, m_rows, m_columns, EVEN_ROWS: tl.constexpr, EVEN_COLUMNS: 
 
 
 @triton.jit
-def load_mxfp4(
+def load_codes(
     p_w,
     p_scale,
     o_n,
@@ -41,11 +42,9 @@ def load_mxfp4(
     S_ROW: tl.constexpr,
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    dtype: tl.constexpr,
 ):
-    """Rows o_n, columns k to k + BLOCK_K of 4-bit floats times scales: [BLOCK_K, BLOCK_N]."""
+    """Rows o_n, columns k to k + BLOCK_K of 4-bit floats, eight in a word, and their scales."""
     o_word = k // 8 + tl.arange(0, BLOCK_K // 8)
     o_group = k // MX_GROUP + tl.arange(0, BLOCK_K // MX_GROUP)
     p_words = p_w.to(tl.pointer_type(tl.uint32), bitcast=True)
@@ -57,16 +56,16 @@ def load_mxfp4(
         words = tl.load(p_words, mask=m_n[:, None] & (o_word < K // 8)[None, :], other=0)
         m_scale = m_n[:, None] & (o_group < K // MX_GROUP)[None, :]
         scales = tl.load(p_scales, mask=m_scale, other=127)
-    w = bf16_of_e2m1(words, scales, BLOCK_N, BLOCK_K)
-    if dtype != tl.bfloat16:
-        w = w.to(tl.float32).to(dtype)
-    return tl.trans(w)
+    return words, scales
 
 
 @triton.jit
 def add_product(
     acc,
     a,
+    b_scale,
+    words,
+    scales,
     p_a_scale,
     p_w,
     p_w_scale,
@@ -79,14 +78,11 @@ def add_product(
     a_scale_row,
     a_scale_group,
     FORMAT: tl.constexpr,
+    GROUPED: tl.constexpr,
     K: tl.constexpr,
-    A_GROUP: tl.constexpr,
     W_ROW: tl.constexpr,
     W_COLUMN: tl.constexpr,
     S_ROW: tl.constexpr,
-    W_BLOCK_N: tl.constexpr,
-    W_BLOCK_K: tl.constexpr,
-    ONE_SCALE: tl.constexpr,
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -97,13 +93,15 @@ def add_product(
 
     FORMAT is 0 for plain floats, 1 for 8-bit floats on both sides, 2 for 4-bit floats that are
     widened, 3 for 4-bit floats that multiply 8-bit floats with scales of groups on both sides.
+    GROUPED, a product of 8-bit floats is multiplied by `b_scale`.  Of 4-bit floats that are widened
+    `words` and `scales` hold the tile.
     """
     o_n = n + tl.arange(0, BLOCK_N)
     if FORMAT == 2:
-        w = load_mxfp4(
-            p_w, p_w_scale, o_n, k, m_n, K, W_ROW, S_ROW, EVEN_K, EVEN_N, BLOCK_N, BLOCK_K, a.dtype
-        )
-        acc = tl.dot(a, w, acc)
+        w = bf16_of_e2m1(words, scales, BLOCK_N, BLOCK_K)
+        if a.dtype != tl.bfloat16:
+            w = w.to(tl.float32).to(a.dtype)
+        acc = tl.dot(a, tl.trans(w), acc)
     elif FORMAT == 3:
         o_byte = k // 2 + tl.arange(0, BLOCK_K // 2)
         p_tile = p_w + o_byte[:, None] + o_n[None, :] * W_ROW
@@ -124,21 +122,31 @@ def add_product(
         w = load_tile(p_tile, m_k, m_n, EVEN_K, EVEN_N)
         if FORMAT == 0:
             acc = tl.dot(a, w, acc, input_precision="ieee")
-        elif A_GROUP == 0 and W_BLOCK_K >= K:
-            acc = tl.dot(a, w, acc, max_num_imprecise_acc=0)
+        elif GROUPED:
+            acc += tl.dot(a, w) * b_scale
         else:
-            a_group = k // A_GROUP if A_GROUP > 0 else 0
-            p_rows = p_a_scale + i_row * a_scale_row + a_group * a_scale_group
-            a_scale = tl.load(p_rows, mask=m_row, other=0.0)
-            p_scales = p_w_scale + k // W_BLOCK_K
-            if ONE_SCALE:
-                scale = a_scale * tl.load(p_scales + (n // W_BLOCK_N) * S_ROW)
-                acc += tl.dot(a, w) * scale[:, None]
-            else:
-                p_scales += (o_n // W_BLOCK_N) * S_ROW
-                w_scale = tl.load(p_scales, mask=m_n, other=0.0)
-                acc += tl.dot(a, w) * a_scale[:, None] * w_scale[None, :]
+            acc = tl.dot(a, w, acc, max_num_imprecise_acc=0)
     return acc
+
+
+@triton.jit
+def scales_of_both(
+    p_rows,
+    p_columns,
+    p_ups,
+    k,
+    a_scale_group,
+    K: tl.constexpr,
+    A_GROUP: tl.constexpr,
+    W_BLOCK_K: tl.constexpr,
+    UP: tl.constexpr,
+):
+    """`scales_of_step`, and the scales of the columns of up."""
+    b_row, b_column = scales_of_step(p_rows, p_columns, k, a_scale_group, K, A_GROUP, W_BLOCK_K)
+    b_up = b_column
+    if UP > 0 and W_BLOCK_K < K:
+        b_up = tl.load(p_ups + k // W_BLOCK_K)
+    return b_row, b_column, b_up
 
 
 @triton.jit
@@ -182,6 +190,7 @@ def moe_product_kernel(
     W_BLOCK_N: tl.constexpr,
     W_BLOCK_K: tl.constexpr,
     ONE_SCALE: tl.constexpr,
+    AHEAD: tl.constexpr,
     Y_GROUP: tl.constexpr,
     Y_POWER: tl.constexpr,
     Y_ROUNDING: tl.constexpr,
@@ -214,20 +223,65 @@ def moe_product_kernel(
 
     acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     acc_up = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    GROUPED: tl.constexpr = FORMAT == 1 and (A_GROUP > 0 or W_BLOCK_K < K)
+    b_row = tl.full([1], 1.0, tl.float32)
+    b_column, b_up = b_row, b_row
+    if GROUPED:
+        p_rows = p_a_scale + i_row * a_scale_row
+        o_scale = n + tl.arange(0, 1) if ONE_SCALE else tl.minimum(o_n, N - 1)
+        p_columns = p_w_scale + o_scale // W_BLOCK_N * S_ROW
+        p_ups = p_w_scale + (o_scale + UP) // W_BLOCK_N * S_ROW
+        b_row, b_column, b_up = scales_of_both(
+            p_rows, p_columns, p_ups, 0, a_scale_group, K, A_GROUP, W_BLOCK_K, UP
+        )
+    words, scales, up_words, up_scales = b_row, b_row, b_row, b_row
+    if FORMAT == 2:
+        words, scales = load_codes(
+            p_w, p_w_scale, o_n, 0, m_n, K, W_ROW, S_ROW, EVEN_K, EVEN_N, BLOCK_K
+        )
+        up_words, up_scales = words, scales
+        if UP > 0:
+            up_words, up_scales = load_codes(
+                p_w, p_w_scale, o_n + UP, 0, m_n, K, W_ROW, S_ROW, EVEN_K, EVEN_N, BLOCK_K
+            )
+        words_ahead, scales_ahead = words, scales
+        up_words_ahead, up_scales_ahead = up_words, up_scales
     for k in range(0, K, BLOCK_K):
+        if FORMAT == 2:  # a step ahead if AHEAD: see `mxfp4_dequant_kernel`
+            words, scales = words_ahead, scales_ahead
+            up_words, up_scales = up_words_ahead, up_scales_ahead
+            k_load = tl.minimum(k + BLOCK_K, (K - 1) // BLOCK_K * BLOCK_K) if AHEAD else k
+            words_ahead, scales_ahead = load_codes(
+                p_w, p_w_scale, o_n, k_load, m_n, K, W_ROW, S_ROW, EVEN_K, EVEN_N, BLOCK_K
+            )
+            if UP > 0:
+                up_words_ahead, up_scales_ahead = load_codes(
+                    *(p_w, p_w_scale, o_n + UP, k_load, m_n),
+                    *(K, W_ROW, S_ROW, EVEN_K, EVEN_N, BLOCK_K),
+                )
+            if not AHEAD:
+                words, scales = words_ahead, scales_ahead
+                up_words, up_scales = up_words_ahead, up_scales_ahead
+        b_scale = b_row[:, None] * b_column[None, :]
+        b_up_scale = b_row[:, None] * b_up[None, :]
+        if GROUPED:  # a step ahead, before the tiles: see `fp8_linear_kernel`
+            b_row, b_column, b_up = scales_of_both(
+                *(p_rows, p_columns, p_ups, tl.minimum(k + BLOCK_K, K - 1)),
+                *(a_scale_group, K, A_GROUP, W_BLOCK_K, UP),
+            )
         o_k = k + tl.arange(0, BLOCK_K)
         m_k = o_k < K
         a = load_tile(p_a + i_row[:, None] * a_stride + o_k[None, :], m_row, m_k, False, EVEN_A)
         acc = add_product(
-            *(acc, a, p_a_scale, p_w, p_w_scale, i_row, n, k, m_row, m_n, m_k),
-            *(a_scale_row, a_scale_group, FORMAT, K, A_GROUP, W_ROW, W_COLUMN, S_ROW),
-            *(W_BLOCK_N, W_BLOCK_K, ONE_SCALE, EVEN_K, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K),
+            *(acc, a, b_scale, words, scales, p_a_scale, p_w, p_w_scale, i_row, n, k, m_row),
+            *(m_n, m_k, a_scale_row, a_scale_group, FORMAT, GROUPED, K, W_ROW, W_COLUMN, S_ROW),
+            *(EVEN_K, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K),
         )
         if UP > 0:
             acc_up = add_product(
-                *(acc_up, a, p_a_scale, p_w, p_w_scale, i_row, n + UP, k, m_row, m_n, m_k),
-                *(a_scale_row, a_scale_group, FORMAT, K, A_GROUP, W_ROW, W_COLUMN, S_ROW),
-                *(W_BLOCK_N, W_BLOCK_K, ONE_SCALE, EVEN_K, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K),
+                *(acc_up, a, b_up_scale, up_words, up_scales, p_a_scale, p_w, p_w_scale, i_row),
+                *(n + UP, k, m_row, m_n, m_k, a_scale_row, a_scale_group, FORMAT, GROUPED, K),
+                *(W_ROW, W_COLUMN, S_ROW, EVEN_K, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K),
             )
     p_bias += i_expert * BIAS_STRIDE
     acc = finished(
@@ -291,10 +345,10 @@ def finished(
     HAS_BIAS: tl.constexpr,
 ):
     """A sum over all of K times the scales that no group of K has of its own, and the bias."""
-    if FORMAT == 1 and A_GROUP == 0 and W_BLOCK_K >= K:
-        a_scale = tl.load(p_a_scale + i_row * a_scale_row, mask=m_row, other=0.0)
-        w_scale = tl.load(p_w_scale + (o_n // W_BLOCK_N) * S_ROW, mask=m_n, other=0.0)
-        acc = acc * a_scale[:, None] * w_scale[None, :]
+    if FORMAT == 1 and A_GROUP == 0:
+        acc *= tl.load(p_a_scale + i_row * a_scale_row, mask=m_row, other=0.0)[:, None]
+    if FORMAT == 1 and W_BLOCK_K >= K:
+        acc *= tl.load(p_w_scale + (o_n // W_BLOCK_N) * S_ROW, mask=m_n, other=0.0)[None, :]
     if HAS_BIAS:
         acc += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     return acc

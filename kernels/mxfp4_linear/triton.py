@@ -137,6 +137,7 @@ def _launch_dequant(call: Call) -> tuple[Launch, ...]:
             "W_SCALE_STRIDE": known(row_stride(weight_scale)),
             "X_PARTS": X_PARTS[x.dtype],
             "W_FIRST": 0,
+            "AHEAD": int(call.target.family == "amdgpu"),
         },
     )
     tiers = (DEQUANT_FEW, DEQUANT_SOME, DEQUANT_MANY)

@@ -72,6 +72,22 @@ def dot_bf16_parts(b_x, b_w, b_y, PARTS: tl.constexpr, W_FIRST: tl.constexpr):
 
 
 @triton.jit
+def load_codes(
+    p_words, p_scales, i_k, K: tl.constexpr, K_MEMORY: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Words of eight codes and scales of a tile from column `i_k` on; no more than K if needed."""
+    if K_MEMORY >= tl.cdiv(K, BLOCK_K) * BLOCK_K:
+        b_words = tl.load(p_words + i_k // 8)
+        b_scale = tl.load(p_scales + i_k // GROUP)
+    else:
+        m_word = i_k // 8 + tl.arange(0, BLOCK_K // 8) < K // 8
+        m_group = i_k // GROUP + tl.arange(0, BLOCK_K // GROUP) < K // GROUP
+        b_words = tl.load(p_words + i_k // 8, mask=m_word[None, :], other=0)
+        b_scale = tl.load(p_scales + i_k // GROUP, mask=m_group[None, :], other=0)
+    return b_words, b_scale
+
+
+@triton.jit
 def mxfp4_dequant_kernel(
     p_x,
     p_w,
@@ -88,6 +104,7 @@ def mxfp4_dequant_kernel(
     W_SCALE_STRIDE: tl.constexpr,
     X_PARTS: tl.constexpr,
     W_FIRST: tl.constexpr,
+    AHEAD: tl.constexpr,
     BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -100,6 +117,8 @@ def mxfp4_dequant_kernel(
 
     Rows of w have K_MEMORY elements, zeros from K on.  With W_FIRST it is Y.T = w @ x.T that is
     computed: Hopper's matrix units take the first operand from registers, where w becomes bf16.
+    With AHEAD, w is loaded a step ahead, first of all: on AMD GPUs Triton loads ahead what goes
+    straight to shared memory, and the compiler moves other loads to where they are waited for.
     """
     i_m, i_n = tile_at(M, N, BLOCK_M, BLOCK_N, GROUP_M, DIES)
     begin, end = steps_of(K, BLOCK_K, SPLITS)
@@ -117,20 +136,20 @@ def mxfp4_dequant_kernel(
         b_y = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
     else:
         b_y = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    b_ahead, b_scale_ahead = load_codes(
+        p_w_tile, p_scale_tile, begin * BLOCK_K, K, K_MEMORY, BLOCK_K
+    )
     for i_step in range(begin, end):
         i_k = i_step * BLOCK_K
+        b_words, b_scale = b_ahead, b_scale_ahead
+        i_load = tl.minimum(i_step + 1, end - 1) * BLOCK_K if AHEAD else i_k
+        b_ahead, b_scale_ahead = load_codes(p_w_tile, p_scale_tile, i_load, K, K_MEMORY, BLOCK_K)
+        if not AHEAD:
+            b_words, b_scale = b_ahead, b_scale_ahead
         if K % BLOCK_K == 0:
             b_x = tl.load(p_x_tile + i_k)
         else:
             b_x = tl.load(p_x_tile + i_k, mask=(i_k + o_k < K)[None, :], other=0.0)
-        if K_MEMORY >= tl.cdiv(K, BLOCK_K) * BLOCK_K:
-            b_words = tl.load(p_w_tile + i_k // 8)
-            b_scale = tl.load(p_scale_tile + i_k // GROUP)
-        else:
-            m_word = i_k // 8 + o_word < K // 8
-            m_group = i_k // GROUP + o_group < K // GROUP
-            b_words = tl.load(p_w_tile + i_k // 8, mask=m_word[None, :], other=0)
-            b_scale = tl.load(p_scale_tile + i_k // GROUP, mask=m_group[None, :], other=0)
         b_w = bf16_of_e2m1(b_words, b_scale, BLOCK_N, BLOCK_K)
         b_y = dot_bf16_parts(b_x, b_w, b_y, X_PARTS, W_FIRST)
     if W_FIRST:
