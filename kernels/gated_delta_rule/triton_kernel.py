@@ -323,8 +323,10 @@ def delta_state_kernel(
     """BLOCK_V columns of the state of one head, over all chunks, and those of the results."""
     n_chunks = tl.cdiv(steps, CHUNK)
     n_blocks: tl.constexpr = COLUMNS // BLOCK_V
-    i_head = (tl.program_id(0) // n_blocks).to(tl.int64)
-    o_v = tl.program_id(0) % n_blocks * BLOCK_V + tl.arange(0, BLOCK_V)
+    # Work groups go to the dies in turn: those of a head, which read the same, share a cache.
+    n_heads = tl.num_programs(0) // n_blocks
+    i_head = (tl.program_id(0) % n_heads).to(tl.int64)
+    o_v = tl.program_id(0) // n_heads * BLOCK_V + tl.arange(0, BLOCK_V)
     o_k = tl.arange(0, BLOCK_K)
     o_chunk = tl.arange(0, CHUNK)
     p_out += i_head // HEADS * out_batch + i_head % HEADS * out_head
