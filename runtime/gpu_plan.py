@@ -21,7 +21,12 @@ from fusec.runtime.gpu_memory import ALIGNMENT, aligned
 from fusec.runtime.layout import Layout, Place, StridedPlace, place, strided_place
 from fusec.runtime.steps import ExternalStep, LaunchStep, OnnxStep, Program
 
-MAX_GROUPS = (1 << 31) - 1
+MOST_GROUPS = ((1 << 31) - 1, 65535, 65535)
+"""Work groups along each axis that every device takes."""
+
+MOST_LANES = (1 << 32) - 1
+"""Lanes of all work groups along an axis that an AMD GPU takes."""
+
 NEVER = -1
 """The number of moves of a workspace for which nothing has been resolved."""
 
@@ -260,14 +265,30 @@ class _Parts:
             self.open = []
 
 
-def _parts(program: Program, layout: Layout) -> tuple[Part, ...]:
-    outside = (layout.grids < 0) | (layout.grids > MAX_GROUPS)
+def _check_grids(program: Program, layout: Layout) -> None:
+    """Raise where a launch has more work groups than a device takes, or less than none."""
+    grids = layout.grids.reshape(-1, 3)
+    if (grids < 0).any():
+        raise OutOfBoundsError(f"a grid of {grids.min()} work groups is none", at=program.at)
+    steps = [step for step in program.steps if isinstance(step, LaunchStep)]
+    most = np.broadcast_to(np.array(MOST_GROUPS), grids.shape)
+    if program.arch.startswith("gfx"):
+        lanes = np.array([step.block for step in steps], np.int64).reshape(-1, 3)
+        most = np.minimum(most, MOST_LANES // lanes)
+    outside = (grids > most).any(axis=1)
     if outside.any():
-        raise OutOfBoundsError(
-            f"a grid of {layout.grids[int(np.argmax(outside))]} work groups is none that a device "
-            "takes",
+        index = int(np.argmax(outside))
+        step, sizes = steps[index], " x ".join(map(str, grids[index].tolist()))
+        raise InputError(
+            f"`{step.kernel}` of `{step.node}` would need {sizes} work groups for these sizes, "
+            "more than a device takes",
             at=program.at,
+            hint="give smaller batches",
         )
+
+
+def _parts(program: Program, layout: Layout) -> tuple[Part, ...]:
+    _check_grids(program, layout)
     filled = [all(grid) for grid in layout.grids.reshape(-1, 3).tolist()]
     parts = _Parts()
     launches = externals = 0

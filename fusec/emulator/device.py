@@ -31,15 +31,13 @@ from fusec.link.gpu_sources import source_from_json
 from fusec.runtime.artifact import open_artifact
 from fusec.runtime.driver import DeviceInfo, KernelLaunch, LaunchError
 from fusec.runtime.errors import CodeError, TargetError
+from fusec.runtime.gpu_plan import MOST_GROUPS
 from fusec.target import Target, target_named
 
 Bytes = NDArray[np.uint8]
 
 MEMORY_BYTES = 1 << 40
 """What the device says it has: nothing is too large for it, only for the machine."""
-
-MOST_GROUPS = ((1 << 31) - 1, 65535, 65535)
-"""Groups along each axis that every device takes."""
 
 DIVISOR = 16
 """What arguments that are compiled as divisible are multiples of."""

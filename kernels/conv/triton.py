@@ -8,6 +8,7 @@ convolutions, they go tap by tap; else patches are gathered for a product as the
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from fusec import symbolic
 from fusec.ir import Graph, Node
@@ -33,6 +34,9 @@ AXES = 3
 MOST_GROUPS = 65535
 """Programs along the second axis of a grid."""
 
+MOST_PLACES = (1 << 31) - 1
+"""Places of a channel of the result."""
+
 FEW_FILTERS = 8
 """Filters of a group, at most, that go tap by tap."""
 
@@ -54,7 +58,15 @@ def _refusal(graph: Graph, node: Node) -> str | None:
         return f"dtype: it computes {', '.join(FLOATS)} and f64, not {x.dtype}"
     if x.rank - 2 > AXES:
         return f"shape: it takes up to {AXES} spatial axes, not {x.rank - 2}"
+    least, _ = symbolic.bounds(_places(graph.type(node.output).shape), graph.symbols)
+    if least > MOST_PLACES:
+        return f"shape: a channel of the result has up to {MOST_PLACES} places, not {least:.0f}"
     return weight_refusal(weight)
+
+
+def _places(shape: Sequence[Dim]) -> Dim:
+    """Places of a channel: a number of 32 bits to the kernels, which the runtime makes sure of."""
+    return symbolic.product(tuple(shape[2:]))
 
 
 def _group_filters(graph: Graph, node: Node) -> int:
@@ -119,7 +131,7 @@ def _product(call: Call) -> Launch:
     filters = _group_filters(call.graph, call.node)
     tile = TILES[call.target.family]
     rows = min(tile.rows, power_above(filters, LEAST_ROWS))
-    places = symbolic.product(call.outputs[0].shape[2:]) * call.outputs[0].shape[0]
+    places = _places(call.outputs[0].shape) * call.outputs[0].shape[0]
     tiles = -(-filters // rows) * symbolic.ceil_divide(places, tile.columns)
     return _launch(
         call,
@@ -132,7 +144,7 @@ def _product(call: Call) -> Launch:
 
 def _direct(call: Call) -> Launch:
     out = call.outputs[0]
-    places = symbolic.product(out.shape[2:])
+    places = _places(out.shape)
     _, most = symbolic.bounds(places, call.graph.symbols)
     block = DIRECT_BLOCK if most >= DIRECT_BLOCK else power_above(int(most), 64)
     programs = out.shape[0] * out.shape[1] * symbolic.ceil_divide(places, block)
@@ -154,6 +166,7 @@ def _launch(
         "B": out.shape[0],
         **_of_axes("D", x.shape[2:], 1),
         **_of_axes("P", out.shape[2:], 1),
+        "n_places": _places(out.shape),
     }
     strides: dict[str, Dim] = {
         "x_batch": x.strides[0],

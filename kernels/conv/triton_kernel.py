@@ -37,6 +37,7 @@ def conv_kernel(
     P0,
     P1,
     P2,
+    n_places,
     x_batch,
     x_channel,
     x_0,
@@ -74,9 +75,8 @@ def conv_kernel(
     N_FILTER_TILES: tl.constexpr = (FILTERS + BLOCK_M - 1) // BLOCK_M
     i_group = tl.program_id(1)
     i_m = tl.program_id(0) % N_FILTER_TILES * BLOCK_M
-    n_places = P0 * P1 * P2
     o_n = (tl.program_id(0) // N_FILTER_TILES).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_n = o_n < n_places.to(tl.int64) * B
+    m_n = o_n < tl.cast(n_places, tl.int64) * B
     i_batch = o_n // n_places
     i_place = (o_n - i_batch * n_places).to(tl.int32)
     i_0 = i_place // (P1 * P2) * STRIDE_0 - PADDING_0
@@ -132,6 +132,7 @@ def conv_direct_kernel(
     P0,
     P1,
     P2,
+    n_places,
     x_batch,
     x_channel,
     x_0,
@@ -162,7 +163,6 @@ def conv_direct_kernel(
     A program has BLOCK places of one filter, and goes over channels and taps.
     """
     TAPS: tl.constexpr = K0 * K1 * K2
-    n_places = P0 * P1 * P2
     n_tiles = tl.cdiv(n_places, BLOCK)
     i_place = tl.program_id(0) % n_tiles * BLOCK + tl.arange(0, BLOCK)
     i_row = tl.program_id(0) // n_tiles

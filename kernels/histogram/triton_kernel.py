@@ -31,7 +31,7 @@ def histogram_kernel(
         b_place = (tl.where(b_inside, b_x, low) - low) / (high - low) * BINS
         b_bin = tl.minimum(b_place.to(tl.int32), BINS - 1)
         b_counts += ((b_bin[None, :] == i_bin[:, None]) & b_inside[None, :]).to(tl.int32)
-    b_count = tl.sum(b_counts, axis=1).to(tl.int64)
+    b_count = tl.sum(b_counts.to(tl.int64), axis=1)
     if p_out.dtype.element_ty.is_floating():
         b_count = b_count.to(tl.float32)
     tl.store(p_out + i_bin, b_count.to(p_out.dtype.element_ty), mask=i_bin < BINS)

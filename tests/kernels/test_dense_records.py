@@ -233,6 +233,19 @@ def test_conv_at_the_sizes_of_models(target_name: str, name: str, load: int, cas
     assert not found if load < 16 else any(each.startswith(MFMA[target_name]) for each in found)
 
 
+@pytest.mark.parametrize("filters", [8, 32])
+def test_conv_is_told_the_places_of_a_channel(filters: int) -> None:
+    """In 4 bytes: the runtime refuses sizes for which they are not enough."""
+    case = conv_case("", (1, 8, ROWS, ROWS), (filters, 8, 3, 3), (1, 1), (1, 1))
+    graph, node = case.node()
+    target = target_named("gfx950")
+    (launch,) = chosen(case, target).launches(case.call(graph, node, target))
+    source = launch.code
+    assert isinstance(source, TritonSource)
+    kinds = [kind for _, kind in source.signature[len(launch.operands) :]]
+    assert (ROWS * ROWS, "i32") in zip(launch.params, kinds, strict=True)
+
+
 REFUSED = [
     (
         GpuCase("linear", "", (TensorType("f64", (4, 8)), TensorType("f64", (16, 8))), {}),
@@ -332,6 +345,10 @@ REFUSED = [
     (
         conv_case("", (1, 70000, 5), (70000 * 9, 1, 3), (1,), (0,), groups=70000),
         "conv.triton: shape: it takes up to 65535 groups",
+    ),
+    (
+        conv_case("", (1, 8, 1 << 11, 1 << 20), (8, 8, 1, 1), (1, 1), (0, 0)),
+        "conv.triton_direct: shape: a channel of the result has up to 2147483647 places",
     ),
 ]
 

@@ -631,7 +631,8 @@ PROGRAM = "program/sm_90.json"
         (("grid",), [1, 1], MalformedError, "three sizes"),
         (("grid", 0), -1, MalformedError, "a size from 0 to"),
         (("grid", 0), "batch - 9", OutOfBoundsError, "a grid of -8 work groups is none"),
-        (("grid", 1), 1 << 31, OutOfBoundsError, "a grid of 2147483648 work groups is none"),
+        (("grid", 0), "batch*2147483648", InputError, r"would need 2147483648 x 1 x 1 work groups"),
+        (("grid", 1), 65536, InputError, r"would need \d+ x 65536 x 1 work groups"),
         (("grid", 1), "other", MalformedError, "the symbol `other` has no range"),
         (("block",), [128, 1], MalformedError, "three sizes of at most 1024 lanes"),
         (("block",), [64, 64, 1], MalformedError, "three sizes of at most 1024 lanes"),
@@ -695,6 +696,22 @@ def test_a_damaged_program(
     file.write_bytes(edited(entries_of(path), PROGRAM, *place, value=value))
     with pytest.raises(ArtifactError, match=message):
         load(file, driver=FakeDriver(KERNELS))(input_ids=[[1, 2]])
+
+
+def test_an_amd_gpu_takes_2_32_lanes_along_an_axis(tmp_path: Path) -> None:
+    """A launch gives it the number of lanes, in 32 bits."""
+    file = tmp_path / "m.fusec"
+    entries = entries_of(embedding(tmp_path, "gfx950"))
+    lanes = json.loads(entries["program/gfx950.json"])["steps"][0]["block"][0]
+    for groups in ((1 << 32) // lanes - 1, (1 << 32) // lanes):
+        place = ("steps", 0, "grid", 0)
+        file.write_bytes(edited(entries, "program/gfx950.json", *place, value=groups))
+        model = load(file, driver=FakeDriver(KERNELS, arch="gfx950"))
+        if groups * lanes < 1 << 32:
+            model(input_ids=[[1, 2]])
+            continue
+        with pytest.raises(InputError, match="more than a device takes"):
+            model(input_ids=[[1, 2]])
 
 
 @pytest.mark.parametrize("value", [1 << 31, "batch*2147483648", "-batch*2147483648 - 1"])
