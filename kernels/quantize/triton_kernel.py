@@ -152,8 +152,8 @@ def e2m1_codes(b_y):
     # A number 2^22 times the power of two at or below, and no less than 2^22: added, it leaves two
     # bits of the sum for what is above it, and the addition rounds to them.
     power = tl.maximum(b_size.to(tl.int32, bitcast=True) & 0x7F800000, 0x3F800000)
-    shift = (power + (22 << 23)).to(tl.float32, bitcast=True)
-    total = (b_size + shift).to(tl.int32, bitcast=True)
+    total = b_size + power.to(tl.float32, bitcast=True) * 4194304.0
+    total = total.to(tl.int32, bitcast=True)
     # The code is those bits and twice the exponent, whose bias is 149: -2 * 149 = 6 modulo 8.
     b_code = total + (total >> 22) + 6
     return (b_code & 7) | ((b_y.to(tl.int32, bitcast=True) >> 28) & 8)
