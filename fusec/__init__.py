@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # that of `typing` takes longer to import than the rest
 if TYPE_CHECKING:
     from fusec.api import compile
     from fusec.runtime import load

@@ -81,13 +81,12 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
     """
     _open_closed_streams()
     if arguments is None:  # this is the process of the command
-        _clean_up_when_terminated()
+        _clean_up_when_ended()
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     debug = DEBUG in given
     given = [DEBUG] * debug + [argument for argument in given if argument != DEBUG]
     try:
-        code = app(given, prog_name="fusec", standalone_mode=False)
-        sys.stdout.flush()
+        code = _run(given)
     except WRONG_CALL as error:
         if not given:  # the help
             say(error.format_message())
@@ -157,19 +156,38 @@ class _Terminated(BaseException):
         self.signal = signal
 
 
-def _clean_up_when_terminated() -> None:
-    """Let `SIGTERM` and `SIGHUP` remove what is half-written, as an interrupt does.
+class _Interrupted(KeyboardInterrupt):
+    """As a class of its own: after a plain one Python ends by the signal, with no exit code."""
 
-    A second one ends the process at once.  What was ignored, as by `nohup`, stays ignored.
+
+def _clean_up_when_ended() -> None:
+    """Let signals that end the process remove what is half-written.
+
+    A second one ends it at once.  What was ignored, as by `nohup`, stays ignored.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        raise _Terminated(number)
+        raise _Interrupted if number == signal.SIGINT else _Terminated(number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end)
+
+
+def _run(given: Sequence[str]) -> Any:
+    """The exit code of a command.
+
+    Libraries that are being imported make other errors of an interrupt; it stays one.
+    """
+    try:
+        code = app(given, prog_name="fusec", standalone_mode=False)
+        sys.stdout.flush()
+        return code
+    except Exception:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # since `end`
+            raise _Interrupted from None
+        raise
 
 
 def _end_without_reader() -> NoReturn:

@@ -269,6 +269,34 @@ def test_nothing_half_written_is_left_by_a_signal(
     assert list(tmp_path.iterdir()) == []
 
 
+INTERRUPTED_IMPORT = """
+import signal, sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[0]:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("what libraries in C make of it")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+from fusec.__main__ import main
+del sys.argv[0]
+main()
+"""
+"""A `fusec` that is interrupted when it imports the module that comes first in its arguments."""
+
+
+@pytest.mark.parametrize(("module", "said"), [("typer", ""), ("fusec.api", "interrupted\n")])
+def test_an_interrupt_of_an_import_has_no_traceback(module: str, said: str) -> None:
+    call = [module, "compile", "missing.pt2", "--target", "cpu"]
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, *call]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
+
+
 def shell(command: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """What a script in bash does, in which `fusec` is this one and `$1` the first argument."""
     prelude = f'set -o pipefail; fusec() {{ "{sys.executable}" -m fusec "$@"; }}; '
