@@ -18,12 +18,12 @@ from fusec.dump import Dump, DumpRequest, dump_request, passes_until
 from fusec.extensions import NONE as NO_EXTENSIONS
 from fusec.extensions import Extensions, installed
 from fusec.frontend.dims import DimRequest
-from fusec.frontend.sources import Source, load_source
+from fusec.frontend.sources import Source, load_source, name_of
 from fusec.ir import Graph, print_graph
 from fusec.kernels.external.provider import parse_provider, records
 from fusec.kernels.registry import Choice
 from fusec.kernels.tuning import choosing, read_tables
-from fusec.link.artifact_writer import ArtifactContents, WeightStorage, write_artifact
+from fusec.link.artifact_writer import ArtifactContents, WeightStorage, check_output, write_artifact
 from fusec.link.build import build_target, merge_targets
 from fusec.link.cache import ObjectCache, default_cache_directory
 from fusec.link.toolchain import find_toolchain
@@ -45,7 +45,6 @@ from fusec.rewrite import Decision, DecisionLog, Pass, run_pipeline
 from fusec.runtime.artifact import Source as SourceRecord
 from fusec.runtime.artifact import TensorSpec, open_artifact
 from fusec.runtime.cpu import host_features
-from fusec.runtime.files import check_place
 from fusec.target import Target, best_cpu_arch, target_named
 
 Dims: TypeAlias = Sequence[str] | Mapping[str, DimRequest] | None
@@ -199,15 +198,15 @@ def compile(
     added = _extensions(extensions)
     requirements = tuple(parse_requirement(text, added.fusions) for text in require)
     passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp), added.pipeline)
-    dump = dump_request(dump_ir, dump_ir_after, passes)
+    dump = dump_request(dump_ir, dump_ir_after, passes, [each.name for each in targets])
     providers = [kernel for text in provider for kernel in records(parse_provider(text))]
     tables = read_tables(list(map(Path, tuning)), [each.name for each in targets])
-    files = source, adapter, *tuning
-    if output is not None:
-        if Path(output).is_dir():
-            hint = "name a file, such as `-o model.fusec`"
-            raise UsageError(f"`{output}` is a folder", hint=hint)
-        check_place(Path(output), *files)
+    if not requirements:  # those that are not met on a rank are told first
+        _check_ranks(tp, targets)
+    files = source, adapter, toolchain, *tuning
+    path = _output(source, output)
+    if path is not None:
+        check_output(path, weights, *files)
     if not all(each.is_gpu for each in targets):
         find_toolchain(toolchain)  # what is missing is told before a model is read
     read = _read(
@@ -222,6 +221,8 @@ def compile(
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
     )
+    path = path or Path(artifact_name(read.name))
+    check_output(path, weights, *files, *read.files)
     with report.stage("rewrite") as said:
         rewritten = {
             each.name: _rewritten(read, each, passes, requirements, dump, len(targets) > 1)
@@ -232,15 +233,7 @@ def compile(
         said += _said_of_requests(
             quantize, read.graph, {each: rewritten[each.name][1] for each in targets}
         )
-    path = Path(artifact_name(read.name) if output is None else output)
-    if output is None:
-        check_place(path, *files)
-    if tp > 1:
-        raise UnsupportedError(
-            f"programs for one of {tp} ranks are not lowered yet",
-            hint=f"`fusec explain SOURCE --target {targets[0].name} --tp {tp}` shows what fuses on "
-            "each rank",
-        )
+    _check_ranks(tp, targets)
     unfused = unfused_by_layer(read.graph)
     with report.stage("link") as said, choosing(tables.tile):
         built = [
@@ -390,7 +383,7 @@ def rewrite(
     passes = selected_passes(disable, settings_of(quantize, mxfp4_align, tp), pipeline)
     if stop_after is not None:
         passes = passes_until(stop_after, passes)
-    dump = dump_request(dump_ir, dump_ir_after, passes)
+    dump = dump_request(dump_ir, dump_ir_after, passes, [each.name for each in targets])
     read = _read(
         source,
         report,
@@ -436,6 +429,28 @@ def _command(
         return None
     names = [target.name for target in targets]
     return compile_command(source, name, names, _requests(dims), asked)
+
+
+def _check_ranks(tp: int, targets: Sequence[Target]) -> None:
+    if tp > 1:
+        raise UnsupportedError(
+            f"programs for one of {tp} ranks are not lowered yet",
+            hint=f"`fusec explain SOURCE --target {targets[0].name} --tp {tp}` shows what fuses on "
+            "each rank",
+        )
+
+
+def _output(source: object, output: str | os.PathLike[str] | None) -> Path | None:
+    """Where to write; `None` where that is not known before a model in memory is read.
+
+    Raises:
+        UsageError: it is a folder.
+    """
+    if output is None:
+        return Path(artifact_name(name_of(source))) if isinstance(source, str | Path) else None
+    if Path(output).is_dir():
+        raise UsageError(f"`{output}` is a folder", hint="name a file, such as `-o model.fusec`")
+    return Path(output)
 
 
 def _extensions(wanted: bool) -> Extensions:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fusec.rewrite import DecisionLog, Pass
 from fusec.runtime.files import write_errors
 
 INDEX = "index.md"
+_TABLE = "| after | nodes | lines | fusions | files |\n|---|---|---|---|---|"
 
 _CONTEXT = 2
 """Lines around a change that are shown."""
@@ -57,6 +59,7 @@ def dump_request(
     folder: str | os.PathLike[str] | None,
     after: Sequence[str],
     passes: Sequence[Pass],
+    targets: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> DumpRequest | None:
     """Read `--dump-ir` and `--dump-ir-after`.
@@ -65,10 +68,13 @@ def dump_request(
         folder: a folder, or `-` for standard output.
         after: passes, by name or label.
         passes: those that run.
+        targets: names; if there are several, each has a folder of its own.
         say: prints to standard output.
 
     Raises:
-        UsageError: no such pass runs, passes are named without a folder, or it is a file.
+        InputError: the folder cannot be written to.
+        UsageError: no such pass runs, passes are named without a folder, it is a file, or has files
+            that would be replaced and are not of a dump.
     """
     if folder is None:
         if after:
@@ -81,7 +87,10 @@ def dump_request(
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise UsageError(f"`--dump-ir {folder}` is not a folder", hint="name a folder, or `-`")
-    return DumpRequest(path, labels, say)
+    request = DumpRequest(path, labels, say)
+    for name in targets:
+        _check_folder(request.for_target(name, len(targets) > 1).folder or path)
+    return request
 
 
 def label(number: int, each: Pass) -> str:
@@ -134,7 +143,7 @@ class Dump:
         if request.folder is not None:
             _clear(request.folder)
             self._index(f"# {graph.name}, {target}\n")
-            self._index("| after | nodes | lines | fusions | files |\n|---|---|---|---|---|")
+            self._index(_TABLE)
         self._write("00-import", [], "")
 
     def __call__(self, each: Pass, graph: Graph, changes: int) -> None:
@@ -219,10 +228,27 @@ def _gained(before: Counter[str], after: Counter[str]) -> str:
     return counts_text({name: count for name, count in changes.items() if count})
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, or files in it that are not of a dump."""
+    with write_errors(folder):
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+        written = _written(folder) if folder.exists() else []
+    index = folder / INDEX
+    if written and not (index.is_file() and _TABLE in index.read_text("utf-8", "replace")):
+        hint = "name an empty folder, or one that does not exist"
+        raise UsageError(f"`{min(written)}` is not of a dump, but would be replaced", hint=hint)
+
+
 def _clear(folder: Path) -> None:
     """Make `folder`, and remove what an earlier dump wrote there."""
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            if _WRITTEN.fullmatch(path.name):
-                path.unlink()
+        for path in _written(folder):
+            path.unlink()
+
+
+def _written(folder: Path) -> list[Path]:
+    """What has the name of a file of a dump."""
+    return [path for path in folder.iterdir() if _WRITTEN.fullmatch(path.name)]

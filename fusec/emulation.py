@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from fusec.runtime.artifact import Artifact
 from fusec.runtime.driver import Driver
 
 
-def emulated(artifact: Path, device: str) -> Driver | None:
+def emulated(artifact: Artifact, device: str) -> Driver | None:
     """The driver that `device` names as `emulator` or `emulator:TARGET`; `None` for another.
 
     Raises:
-        ArtifactError: the artifact cannot be read, or holds no code for that target.
+        ArtifactError: the artifact holds no code for that target.
         InputError: Triton is not installed.
     """
     kind, _, target = device.partition(":")

@@ -276,6 +276,15 @@ class Artifact:
         """The size of the file."""
         return len(self._view)
 
+    @property
+    def weights_path(self) -> Path | None:
+        """Of external weights: beside the artifact or, if that is a link, the file it leads to."""
+        name = self.manifest.weights.file
+        if self.manifest.weights.storage != "external" or name is None:
+            return None
+        path = self.path.parent / name
+        return path if path.exists() else Path(os.path.realpath(self.path)).parent / name
+
     def entry(self, name: str) -> memoryview:
         """The bytes of an entry, mapped and read-only.
 
@@ -361,10 +370,7 @@ class Artifact:
         table, given = self.manifest.weights, file is not None
         if table.storage == "embed":
             return _weights_file(self.entry(WEIGHTS), table, f"{self.path}: {WEIGHTS}")
-        if file is None and table.file is not None:
-            file = self.path.parent / table.file
-            if not file.exists():  # the artifact may be a link, and its weights beside the file
-                file = Path(os.path.realpath(self.path)).parent / table.file
+        file = self.weights_path if file is None else file
         if file is None:
             raise WeightsError(
                 f"the artifact was compiled with `--weights none`: its {len(table.tensors)} "

@@ -70,8 +70,8 @@ def check_place(path: Path, *inputs: object) -> None:
 
     Args:
         path: of the file to be written.
-        inputs: paths of files that it is made of, or of folders of such files, which it must not
-            replace; others are passed over.
+        inputs: paths of files that it is made of, or of folders with such files, which it must
+            not replace; others are passed over.
 
     Raises:
         InputError: its folder does not exist or cannot be written to, or it is a folder or a
@@ -98,7 +98,7 @@ def _reads(source: object, place: Path) -> bool:
         return False
     if not os.path.isdir(source):
         return os.path.samefile(place, source)
-    files = (file for file in Path(source).iterdir() if file.exists())  # links may lead nowhere
+    files = (file for file in Path(source).rglob("*") if file.exists())  # links may lead nowhere
     return any(map(place.samefile, files)) and not is_artifact(place)
 
 

@@ -49,7 +49,7 @@ _DEVICES = {"cpu": "`cpu`", "amdgpu": "`hip:0`", "nvidia": "`cuda:0`"}
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Artifact,
     device: str = "cpu",
     threads: int | None = None,
     *,
@@ -63,7 +63,7 @@ def load(
     """Load an artifact; its native code runs in this process, so load only what you trust.
 
     Args:
-        path: of the artifact.
+        path: of the artifact; or the artifact itself, which has been opened.
         device: `cpu`, `hip:0` or `cuda:0`.
         threads: of the CPU that take part in each step; by default as many as this process may
             keep busy, which containers can limit.
@@ -88,7 +88,7 @@ def load(
     check_threads(threads)
     on_cpu = kind == "cpu" and driver is None
     _check_pages(huge_pages, on_cpu)
-    artifact = open_artifact(path)
+    artifact = path if isinstance(path, Artifact) else open_artifact(path)
     if on_cpu:
         return _load_on_cpu(artifact, threads, weights, verify, progress, huge_pages)
     found = driver or _open_gpu(artifact, device)

@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +98,13 @@ def lay_out(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> TensorFileLa
     return TensorFileLayout(
         struct.pack("<Q", len(text)) + text, tuple(places), 8 + len(text) + position
     )
+
+
+def is_laid_out(path: Path) -> bool:
+    """Whether a file begins as one that `lay_out` is the layout of: its header ends on a page."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and not (8 + struct.unpack("<Q", start[:8])[0]) % PAGE
 
 
 def header_bytes(data: memoryview, at: str) -> int:

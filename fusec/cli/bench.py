@@ -148,7 +148,7 @@ def bench(
         "trust_remote_code": trust_remote_code,
     }
     with _reporting(quiet=json) as report:
-        with load(artifact, device, threads, weights=weights, huge_pages=huge_pages) as model:
+        with load(opened, device, threads, weights=weights, huge_pages=huge_pages) as model:
             inputs, sizes = _inputs(model, input, sizes)
             request = Request(
                 model=model,

@@ -64,6 +64,8 @@ def inspect(
             raise UsageError("`--html` and `--graph` exclude each other")
         check_place(html, artifact)
     opened = open_artifact(artifact)
+    if html is not None:
+        check_place(html, opened.weights_path)
     table = opened.manifest.weights
     if verify or (table.storage == "embed" and table.bytes <= VERIFIED_BYTES):
         opened.verify_weights(opened.weights())

@@ -103,11 +103,13 @@ def run(
         )
     if output is not None and output != STANDARD:
         check_format(output)
-        check_place(output, input, artifact, weights)
+        check_place(output, "/dev/stdin" if input == STANDARD else input, artifact, weights)
     # The device and the inputs come before the weights, which may take long to read.
     opened = open_artifact(artifact)
+    if output is not None and output != STANDARD:
+        check_place(output, opened.weights_path)
     held = opened.manifest
-    driver = emulated(artifact, device) or open_device(opened, device, huge_pages=huge_pages)
+    driver = emulated(opened, device) or open_device(opened, device, huge_pages=huge_pages)
     with closing(driver) if driver else nullcontext():
         tokenizer = tokenizer_of(opened)
         batches = read_batches(
@@ -116,7 +118,7 @@ def run(
         with progress_bar(json, counts="bytes") as bar:
             task = bar.add_task("checking weights", total=None)
             model = load(
-                artifact,
+                opened,
                 threads=threads,
                 weights=weights,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),

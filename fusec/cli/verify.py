@@ -97,7 +97,7 @@ def verify(
     Both run at several sizes, beside the meaning of the source in float64. An output is right if it
     is as near to that as the source itself in its own dtype, or within the tolerance of the dtype.
     """
-    from fusec.verify import Request
+    from fusec.verify import Request, check_folder
     from fusec.verify import verify as verified
     from fusec.verify.compilation import Given
 
@@ -120,8 +120,7 @@ def verify(
         ),
     )
     if save is not None:
-        with write_errors(save):  # before the cases are run, which may take long
-            save.mkdir(parents=True, exist_ok=True)
+        check_folder(save, request)  # before the cases are run, which may take long
     found = verified(request, (lambda _: None) if json else say)
     if json:
         data_json(found.document)

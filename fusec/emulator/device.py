@@ -28,7 +28,7 @@ from fusec.link.amdgpu_tools import GPU_HINT
 from fusec.link.code_object import CodeObject, KernelMetadata, read_code_object
 from fusec.link.gpu_checks import GpuSource
 from fusec.link.gpu_sources import source_from_json
-from fusec.runtime.artifact import open_artifact
+from fusec.runtime.artifact import Artifact, open_artifact
 from fusec.runtime.driver import DeviceInfo, KernelLaunch, LaunchError
 from fusec.runtime.errors import CodeError, TargetError
 from fusec.runtime.gpu_plan import MOST_GROUPS
@@ -88,22 +88,22 @@ class Emulator:
         self._events: list[float] = []
 
     @classmethod
-    def for_artifact(cls, path: str | Path, target_name: str | None = None) -> Emulator:
-        """A device for what the artifact at `path` holds for a target.
+    def for_artifact(cls, path: str | Path | Artifact, target_name: str | None = None) -> Emulator:
+        """A device for what an artifact holds for a target.
 
         Args:
-            path: of the artifact.
+            path: of the artifact; or the artifact itself, which has been opened.
             target_name: by default the first GPU that the artifact holds code for.
 
         Raises:
             ArtifactError: it cannot be read, or holds no code for that target.
             InputError: Triton is not installed.
         """
-        artifact = open_artifact(path)
+        artifact = path if isinstance(path, Artifact) else open_artifact(path)
         if target_name is None:
             gpus = [spec.target for spec in artifact.manifest.targets if spec.family != "cpu"]
             if not gpus:
-                raise TargetError("the artifact holds no code for a GPU", at=str(path))
+                raise TargetError("the artifact holds no code for a GPU", at=str(artifact.path))
             target_name = gpus[0]
         name = artifact.target(target_name).target
         program = artifact.program(name)

@@ -61,13 +61,18 @@ _STACK_LINE = re.compile(r'File "([^"<]+)", line (\d+)')
 _SCOPE = re.compile(r"'([^']*)'")
 
 
-def read_onnx(path: str | Path, dims: Mapping[str, DimRequest] | None = None) -> Graph:
+def read_onnx(
+    path: str | Path,
+    dims: Mapping[str, DimRequest] | None = None,
+    files: set[Path] | None = None,
+) -> Graph:
     """The graph of an ONNX file.
 
     Args:
         path: the file; its external data lies in the same folder.
         dims: ranges of dynamic sizes by name; a single number makes the size static, and 0 an
             empty one, such as `past_sequence_length` of a model that takes a cache.
+        files: is given the files with external data.
 
     Returns:
         A graph of operations that fusec knows and opaque nodes `onnx.<domain>.<Op>`.
@@ -79,7 +84,8 @@ def read_onnx(path: str | Path, dims: Mapping[str, DimRequest] | None = None) ->
     """
     path = Path(path)
     model = _load(path)
-    source = TensorSource(path.parent, path.resolve().parent)
+    held = set() if files is None else files
+    source = TensorSource(path.parent, path.resolve().parent, held)
     zero = {name for name, request in (dims or {}).items() if _is_zero(request)}
     specs = dim_specs({name: r for name, r in (dims or {}).items() if name not in zero})
     specs.update({name: DimSpec(0, 0, 0, asked=True) for name in zero})

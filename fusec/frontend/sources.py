@@ -57,6 +57,7 @@ class Source:
         decisions: fusions that the frontend made or refused.
         tokenizer_path: the folder's `tokenizer.json`.
         notes: what a person should know, in sentences.
+        files: what it was read from beside what was named: files, or folders of them.
     """
 
     kind: SourceKind
@@ -66,6 +67,7 @@ class Source:
     decisions: tuple[Decision, ...] = ()
     tokenizer_path: Path | None = None
     notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,14 @@ def is_factory(text: str) -> bool:
     return FACTORY.fullmatch(text) is not None and not Path(text).exists()
 
 
+def name_of(source: str | Path) -> str:
+    """What a source is called: as its file or its folder, or `package.module:factory`."""
+    if is_factory(str(source)):
+        return str(source)
+    path = Path(source)
+    return path.resolve().name if path.is_dir() else path.name
+
+
 # --- kinds ----------------------------------------------------------------------------------
 
 
@@ -203,8 +213,9 @@ def _from_onnx(path: Path, options: Options) -> Source:
 
     _no_model_options(options, "an ONNX model")
     options.report(f"reading {path.name}")
-    graph = read_onnx(path, options.dims)
-    return Source("onnx", path.name, _file_hash(path), graph)
+    files: set[Path] = set()
+    graph = read_onnx(path, options.dims, files)
+    return Source("onnx", path.name, _file_hash(path), graph, files=tuple(files))
 
 
 def _from_adapter(folder: Path, options: Options) -> Source:
@@ -214,8 +225,9 @@ def _from_adapter(folder: Path, options: Options) -> Source:
 
     if options.adapter is not None:
         raise UsageError(f"`{folder}` is an adapter; `--adapter` goes with the folder of a model")
-    source = _from_folder(base_of(folder), replace(options, adapter=folder))
-    return replace(source, name=folder.resolve().name)
+    base = base_of(folder)
+    source = _from_folder(base, replace(options, adapter=folder))
+    return replace(source, name=name_of(folder), files=(base,))
 
 
 def _from_folder(folder: Path, options: Options) -> Source:
@@ -236,7 +248,7 @@ def _from_folder(folder: Path, options: Options) -> Source:
     tokenizer = folder / "tokenizer.json"
     return Source(
         "huggingface",
-        folder.resolve().name,
+        name_of(folder),
         digest,
         made.graph,
         made.decisions,
@@ -303,7 +315,10 @@ def _from_factory(text: str, options: Options) -> Source:
     made, inputs, shapes = made_by_factory(text)
     inputs = inputs if options.example_inputs is None else options.example_inputs
     shapes = shapes if options.dynamic_shapes is None else options.dynamic_shapes
-    return _from_object(made, text, replace(options, example_inputs=inputs, dynamic_shapes=shapes))
+    options = replace(options, example_inputs=inputs, dynamic_shapes=shapes)
+    source = _from_object(made, text, options)
+    code = sys.modules[text.partition(":")[0]].__file__
+    return source if code is None else replace(source, files=(Path(code),))
 
 
 def made_by_factory(text: str) -> tuple[Any, ExampleInputs, Any]:

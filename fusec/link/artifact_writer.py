@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
-from fusec.diagnostics import ArtifactError, InternalError
+from fusec.diagnostics import ArtifactError, InternalError, UsageError
 from fusec.lower.layers import LayerLaunches
 from fusec.runtime.artifact import (
     DECISIONS,
@@ -40,15 +40,16 @@ from fusec.runtime.container import (
     VERSION,
     WEIGHTS,
     Entry,
+    is_artifact,
     local_header,
     marker_text,
     order_key,
     tail,
 )
 from fusec.runtime.documents import canonical_json
-from fusec.runtime.files import NewFile, write_errors
+from fusec.runtime.files import NewFile, check_place, write_errors
 from fusec.runtime.program import read_program
-from fusec.runtime.tensor_file import TensorFileLayout, lay_out
+from fusec.runtime.tensor_file import TensorFileLayout, is_laid_out, lay_out
 from fusec.symbolic import Dim
 
 Chunk: TypeAlias = bytes | bytearray | memoryview
@@ -214,9 +215,51 @@ def module_entry(arch: str, code: bytes, suffix: str) -> str:
     return f"kernels/{arch}/{hashlib.sha256(code).hexdigest()}.{suffix}"
 
 
-def external_weights_name(artifact: Path) -> str:
-    """The file name of weights kept beside `artifact`."""
-    return f"{artifact.name.removesuffix('.fusec')}.weights.safetensors"
+def external_weights_path(artifact: Path) -> Path:
+    """Of the weights that are kept beside `artifact`."""
+    path = Path(os.path.realpath(artifact))
+    return path.with_name(f"{path.name.removesuffix('.fusec')}.weights.safetensors")
+
+
+def check_output(path: Path, storage: WeightStorage, *inputs: object) -> None:
+    """Refuse places at which an artifact, and weights beside it, cannot be written.
+
+    Args:
+        path: of the artifact.
+        storage: of its weights.
+        inputs: as for `check_place`.
+
+    Raises:
+        InputError: as `check_place` does.
+        UsageError: an input would be replaced; or, by weights, what are not those of an artifact
+            at `path`: nobody named that file.
+    """
+    check_place(path, *inputs)
+    if storage != "external":
+        return
+    place = external_weights_path(path)
+    check_place(place, *inputs)
+    if not place.exists() or not place.stat().st_size:
+        return
+    hint = "name the artifact differently, or remove that file"
+    if not is_laid_out(place):
+        message = f"`{place}` holds no weights of an artifact, but would be replaced"
+        raise UsageError(message, hint=hint)
+    for other in place.parent.iterdir():
+        if _has_weights(other, place) and not (path.exists() and path.samefile(other)):
+            message = f"`{place}` holds the weights of `{other.name}`, and would be replaced"
+            raise UsageError(message, hint=hint)
+
+
+def _has_weights(path: Path, place: Path) -> bool:
+    """Whether a file is an artifact that has its weights in `place`; a damaged one has none."""
+    if not os.access(path, os.R_OK) or not is_artifact(path):
+        return False
+    try:
+        weights = open_artifact(path).weights_path
+    except ArtifactError:
+        return False
+    return weights is not None and weights.exists() and weights.samefile(place)
 
 
 def write_artifact(
@@ -252,7 +295,7 @@ def _write(
     layout = _weights_layout(contents.weights)
     entries = _small_entries(contents)
     weights: _StreamedWeights | None = None
-    weights_path = path.parent / external_weights_name(path) if storage == "external" else None
+    weights_path = external_weights_path(path) if storage == "external" else None
     with contextlib.ExitStack() as cleanup:
         if weights_path is not None:
             external = cleanup.enter_context(NewFile(weights_path))

@@ -7,6 +7,6 @@ of a compilation, `rewrites` finds a pass that changes the meaning, `steps` a ke
 
 from __future__ import annotations
 
-from fusec.verify.verification import Request, Verification, verify
+from fusec.verify.verification import Request, Verification, check_folder, verify
 
-__all__ = ["Request", "Verification", "verify"]
+__all__ = ["Request", "Verification", "check_folder", "verify"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from fusec.generate import generate_inputs
 from fusec.ir.interpret import interpret, opaque_nodes, widen
 from fusec.runtime import Model, load
 from fusec.runtime.artifact import Artifact, open_artifact
+from fusec.runtime.files import NewFile, check_place, write_errors, write_file
 from fusec.runtime.io import read_arrays
 from fusec.runtime.model import bind_symbols
 from fusec.verify.compilation import Compilation, Given, Stage, read_again
@@ -39,6 +41,7 @@ from fusec.verify.tolerances import (
 )
 
 SCHEMA = "fusec.verify/1"
+_SAVED = re.compile(r"case-\d+\.npz")
 ROUTING = frozenset(("topk", "router", "moe"))
 SMALL_SIZES = {"batch": 3, "seq": 37}
 TYPICAL_SIZES = {"batch": 2, "seq": 67}
@@ -153,9 +156,27 @@ class Verification:
             arrays = dict(case.inputs)
             for kind, held in kinds.items():
                 arrays |= {f"{kind}.{name}": array for name, array in held.items()}
-            np.savez(folder / f"{case.name}.npz", **arrays)
+            with NewFile(folder / f"{case.name}.npz") as file:
+                np.savez(file.file, **arrays)
+                file.keep()
         text = json.dumps(self.document, indent=2) + "\n"
-        (folder / "verify.json").write_text(text, encoding="utf-8")
+        write_file(folder / "verify.json", text.encode("utf-8"))
+
+
+def check_folder(folder: Path, request: Request) -> None:
+    """Make a folder for what `Verification.save` writes, before it is known what that will be.
+
+    Raises:
+        InputError: it cannot be made or written to.
+        UsageError: an input of the request would be replaced.
+    """
+    given = request.given
+    files = *request.inputs, request.weights, given.adapter, *given.tuning
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [path for path in folder.iterdir() if _SAVED.fullmatch(path.name)]
+    for place in (folder / "verify.json", *written):
+        check_place(place, request.artifact, request.source, *files)
 
 
 def verify(request: Request, report: Callable[[str], None] = lambda _: None) -> Verification:
@@ -243,9 +264,9 @@ class _Verifying:
     # --- what runs --------------------------------------------------------------------------
 
     def _load(self) -> Model:
-        driver = emulated(self.request.artifact, self.request.device)
+        driver = emulated(self.artifact, self.request.device)
         return load(
-            self.request.artifact,
+            self.artifact,
             "cpu" if driver else self.request.device,
             self.request.threads,
             weights=self.request.weights,

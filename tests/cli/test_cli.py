@@ -19,8 +19,9 @@ import pytest
 import torch
 from artifact_samples import contents
 from onnx import helper
-from onnx_models import model_of
+from onnx_models import model_of, random
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from fusec.cli import main
@@ -167,6 +168,91 @@ def test_tables_and_weights_are_not_replaced(
         done = fusec(*arguments)
         assert done.code == 2
         assert "is what is read, and would be replaced" in done.err
+
+
+def test_what_a_source_leads_to_is_not_replaced(
+    fusec: Fusec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = random(2, 3)
+    model = model_of(
+        [helper.make_node("Add", ["x", "c"], ["y"])], {"x": x}, ["y"], constants={"c": x}
+    )
+    data = tmp_path / "model.data"
+    onnx.save_model(
+        model,
+        tmp_path / "model.onnx",
+        save_as_external_data=True,
+        location=data.name,
+        size_threshold=0,
+    )
+    code = tmp_path / "relu_alone.py"
+    code.write_text(
+        "import torch\n\ndef model():\n    return torch.nn.ReLU(), (torch.ones(2),)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    for source, held in (("model.onnx", data), ("relu_alone:model", code)):
+        before = held.read_bytes()
+        done = fusec("compile", source, "--target", "x86-64-v3", "-o", held)
+        assert done.code == 2
+        assert f"`{held}` is what is read, and would be replaced" in done.err
+        assert held.read_bytes() == before
+
+
+def test_weights_beside_an_artifact_replace_only_its_own(
+    fusec: Fusec, archive: Path, tmp_path: Path
+) -> None:
+    output, weights = tmp_path / "block", tmp_path / "block.weights.safetensors"
+    call = ("compile", archive, "--target", "x86-64-v3", "--weights", "external", "-o")
+    save_file({"x": np.ones(3)}, weights)
+    done = fusec(*call, output)
+    assert done.code == 2
+    assert done.err.startswith(f"error: `{weights}` holds no weights of an artifact, but would be")
+    assert list(load_file(weights)) == ["x"]
+
+    weights.unlink()
+    assert fusec(*call, output).code == 0
+    assert fusec(*call, output).code == 0
+    done = fusec(*call, tmp_path / "block.fusec")
+    assert done.code == 2
+    assert "export" not in done.err
+    assert f"`{weights}` holds the weights of `block`, and would be replaced" in done.err
+    assert fusec("inspect", output, "--verify").code == 0
+
+
+def test_the_model_of_a_folder_is_not_replaced_by_weights(fusec: Fusec, tmp_path: Path) -> None:
+    weights = tmp_path / "block.weights.safetensors"
+    save_file({"x": np.ones(3)}, weights)
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    call = ("--target", "x86-64-v3", "--weights", "external", "-o", tmp_path / "block.fusec")
+    done = fusec("compile", tmp_path, *call)
+    assert done.code == 2
+    assert f"`{weights}` is what is read, and would be replaced" in done.err
+
+
+def test_weights_that_an_artifact_has_beside_it_are_not_replaced(
+    fusec: Fusec, archive: Path, rows: Path, tmp_path: Path
+) -> None:
+    output, weights = tmp_path / "block.fusec", tmp_path / "block.weights.safetensors"
+    call = ("compile", archive, "--target", "x86-64-v3", "--weights", "external", "-o", output)
+    assert fusec(*call).code == 0
+    for arguments in (
+        ["run", output, "--input", rows, "--output", weights],
+        ["inspect", output, "--html", weights],
+    ):
+        done = fusec(*arguments)
+        assert done.code == 2
+        assert f"`{weights}` is what is read, and would be replaced" in done.err
+    assert fusec("inspect", output, "--verify").code == 0
+
+
+def test_standard_input_is_not_replaced(artifact: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("{}\n", encoding="utf-8")
+    done = shell('fusec run "$1" --input - --output "$2" < "$2"', artifact, lines)
+    assert done.returncode == 2
+    assert "is what is read, and would be replaced" in done.stderr
+    assert lines.read_text(encoding="utf-8") == "{}\n"
 
 
 def test_devices_are_not_replaced_by_files(

@@ -51,6 +51,23 @@ def test_each_target_has_graphs_differences_and_an_index(compiled: Path) -> None
         parse_graph(path.read_text())
 
 
+def test_what_is_of_no_dump_is_not_replaced(
+    fusec: Fusec,  # noqa: F811
+    archive: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    call = ("compile", archive, "--target", "gfx950", "--stop-after", "rms_norm", "--dump-ir")
+    notes, patch = tmp_path / "index.md", tmp_path / "01-mend.diff"
+    for path in (notes, patch):
+        path.write_text("mine", encoding="utf-8")
+        done = fusec(*call, tmp_path)
+        assert (done.code, "export" in done.err) == (2, False)
+        assert f"`{path}` is not of a dump, but would be replaced" in done.err
+        assert path.read_text(encoding="utf-8") == "mine"
+        path.unlink()
+    assert fusec(*call, tmp_path).code == fusec(*call, tmp_path).code == 0
+
+
 def test_a_difference_shows_what_the_pass_did_and_nothing_else(compiled: Path) -> None:
     lines = (compiled / "gfx950" / "11-silu_mul.diff").read_text().splitlines()
     assert lines[:2] == ["--- before 11-silu_mul", "+++ after 11-silu_mul"]
@@ -83,11 +100,11 @@ def test_what_an_earlier_dump_wrote_goes_and_other_files_stay(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "ir"
-    folder.mkdir()
+    dump = ("compile", archive, "--target", "gfx950", "--dump-ir", folder, "--stop-after")
+    assert fusec(*dump, "rms_norm").code == 0
     for name in ("44-old_pass.fir", "44-old_pass.diff", "notes.md"):
         (folder / name).touch()
-    asked = ("--dump-ir", folder, "--dump-ir-after", "silu_mul", "--stop-after", "silu_mul")
-    assert fusec("compile", archive, "--target", "gfx950", *asked).code == 0
+    assert fusec(*dump, "silu_mul", "--dump-ir-after", "silu_mul").code == 0
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["11-silu_mul.diff", "11-silu_mul.fir", "index.md", "notes.md"]
 

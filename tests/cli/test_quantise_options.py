@@ -101,6 +101,7 @@ def test_ranks_are_not_lowered(fusec: Fusec, mlp: Path, tmp_path: Path) -> None:
     assert done.code == 1
     assert "programs for one of 2 ranks are not lowered yet" in done.err
     assert "`fusec explain SOURCE --target gfx950 --tp 2` shows" in done.err
+    assert "export" not in done.err
     assert not output.exists()
     required = ("--require", "quantise>=9", "--quantize", "fp8-token")
     assert fusec("compile", mlp, "--target", "gfx950", "--tp", "2", *required).code == 3

@@ -74,6 +74,8 @@ def test_a_right_artifact_passes(fusec: Fusec, archive: Path, tmp_path: Path) ->
     ]
     held = np.load(kept / "case-2.npz")
     assert held["x"].shape == held["output.y"].shape == held["exact.y"].shape == (3, 64)
+    onto_itself = ("--input", kept / "case-2.npz", "--save", kept)
+    assert fusec("verify", artifact, "--against", archive, *onto_itself).code == 2
     replay = ("--input", kept / "case-2.npz", "--json")
     again = fusec("verify", artifact, "--against", archive, *replay).json
     assert again["verdict"] == "right" and again["cases"][0]["sizes"] == {"batch": 3}

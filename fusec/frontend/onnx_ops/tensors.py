@@ -84,10 +84,12 @@ class TensorSource:
     Attributes:
         folder: the folder of the model; external tensors are in it.
         also: the folder of the file that the model's path links to, as in a download cache.
+        files: those that hold external tensors, as they are found.
     """
 
     folder: Path
     also: Path
+    files: set[Path]
 
     def external(self, location: str, name: str) -> Path:
         """The file that holds an external tensor.
@@ -109,6 +111,7 @@ class TensorSource:
         if not real.is_file():
             hint = "copy the external data files next to the model"
             raise InputError(f"there is no file `{location}` beside the model", at=at, hint=hint)
+        self.files.add(real)
         return real
 
 
