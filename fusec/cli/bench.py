@@ -13,7 +13,7 @@ import typer
 from fusec.bench import Request, bench_text, measure, predict
 from fusec.bench.measured import PROFILED
 from fusec.bench.peers import Source
-from fusec.cli.console import data, data_json, progress_bar, table
+from fusec.cli.console import data, data_json, progress_bar, table, terminal_width
 from fusec.cli.run import HugePages
 from fusec.costs import typical_sizes
 from fusec.diagnostics import ArtifactError, DeviceError, UsageError
@@ -169,7 +169,7 @@ def _print(document: Mapping[str, Any], *, json: bool, all_steps: bool) -> None:
     if json:
         data_json(document)
     else:
-        data(bench_text(document, partial(table), all_steps=all_steps))
+        data(bench_text(document, partial(table, width=terminal_width()), all_steps=all_steps))
 
 
 @contextmanager

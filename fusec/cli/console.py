@@ -112,6 +112,11 @@ def text_width() -> int:
     return max(60, min(shutil.get_terminal_size().columns, 100))
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal that data goes to; `None` where it goes to a file or a program."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 _LEAST_COLUMN = 12
 """What is narrower is not read as text."""
 
@@ -122,22 +127,55 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], width: int | 
     Args:
         header: names of the columns.
         rows: as many cells each.
-        width: columns of the terminal that the last column is wrapped in, if there is room for one;
-            `None` to leave it.
+        width: columns of the terminal; `None` for lines of any length.  The last column is wrapped
+            in what the others leave.  If that is too little, the columns stand in several tables
+            below each other, in which the rows have numbers.
     """
     cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    if width is None or _whole(widths) <= width or len(header) == 2:
+        return _aligned(header, cells, width)
+    if _whole([*widths[:-1], _least(header, cells)]) <= width:
+        return _aligned(header, cells, width)
+    numbers = ["#", *(str(number) for number in range(1, len(cells) + 1))]
+    lead = _whole([len(numbers[-1]), widths[0]])
+    parts: list[list[int]] = []
+    taken = width
+    for column, needed in enumerate(widths[1:], start=1):
+        if taken + 2 + needed > width:
+            parts.append([])
+            taken = lead
+        parts[-1].append(column)
+        taken += 2 + needed
+    rows = [*zip(numbers, [header, *cells], strict=True)]
+    tables = ([[number, *(row[i] for i in (0, *part))] for number, row in rows] for part in parts)
+    return "\n\n".join(_aligned(first, others, width) for first, *others in tables)
+
+
+def _whole(widths: Sequence[int]) -> int:
+    """Columns that a line of cells takes."""
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _least(header: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Columns that the last cells take at least if they are wrapped between words."""
+    words = (word for row in (header, *cells) for word in row[-1].split())
+    return max(_LEAST_COLUMN, max(map(len, words), default=0))
+
+
+def _aligned(header: Sequence[str], cells: Sequence[Sequence[str]], width: int | None) -> str:
     right = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    indent = " " * (_whole(widths) - widths[-1])
+    has_room = width is not None and len(indent) + _least(header, cells) <= width
     lines = []
-    for row in [list(header), *cells]:
+    for row in [header, *cells]:
         parts = (
             cell.rjust(width) if numeric else cell.ljust(width)
             for cell, width, numeric in zip(row, widths, right, strict=True)
         )
         line = "  ".join(parts).rstrip()
-        hang = sum(widths[:-1]) + 2 * (len(widths) - 1)
-        if width is not None and hang + _LEAST_COLUMN <= width < len(line):
-            indent = " " * hang
+        if width is not None and has_room and len(line) > width:
             line = textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
         lines.append(line)
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from fusec import __version__
-from fusec.cli.console import data, data_json, say, table, text_width
+from fusec.cli.console import data, data_json, say, table, terminal_width, text_width
 from fusec.diagnostics import DeviceError, FusecError
 from fusec.report import size_text
 from fusec.runtime.cpu import available_cpus, host_features
@@ -387,7 +387,7 @@ def _text(findings: list[Finding], ready: list[Ready], *, asked: bool) -> str:
         for each in findings
         if each.what != "host CPU"
     ]
-    parts.append(table(["tool", "found", "for"], tools))
+    parts.append(table(["tool", "found", "for"], tools, terminal_width()))
     for name, text in warned.items():
         say(f"warning: {name} is {text}")
     return "\n\n".join(parts)

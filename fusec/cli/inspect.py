@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fusec.cli.console import data, data_json, say, table
+from fusec.cli.console import data, data_json, say, table, terminal_width
 from fusec.diagnostics import UsageError
 from fusec.explanation import explain_text
 from fusec.report import counts_text, inspect_document, layers_text, size_text
@@ -78,9 +79,9 @@ def inspect(
     if json:
         data_json(document)
         return
-    parts = [_overview(document)]
+    parts = [_wrapped(_overview(document))]
     for target in document["targets"]:
-        parts.append(_target(target))
+        parts.append(_wrapped(_target(target)))
         if kernels:
             parts.append(kernels_text(target))
         if decisions:
@@ -109,7 +110,7 @@ def _write_page(opened: Artifact, path: Path) -> None:
     say(f"wrote {path}, {size_text(len(page))}: open it in a browser")
 
 
-def _overview(document: dict[str, Any]) -> str:
+def _overview(document: dict[str, Any]) -> list[str]:
     weights, source = document["weights"], document["source"]
     rows = [
         ("name", document["name"]),
@@ -124,14 +125,31 @@ def _overview(document: dict[str, Any]) -> str:
         *([("made by", command)] if (command := document["options"].get("command")) else []),
         ("file", f"{document['file']['name']}, {size_text(document['file']['bytes'])}"),
     ]
-    return "\n".join(f"{key:<9} {value}" for key, value in rows)
+    return [f"{key:<9} {value}" for key, value in rows]
 
 
 def _tensor(spec: dict[str, Any]) -> str:
     return f"{spec['name']}: {spec['dtype']}[{', '.join(map(str, spec['shape']))}]"
 
 
-def _target(target: dict[str, Any]) -> str:
+def _wrapped(lines: list[str]) -> str:
+    """Lines of a word and what is said of it, wrapped below that on a terminal."""
+    width = terminal_width()
+    if width is None:
+        return "\n".join(lines)
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=" " * 10,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        for line in lines
+    )
+
+
+def _target(target: dict[str, Any]) -> list[str]:
     counts: dict[str, dict[str, int]] = {"fired": {}, "refused": {}}
     for row in target["decisions"]:
         group = counts[row["status"]]
@@ -139,7 +157,7 @@ def _target(target: dict[str, Any]) -> str:
     memory, sizes = target["memory"], target.get("arena_sizes", {})
     at = ", ".join(f"{name} {size}" for name, size in sizes.items())
     residual = target["residual"]
-    lines = [
+    return [
         f"target    {target['target']} ({target['arch']})",
         f"fused     {counts_text(counts['fired']) or 'nothing'}",
         f"refused   {counts_text(counts['refused']) or 'nothing'}",
@@ -150,7 +168,6 @@ def _target(target: dict[str, Any]) -> str:
         f"memory    {size_text(memory['weights_bytes'])} of weights, "
         f"{size_text(memory['arena_bytes'])} of intermediate values{f' at {at}' if at else ''}",
     ]
-    return "\n".join(lines)
 
 
 def _residual(residual: list[dict[str, Any]]) -> list[str]:
@@ -196,12 +213,12 @@ def kernels_text(target: dict[str, Any]) -> str:
             row += [kernel["resources"].get(name, "-") for name in _RESOURCES]
             row += [machine.get(name, "-") or "-" for name in _MACHINE]
         rows.append([*row, kernel["symbol"]])
-    listed = table([*header, "symbol"], rows)
+    listed = table([*header, "symbol"], rows, terminal_width())
     return f"{listed}\n\n{_LEGEND}" if on_gpu else listed
 
 
 _LEGEND = (
-    "waves: on a compute unit at once, of 32; load, store: bytes that a lane moves at once, at most"
+    "waves: on a compute unit at once, of 32\nload, store: bytes that a lane moves at once, at most"
 )
 
 
@@ -210,5 +227,5 @@ def _decisions(target: dict[str, Any]) -> str:
         [row["fusion"], row["status"], row["site"], row["code"] or "", row["reason"] or ""]
         for row in target["decisions"]
     ]
-    listed = table(["fusion", "status", "site", "code", "reason"], rows)
+    listed = table(["fusion", "status", "site", "code", "reason"], rows, terminal_width())
     return f"{listed}\n\n{explain_text({target['target']: target['decisions']})}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fusec.cli.console import data, data_json, table, text_width
+from fusec.cli.console import data, data_json, table, terminal_width
 
 if TYPE_CHECKING:
     from fusec.extensions import Extensions
@@ -60,7 +60,7 @@ def list_(
         header, rows = _without_repeated_names(rows)
     if subject is Subject.kernels:
         header, rows = header[:-2], _without_repeated_operations(rows)
-    data(table(header, rows, text_width()))
+    data(table(header, rows, terminal_width()))
 
 
 def _targets() -> Rows:

@@ -15,7 +15,7 @@ import typer
 
 from fusec import __version__
 from fusec.cli.compile import AlignChoice, Dim, Disable, Dtype, Mxfp4Align, Quantize
-from fusec.cli.console import Stages, data, data_json, table
+from fusec.cli.console import Stages, data, data_json, table, terminal_width
 from fusec.diagnostics import InputError, UsageError
 from fusec.runtime.artifact import open_artifact
 from fusec.runtime.container import is_artifact
@@ -243,7 +243,8 @@ def text_of(products: Sequence[Product], measured: Sequence[Sequence[Measured]])
     """A table of all candidates, the fastest of each product marked."""
     header = ["product", "rows", "tile", "us", "of static", ""]
     pairs = zip(products, measured, strict=True)
-    return table(header, [row for product, results in pairs for row in _rows(product, results)])
+    rows = [row for product, results in pairs for row in _rows(product, results)]
+    return table(header, rows, terminal_width())
 
 
 def _rows(product: Product, results: Sequence[Measured]) -> Iterator[list[object]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fusec.cli.console import data, data_json, say, table
+from fusec.cli.console import data, data_json, say, table, terminal_width
 from fusec.diagnostics import UsageError
 from fusec.runtime.files import write_errors
 
@@ -175,7 +175,7 @@ def _text(document: dict[str, Any]) -> str:
         lines.append(f"quantised  that alone moves outputs by (rms): {costs}")
     if document["median_counts"]:
         lines.append("routed     the median place counts: a router may be torn between two experts")
-    lines += ["", table(header, rows), ""]
+    lines += ["", table(header, rows, terminal_width()), ""]
     if (looked := document["looked_at"]) is not None and document["bisect"] is None:
         lines.append(
             f"each of {looked['passes']} passes and {looked['values']} values of steps is right by "

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -691,6 +695,39 @@ def test_a_table_without_room_for_its_last_column_is_left_as_it_is() -> None:
     assert table(["kernel", "families"], rows, 60).splitlines()[1] == f"{'x' * 50}  amdgpu, nvidia"
     wrapped = table(["pass", "summary"], [["x" * 40, "words that go on"]], 56)
     assert wrapped.splitlines()[2] == f"{' ' * 42}on"
+
+
+def test_a_table_wider_than_the_terminal_is_shown_in_parts() -> None:
+    rows = [["linear.triton", 125, "linear_kernel"], ["silu_mul.hip", 22, "gated_activation_rows"]]
+    assert table(["kernel", "VGPR", "symbol"], rows, 30).split("\n\n") == [
+        "#  kernel         VGPR\n1  linear.triton   125\n2  silu_mul.hip     22",
+        "#  kernel         symbol\n1  linear.triton  linear_kernel\n"
+        "2  silu_mul.hip   gated_activation_rows",
+    ]
+    assert table(["kernel", "VGPR", "symbol"], rows).count("\n") == 2
+    reasons = [["x" * 20, "y" * 20, "words that go on and on"]]
+    assert table(["a", "b", "reason"], reasons, 44).split("\n\n")[1].splitlines() == [
+        f"#  {'a':<20}  reason",
+        f"1  {'x' * 20}  words that go on",
+        f"{' ' * 25}and on",
+    ]
+
+
+def test_lists_are_one_line_a_row_unless_a_terminal_is_too_narrow(artifact: Path) -> None:
+    for columns in (72, 200):
+        leader, follower = os.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        command = [sys.executable, "-m", "fusec", "inspect", str(artifact), "--kernels"]
+        with subprocess.Popen(command, stdout=follower, env={**os.environ, "COLUMNS": ""}):
+            os.close(follower)
+            shown = b""
+            with contextlib.suppress(OSError):  # what Linux says of a terminal nobody writes to
+                while read := os.read(leader, 65536):
+                    shown += read
+        os.close(leader)
+        lines = shown.decode().splitlines()
+        assert max(map(len, lines)) <= columns
+        assert any(line.startswith("#  kernel") for line in lines) == (columns == 72)
 
 
 def test_inputs_are_looked_at_before_weights(
