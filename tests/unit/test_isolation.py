@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -106,14 +107,39 @@ def test_a_folder_without_numpy_is_noticed(artifact: Path, inputs: Path, tmp_pat
         in_bare_python(site, artifact, inputs, tmp_path / "outputs.npz")
 
 
+def copied(folder: Path) -> Path:
+    """A copy of the tree, for build tools leave traces in one."""
+    source = folder / "source"
+    unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=unwanted)
+    return source
+
+
+def test_an_editable_install_of_a_source_distribution_is_one_package(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path), "--target"]
+    subprocess.run([*build, "sdist"], cwd=copied(tmp_path), check=True, capture_output=True)
+    (archive,) = tmp_path.glob("fusec-*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    source = archive.with_name(archive.name.removesuffix(".tar.gz"))
+    subprocess.run([*build, "wheel:editable"], cwd=source, check=True, capture_output=True)
+    command = "import fusec.kernels, fusec.passes, fusec.runtime; print(fusec.kernels.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(source)},
+        check=True,
+    )
+    assert Path(done.stdout.strip()) == source / "fusec" / "kernels" / "__init__.py"
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_one_package_and_its_runtime_runs(
     artifact: Path, inputs: Path, tmp_path: Path
 ) -> None:
-    """Built from a copy, for build tools leave traces in a tree."""
-    source = tmp_path / "source"
-    unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT, source, symlinks=True, ignore=unwanted)
+    source = copied(tmp_path)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     if importlib.util.find_spec("hatchling") is not None:
         command.append("--no-build-isolation")
@@ -126,7 +152,7 @@ def test_a_wheel_holds_one_package_and_its_runtime_runs(
         archive.extractall(tmp_path / "unpacked")
 
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"fusec"}
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {"fusec"}
     for folder in ("passes", "kernels", "runtime"):
         wanted = {
             f"fusec/{path.relative_to(source).as_posix()}"
