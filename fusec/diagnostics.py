@@ -6,6 +6,7 @@ Every class fixes the exit code of the command line.  Standard library only: the
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -60,6 +61,25 @@ def counted(number: int, noun: str) -> str:
 def reason_of(error: OSError) -> str:
     """What the system says, to go on in a sentence with."""
     return (error.strerror or str(error)).lower()
+
+
+_REMEDIES = {
+    errno.ENOENT: "check the path: each folder in it has to exist",
+    errno.ENOTDIR: "check the path: a file stands in it where a folder should",
+    errno.EISDIR: "name a file in it",
+    errno.EACCES: "ask for the right to it, or name another place",
+    errno.EPERM: "ask for the right to it, or name another place",
+    errno.EROFS: "name a place on a disk that can be written to",
+    errno.ENOSPC: "make room, or name a place on another disk",
+    errno.EDQUOT: "make room, or name a place on another disk",
+    errno.EFBIG: "raise the limit, `ulimit -f`, or name a place on another disk",
+    errno.ENAMETOOLONG: "give it a shorter name",
+}
+
+
+def remedy_of(error: OSError) -> str:
+    """What to do about a file that the system refuses."""
+    return _REMEDIES.get(error.errno or 0, "`--debug` shows what was done")
 
 
 class InputError(FusecError):

@@ -29,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from fusec.diagnostics import InputError, UsageError, reason_of
+from fusec.diagnostics import InputError, UsageError, reason_of, remedy_of
 from fusec.dtypes import DTYPES
 from fusec.kernels.triton_gemm import (
     FEW_ROWS,
@@ -380,9 +380,11 @@ def read_any_table(path: Path) -> tuple[str, dict[Key, Row]]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         message = f"no tuning table can be read: {reason_of(error)}"
-        raise InputError(message, at=str(path)) from error
+        raise InputError(message, at=str(path), hint=remedy_of(error)) from error
     except ValueError as error:
-        raise InputError(f"a tuning table is not JSON: {error}", at=str(path)) from error
+        hint = "write tables with `fusec tune`"
+        message = f"a tuning table is not JSON: {error}"
+        raise InputError(message, at=str(path), hint=hint) from error
     reader = _Reader(path)
     made = {"made": dict} if isinstance(document, dict) and "made" in document else {}
     reader.members(document, {"schema": str, "arch": str, **made, "rows": list}, "the table")

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusec.diagnostics import InputError
+from fusec.diagnostics import InputError, UsageError, remedy_of
 from fusec.dtypes import DTYPES
 from fusec.runtime.container import (
     MANIFEST,
@@ -364,11 +364,17 @@ class Artifact:
 
         Raises:
             InputError: there is no such file.
+            UsageError: a file is given, but the weights are in the artifact.
             WeightsError: they are not given, or differ from what was compiled.
             MissingEntryError: the file beside the artifact is not there.
         """
         table, given = self.manifest.weights, file is not None
         if table.storage == "embed":
+            if given:
+                raise UsageError(
+                    f"weights are given, but `{self.path}` holds its own",
+                    hint="leave them out, or compile it with `--weights none`",
+                )
             return _weights_file(self.entry(WEIGHTS), table, f"{self.path}: {WEIGHTS}")
         file = self.weights_path if file is None else file
         if file is None:
@@ -734,11 +740,12 @@ def _map_file(path: Path) -> mmap.mmap:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
-                raise NotAnArtifactError("the file is empty", at=str(path))
+                hint = "compile it again, or copy it again"
+                raise NotAnArtifactError("the file is empty", at=str(path), hint=hint)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         reason = os.strerror(error.errno or errno.EIO).lower()
-        raise InputError(f"cannot read `{path}`: {reason}") from None
+        raise InputError(f"cannot read `{path}`: {reason}", hint=remedy_of(error)) from None
 
 
 def _sha256(data: memoryview) -> str:

@@ -315,7 +315,10 @@ def check_threads(threads: int | None) -> None:
         InputError: it is not in 1..1024.
     """
     if threads is not None and not 1 <= threads <= _MAX_THREADS:
-        raise InputError(f"`threads` must be from 1 to {_MAX_THREADS}, not `{threads}`")
+        raise InputError(
+            f"`threads` must be from 1 to {_MAX_THREADS}, not `{threads}`",
+            hint="leave it out for all that this process may use",
+        )
 
 
 def _request_tiles() -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Self
 
-from fusec.diagnostics import InputError, UsageError, reason_of
+from fusec.diagnostics import InputError, UsageError, reason_of, remedy_of
 from fusec.runtime.container import is_artifact
 
 
@@ -113,4 +113,5 @@ def write_errors(path: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise InputError(f"cannot write `{path}`: {reason_of(error)}") from None
+        message = f"cannot write `{path}`: {reason_of(error)}"
+        raise InputError(message, hint=remedy_of(error)) from None

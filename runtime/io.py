@@ -152,7 +152,8 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
     with contextlib.closing(_ARRAYS[path.suffix](path)) as file:
         held = file.shapes()
         if missing := [name for name in names if name not in held]:
-            raise InputError(f"the file has no input `{missing[0]}`", at=str(path))
+            hint = f"the inputs are {', '.join(f'`{name}`' for name in names)}"
+            raise InputError(f"the file has no input `{missing[0]}`", at=str(path), hint=hint)
         return {name: file.take(name, None) for name in names}
 
 

@@ -82,7 +82,8 @@ def load(
         InputError: the file cannot be read, or onnxruntime is needed and not installed.
         ArtifactError: it is damaged, of another version, or not made for this device.
         DeviceError: there is no such device, no driver for it, or not enough memory on it.
-        UsageError: the device is not the name of one, or has no such pages.
+        UsageError: the device is not the name of one, or has no such pages; or a file of weights
+            is given to an artifact that holds its own.
     """
     kind, _ = parse_device(device)
     check_threads(threads)

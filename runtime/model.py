@@ -240,7 +240,8 @@ def check_rank(spec: TensorSpec, array: Array) -> None:
     if array.ndim != len(spec.shape):
         raise InputError(
             f"the input `{spec.name}` must have {len(spec.shape)} dims, `{_sizes(spec.shape)}`, "
-            f"but {array.ndim} were given, `{_sizes(array.shape)}`"
+            f"but {array.ndim} were given, `{_sizes(array.shape)}`",
+            hint="reshape it, or add the dims that it lacks: `array[None]`",
         )
 
 

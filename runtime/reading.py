@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fusec.diagnostics import ArtifactError, InputError
+from fusec.diagnostics import ArtifactError, InputError, remedy_of
 from fusec.dtypes import DTYPES
 from fusec.runtime.artifact import TensorSpec
 from fusec.runtime.batches import BATCH, BadRecord, Batch, Batching
@@ -78,6 +78,7 @@ def array_batches(
             raise InputError(
                 f"`{BATCH}` is {counts[first]} in the input `{first}` but {count} in `{name}`",
                 at=str(path),
+                hint="give every input as many records",
             )
     whole = {name: file.take(name, None) for name in names if name not in batching.inputs}
     done = 0
@@ -155,7 +156,7 @@ class NpzFile:
                         stream = cleanup.enter_context(archive.open(member))
                         self._streams[member.removesuffix(".npy")] = stream
             except (OSError, *_BAD_ZIP) as error:
-                raise InputError(f"cannot read `{path}`: {_reason(error)}") from None
+                raise _unreadable(path, error) from None
             for name, opened in self._streams.items():
                 self._headers[name] = self._header(name, opened)
             self._cleanup = cleanup.pop_all()
@@ -211,7 +212,10 @@ class NpzFile:
         return _Header(shape, fortran, dtype)
 
     def _error(self, name: str, reason: str) -> InputError:
-        return InputError(f"cannot read the array `{name}`: {reason}", at=str(self._path))
+        hint = "save it again with `numpy.savez`, as an array of numbers"
+        return InputError(
+            f"cannot read the array `{name}`: {reason}", at=str(self._path), hint=hint
+        )
 
 
 class _Memory:
@@ -241,10 +245,8 @@ class SafetensorsFile:
             with path.open("rb") as file:
                 self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             self._places, self._header = read_header(self._data, str(path))
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read `{path}`: {_reason(error)}") from None
-        except ArtifactError as error:
-            raise InputError(f"cannot read `{path}`: {error}") from None
+        except (OSError, ValueError, ArtifactError) as error:
+            raise _unreadable(path, error) from None
         self._next: dict[str, int] = {}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -353,7 +355,8 @@ class RecordReader:
         given.update({name: value for name, value in values.items() if name not in given})
         checked = check_inputs(self._inputs, self._symbols, given)
         if len(ranks) > 1:
-            raise InputError("some inputs have a batch dim and some have none")
+            hint = "give all of them one, or none"
+            raise InputError("some inputs have a batch dim and some have none", hint=hint)
         sizes = bind_symbols(self._inputs, self._symbols, checked)
         inputs = {spec.name: shown(spec.dtype, checked[spec.name]) for spec in self._inputs}
         rows = ranks == {1} and self._batching.rows
@@ -366,7 +369,8 @@ class RecordReader:
             return values
         text = values["text"]
         if not isinstance(text, str):
-            raise InputError("`text` must be a string")
+            hint = 'write `{"text": "hello"}`, for example'
+            raise InputError("`text` must be a string", hint=hint)
         encoding = self._encoder().encode(text)
         tokens = {
             "input_ids": encoding.ids,
@@ -374,7 +378,8 @@ class RecordReader:
             "token_type_ids": encoding.type_ids,
         }
         if "input_ids" not in names:
-            raise InputError("this model takes no text: it has no input `input_ids`")
+            hint = f"give the inputs {', '.join(f'`{name}`' for name in sorted(names))}"
+            raise InputError("this model takes no text: it has no input `input_ids`", hint=hint)
         made = {name: value for name, value in tokens.items() if name in names}
         return {**made, **{name: value for name, value in values.items() if name != "text"}}
 
@@ -416,7 +421,7 @@ def open_lines(path: Path | None) -> Callable[[], Iterator[bytes]]:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise InputError(f"cannot read `{path}`: {_reason(error)}") from None
+        raise _unreadable(path, error) from None
     return lambda: _lines(path)
 
 
@@ -434,15 +439,18 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from file
 
 
+_RECORD = 'write one object a line, such as `{"input_ids": [1, 2, 3]}`'
+
+
 def _parsed(line: bytes) -> Mapping[str, object]:
     try:
         values = json.loads(line)
     except RecursionError:
-        raise InputError("the JSON is nested too deeply") from None
+        raise InputError("the JSON is nested too deeply", hint=_RECORD) from None
     except ValueError as error:
-        raise InputError(f"this is not JSON: {str(error)[:200]}") from None
+        raise InputError(f"this is not JSON: {str(error)[:200]}", hint=_RECORD) from None
     if not isinstance(values, dict):
-        raise InputError('a record must be an object, such as `{"input_ids": [1, 2, 3]}`')
+        raise InputError("a record must be an object", hint=_RECORD)
     return values
 
 
@@ -462,6 +470,14 @@ def _joined(records: list[_Record]) -> Iterator[Batch]:
         }
     lines = tuple(record.line for record in records)
     yield Batch(inputs, first.index, len(records), lines, first.rows)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, OSError):
+        hint = remedy_of(error)
+    else:
+        hint = "save it again, or copy it again if it was cut off"
+    return InputError(f"cannot read `{path}`: {_reason(error)}", hint=hint)
 
 
 def _reason(error: Exception) -> str:

@@ -223,7 +223,9 @@ def _sizes(manifest: Manifest, given: Sequence[str]) -> dict[str, int]:
             raise UsageError(f"there is no size `{name}`", hint=f"sizes that vary are {known}")
         least, most = manifest.symbols[name]
         if not value.isdecimal() or not least <= int(value) <= most:
-            raise UsageError(f"`--dim {text}`: `{name}` is an integer from {least} to {most}")
+            hint = "for other sizes compile it with another range"
+            message = f"`--dim {text}`: `{name}` is an integer from {least} to {most}"
+            raise UsageError(message, hint=hint)
         sizes[name] = int(value)
     return sizes
 

@@ -59,10 +59,10 @@ def inspect(
     Inputs, outputs, weights, kernels, memory, what is left to onnxruntime, and what was fused.
     """
     if json and graph:
-        raise UsageError("`--json` and `--graph` exclude each other")
+        raise UsageError("`--json` and `--graph` exclude each other", hint="give one of them")
     if html is not None:
         if graph:
-            raise UsageError("`--html` and `--graph` exclude each other")
+            raise UsageError("`--html` and `--graph` exclude each other", hint="give one of them")
         check_place(html, artifact)
     opened = open_artifact(artifact)
     if html is not None:

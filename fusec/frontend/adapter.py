@@ -131,7 +131,8 @@ def adapt(model: nn.Module, folder: Path) -> dict[str, Weight]:
     settings = _settings(folder)
     path = folder / WEIGHTS
     if not path.is_file():
-        raise InputError(f"the adapter has no `{WEIGHTS}`", at=str(folder))
+        hint = "name the folder that PEFT's `save_pretrained` wrote"
+        raise InputError(f"the adapter has no `{WEIGHTS}`", at=str(folder), hint=hint)
     weights: dict[str, Weight] = {}
     for layer, (a, b) in _layers(read_header(path), path).items():
         base = _linear(model, layer, path)
@@ -153,9 +154,11 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         held = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"the adapter has no `{CONFIG}`", at=str(folder)) from None
+        hint = "name the folder that PEFT's `save_pretrained` wrote"
+        raise InputError(f"the adapter has no `{CONFIG}`", at=str(folder), hint=hint) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not sound JSON: {error}", at=f"{path}") from None
+        hint = "copy or download it again"
+        raise InputError(f"not sound JSON: {error}", at=f"{path}", hint=hint) from None
     if not isinstance(held, dict):
         raise InputError("not a JSON object", at=f"{path}")
     return held

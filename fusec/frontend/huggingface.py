@@ -166,7 +166,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not sound JSON: {error}", at=f"{path}") from None
+        hint = "copy or download it again"
+        raise InputError(f"not sound JSON: {error}", at=f"{path}", hint=hint) from None
     if not isinstance(raw, dict):
         raise InputError("not a JSON object", at=f"{path}")
     return raw

@@ -166,7 +166,8 @@ def _object(text: bytes, path: Path) -> dict[str, object]:
     try:
         held = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not sound JSON: {error}", at=f"{path}") from None
+        hint = "copy or download it again"
+        raise InputError(f"not sound JSON: {error}", at=f"{path}", hint=hint) from None
     if not isinstance(held, dict):
         raise InputError("not a JSON object", at=f"{path}")
     return held

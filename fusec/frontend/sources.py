@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from fusec.diagnostics import FusecError, InputError, InternalError, UsageError
+from fusec.diagnostics import FusecError, InputError, InternalError, UsageError, did_you_mean
 from fusec.frontend import graph_cache
 from fusec.frontend.aten import AtenProgram
 from fusec.frontend.dims import DimRequest, DimSpec, dim_specs
@@ -224,7 +224,9 @@ def _from_adapter(folder: Path, options: Options) -> Source:
     from fusec.frontend.adapter import base_of
 
     if options.adapter is not None:
-        raise UsageError(f"`{folder}` is an adapter; `--adapter` goes with the folder of a model")
+        hint = "name that folder, or leave `--adapter` out"
+        message = f"`{folder}` is an adapter; `--adapter` goes with the folder of a model"
+        raise UsageError(message, hint=hint)
     base = base_of(folder)
     source = _from_folder(base, replace(options, adapter=folder))
     return replace(source, name=name_of(folder), files=(base,))
@@ -345,7 +347,8 @@ def made_by_factory(text: str) -> tuple[Any, ExampleInputs, Any]:
     made: Any = module
     for part in path.split("."):
         if not hasattr(made, part):
-            raise InputError(f"`{module_name}` has no `{path}`")
+            hint = did_you_mean(path, dir(made)) or "a factory is `package.module:name`"
+            raise InputError(f"`{module_name}` has no `{path}`", hint=hint)
         made = getattr(made, part)
     import_torch()
     import torch
