@@ -170,19 +170,24 @@ class Dump:
         files = []
         if wanted:
             files.append(f"{name}.fir")
-            (folder / files[-1]).write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+            self._put(files[-1], self._lines)
         if wanted and changes:
             files.append(f"{name}.diff")
-            (folder / files[-1]).write_text("\n".join(changes) + "\n", encoding="utf-8")
+            self._put(files[-1], changes)
         signs = Counter(line[0] for line in changes[2:] if line[0] in "+-")
         lines = f"+{signs['+']} -{signs['-']}" if before else ""
         links = ", ".join(f"[{file.rpartition('.')[2]}]({file})" for file in files)
         self._index(f"| {name} | {nodes}{self._nodes} | {lines} | {fusions} | {links} |")
 
     def _index(self, text: str) -> None:
+        self._put(INDEX, [text])
+
+    def _put(self, name: str, lines: Sequence[str]) -> None:
+        """Append to a file of the folder."""
         assert self.request.folder is not None
-        with (self.request.folder / INDEX).open("a", encoding="utf-8") as file:
-            file.write(f"{text}\n")
+        path = self.request.folder / name
+        with write_errors(path), path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
 
 def difference(before: Sequence[str], after: Sequence[str], name: str) -> Iterator[str]:

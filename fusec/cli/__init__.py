@@ -19,7 +19,14 @@ from fusec import __version__
 from fusec.cli.commands import Commands
 from fusec.cli.console import say
 from fusec.cli.pages import COMMANDS
-from fusec.diagnostics import FusecError, InputError, InternalError, UsageError, reason_of
+from fusec.diagnostics import (
+    FusecError,
+    InputError,
+    InternalError,
+    UsageError,
+    reason_of,
+    remedy_of,
+)
 
 app = typer.Typer(
     name="fusec",
@@ -132,9 +139,7 @@ def _machine_error(error: Exception) -> InputError | None:
     if not isinstance(error, OSError) or error.errno not in MACHINE_ERRORS:
         return None
     where = None if error.filename is None else str(error.filename)
-    return InputError(
-        f"the system refuses: {reason_of(error)}", at=where, hint="`--debug` shows what was done"
-    )
+    return InputError(f"the system refuses: {reason_of(error)}", at=where, hint=remedy_of(error))
 
 
 def _open_closed_streams() -> None:

@@ -31,7 +31,7 @@ def data(text: str) -> None:
 def data_json(document: object) -> None:
     """Print one JSON document to stdout."""
     as_is = (sys.stdout.encoding or "utf-8").lower() == "utf-8"
-    print(json.dumps(document, indent=2, ensure_ascii=not as_is))
+    data(json.dumps(document, indent=2, ensure_ascii=not as_is))
 
 
 class Stages:
@@ -145,10 +145,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], width: int | 
         if taken + 2 + needed > width:
             parts.append([])
             taken = lead
-        parts[-1].append(column)
+        parts[-1].append(column + 1)
         taken += 2 + needed
-    rows = [*zip(numbers, [header, *cells], strict=True)]
-    tables = ([[number, *(row[i] for i in (0, *part))] for number, row in rows] for part in parts)
+    lines = [[number, *row] for number, row in zip(numbers, [header, *cells], strict=True)]
+    tables = ([[line[i] for i in (0, 1, *part)] for line in lines] for part in parts)
     return "\n\n".join(_aligned(first, others, width) for first, *others in tables)
 
 

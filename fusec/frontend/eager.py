@@ -120,9 +120,9 @@ def _of_folder(
 def _of_archive(path: Path, output_names: Sequence[str]) -> Eager:
     import torch
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), path.open("rb") as file:  # a name may be no UTF-8
         warnings.simplefilter("ignore")
-        program = torch.export.load(path)
+        program = torch.export.load(file)
     return _of_object(program, output_names, None, None)
 
 
@@ -180,7 +180,11 @@ def _of_object(
 
 def _of_onnx(path: Path) -> Eager:
     if importlib.util.find_spec("onnxruntime") is None:
-        raise InputError("`onnxruntime` is not installed", hint="`pip install 'fusec[onnx]'`")
+        raise InputError("`onnxruntime` is not installed", hint="`pip install 'fusec[residual]'`")
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"onnxruntime opens no path that is not UTF-8, as `{path}`") from None
     import onnxruntime
 
     from fusec.runtime.onnx_part import error_types

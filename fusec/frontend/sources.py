@@ -319,7 +319,7 @@ def _from_factory(text: str, options: Options) -> Source:
     shapes = shapes if options.dynamic_shapes is None else options.dynamic_shapes
     options = replace(options, example_inputs=inputs, dynamic_shapes=shapes)
     source = _from_object(made, text, options)
-    code = sys.modules[text.partition(":")[0]].__file__
+    code = getattr(sys.modules[text.partition(":")[0]], "__file__", None)
     return source if code is None else replace(source, files=(Path(code),))
 
 
@@ -621,7 +621,8 @@ def _folder_hash(folder: Path, adapter: Path | None) -> str:
     for path in files:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            state.update(f"{path.name}\0{path.stat().st_size}\0".encode() + file.read(length))
+            said = f"{path.name}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape")
+            state.update(said + file.read(length))
     return state.hexdigest()
 
 

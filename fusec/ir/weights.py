@@ -290,6 +290,6 @@ def digest(*parts: str) -> str:
     """A name for contents: SHA-256 over `parts`."""
     state = hashlib.sha256()
     for part in parts:
-        data = part.encode()
+        data = part.encode("utf-8", "surrogateescape")  # some are paths, of any bytes
         state.update(len(data).to_bytes(8, "little") + data)
     return state.hexdigest()

@@ -8,6 +8,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -364,6 +365,25 @@ def test_nothing_half_written_is_left_by_a_signal(
         process.send_signal(number)
         assert process.wait(60) == 128 + number
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_not_utf_8(archive: Path, rows: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff"))
+    odd.mkdir()
+    held, artifact = odd / "b\udcfe.pt2", odd / "b\udcfe.fusec"
+    shutil.copy(archive, held)
+    done = shell('fusec compile "$1" --target cpu -o "$2"', held, artifact)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "m\\udcff/b\\udcfe.fusec, " in done.stderr
+    done = shell('fusec inspect "$1" --json', artifact)
+    assert json.loads(done.stdout)["source"]["name"] == held.name
+    for command in (
+        'fusec inspect "$1" --html "$1.html"',
+        'fusec run "$1" -i "$3" -o "$1.npz"',
+        'fusec verify "$1" --against "$2"',
+    ):
+        done = shell(command, artifact, held, rows)
+        assert done.returncode == 0, done.stderr
 
 
 INTERRUPTED_IMPORT = """
