@@ -3,9 +3,9 @@
 Fuses   rope(q, cos, sin),   rope(k, cos, sin)
 into    qk_norm_rope(q, k, cos, sin) {style, rotary_dim, deinterleave}
 
-where attention reads the two as its queries and keys: as they are, expanded, normed, scaled, or
-beside columns that are not rotated, as in multi-head latent attention.  That they were rotations is
-said by `rope`, whose rows stay.
+where attention reads the two as its queries and keys: as they are, expanded, normed, scaled, behind
+a cache, or beside columns that are not rotated, as in multi-head latent attention.  That they were
+rotations is said by `rope`, whose rows stay.
 
 Leaves it alone when
   tables  q and k are not rotated by the same tables
@@ -31,6 +31,7 @@ _CARRIERS = (
     "cast",
     "concat",
     "expand",
+    "gather",
     "l2_norm",
     "layer_norm",
     "mul",

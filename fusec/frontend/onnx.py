@@ -191,8 +191,8 @@ class _Reader:
         """Take in what two sizes that are one say of the symbols."""
         for name, value in found.substitutions.items():
             spec = self.specs.get(name)
-            if spec is not None and spec.asked and isinstance(value, int):
-                message = f"the size `{name}` is always {value} in this model"
+            if spec is not None and spec.asked:
+                message = f"the size `{name}` is always `{value}` in this model"
                 raise UsageError(message, at=str(self.path), hint=f"leave out `--dim {name}=...`")
             self.substitutions[name] = value
         for name, factor in found.factors.items():

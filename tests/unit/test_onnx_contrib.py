@@ -23,8 +23,9 @@ from onnx_models import (
     run_onnx,
 )
 
-from fusec.diagnostics import UnsupportedError
+from fusec.diagnostics import UnsupportedError, UsageError
 from fusec.ir import Graph
+from fusec.ir.interpret import interpret
 
 BATCH, LENGTH, HEADS, SIZE = 2, 5, 4, 16
 HIDDEN = HEADS * SIZE
@@ -228,38 +229,98 @@ def _windowed(
     return graph
 
 
-def test_group_query_attention_with_a_cache_stays_opaque(tmp_path: Path) -> None:
-    past = random(BATCH, 2, 3, SIZE)
-    operands = {
-        "q": X,
-        "k": random(BATCH, LENGTH, 2 * SIZE),
-        "v": random(BATCH, LENGTH, 2 * SIZE),
-        "pk": past,
-        "pv": past,
-        "n": np.full((BATCH,), LENGTH + 2, np.int32),
-        "t": np.array(LENGTH + 3, np.int32),
+def _cached(
+    counts: list[int], length: int, past: int, attrs: dict[str, Any], window: int = 0
+) -> tuple[Any, dict[str, Array]]:
+    """One attention as model builders write it: rows have `counts` tokens, `length` of them new."""
+    batch, kv, total = len(counts), 2, past + length
+    cos, sin = _tables(rows=16)
+    inputs = {
+        "q": random(batch, length, HIDDEN),
+        "k": random(batch, length, kv * SIZE),
+        "v": random(batch, length, kv * SIZE, seed=1),
+        "pk": random(batch, kv, past, SIZE, seed=2),
+        "pv": random(batch, kv, past, SIZE, seed=3),
+        "mask": (np.arange(total) < np.array(counts)[:, None]).astype(np.int64),
     }
-    node = helper.make_node(
-        "GroupQueryAttention",
-        list(operands),
-        ["y", "a", "b"],
-        domain=MICROSOFT,
-        num_heads=HEADS,
-        kv_num_heads=2,
-    )
-    model = model_of([node], operands, ["y", "a", "b"])
+    shapes: dict[str, Any] = {name: ("batch", "seq", None) for name in "qkv"}
+    shapes = {name: (*shapes[name][:2], inputs[name].shape[2]) for name in shapes}
+    shapes |= dict.fromkeys(("pk", "pv"), ("batch", kv, "past", SIZE)) | {"mask": ("batch", "all")}
+    names = ["q", "k", "v", "pk", "pv", "last", "total", "cos", "sin"]
+    if window:
+        attrs = {**attrs, "local_window_size": window}
+    nodes = [
+        helper.make_node("ReduceSum", ["mask", "one"], ["count"], keepdims=0),
+        helper.make_node("Sub", ["count", "one"], ["last64"]),
+        helper.make_node("Cast", ["last64"], ["last"], to=6),
+        helper.make_node("Shape", ["mask"], ["shape"]),
+        helper.make_node("Gather", ["shape", "place"], ["total64"]),
+        helper.make_node("Cast", ["total64"], ["total"], to=6),
+        helper.make_node(
+            "GroupQueryAttention",
+            names,
+            ["y", "a", "b"],
+            domain=MICROSOFT,
+            num_heads=HEADS,
+            kv_num_heads=kv,
+            **attrs,
+        ),
+    ]
+    one, place = np.array([1], np.int64), np.array(1, np.int64)
+    held = {"cos": cos, "sin": sin, "one": one, "place": place}
+    return model_of(nodes, inputs, ["y", "a", "b"], constants=held, shapes=shapes), inputs
+
+
+@pytest.mark.parametrize("attrs", [{}, {"do_rotary": 1}, {"do_rotary": 1, "softcap": 2.0}], ids=str)
+@pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize(
+    ("counts", "length", "past"), [([6, 4, 1], 1, 5), ([8], 3, 5), ([1], 1, 0), ([3], 3, 0)]
+)
+def test_group_query_attention_with_a_cache(
+    counts: list[int],
+    length: int,
+    past: int,
+    window: int,
+    attrs: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """Rows of different lengths: a new key goes behind those that its row has."""
+    model, inputs = _cached(counts, length, past, attrs, window)
+    held = _cached(counts, length, past, attrs, window - 1 if window else 0)[0]
+    wanted = run_onnx(held, inputs)  # for its window see above
+    for dims in ({}, {"batch": 1}) if len(counts) == 1 else ({},):
+        graph = imported(model, tmp_path, dims={**dims, **({} if past else {"past": 0})})
+        assert not opaque(graph)
+        assert str(graph.type("mask").shape[1]) == ("past + seq" if past else "seq")
+        (attention,) = [node for node in graph.nodes() if node.op == "attention"]
+        assert attention.attrs["causal"] is (past == 0 or "batch" in dims)
+        given = {name: array for name, array in inputs.items() if name in graph.inputs}
+        result, *caches = interpret(graph, given).values()
+        np.testing.assert_allclose(result, wanted[0], rtol=1e-5, atol=1e-5)
+        for got, cache in zip(caches, wanted[1:], strict=True):
+            assert got.shape == cache.shape
+            for row, count in enumerate(counts):
+                np.testing.assert_allclose(got[row, :, :count], cache[row, :, :count], rtol=1e-5)
+
+
+def test_what_a_size_always_is_may_not_be_asked_for(tmp_path: Path) -> None:
+    """Else the range that was asked for would be forgotten."""
+    model, _ = _cached([6], 1, 5, {})
+    with pytest.raises(UsageError, match=r"`all` is always `past \+ seq`"):
+        imported(model, tmp_path, dims={"all": "1:64"})
+
+
+@pytest.mark.parametrize("quantised", ["k_quant_type", "v_quant_type"])
+def test_a_quantised_cache_stays_opaque(quantised: str, tmp_path: Path) -> None:
+    model, _ = _cached([6], 1, 5, {})
+    model.graph.node[-1].attribute.append(helper.make_attribute(quantised, "PER_TENSOR"))
     with pytest.raises(UnsupportedError, match="nothing tells the type of `y`"):
         imported(model, tmp_path)
-    del model.graph.output[:]
-    for name, shape in (("y", X.shape), ("a", (BATCH, 2, 8, SIZE)), ("b", (BATCH, 2, 8, SIZE))):
-        model.graph.output.append(helper.make_tensor_value_info(name, 1, shape))
-    graph = imported(model, tmp_path)
-    assert opaque(graph) == ["onnx.com.microsoft.GroupQueryAttention"]
-    (only,) = graph.nodes()
-    assert only.attrs["_why"] == "`GroupQueryAttention` with a cache"
 
 
-@pytest.mark.parametrize("case", ["plain", "bias", "heads", "padding", "lengths", "extra"])
+@pytest.mark.parametrize(
+    "case", ["plain", "bias", "heads", "padding", "lengths", "extra", "mask", "cache"]
+)
 def test_multi_head_attention(case: str, tmp_path: Path) -> None:
     operands: dict[str, Array | None] = {
         "q": X,
@@ -275,7 +336,14 @@ def test_multi_head_attention(case: str, tmp_path: Path) -> None:
         operands["m"] = np.array([[1, 1, 1, 0, 0, 1, 0], [1] * 7], np.int32)
     if case == "lengths":
         operands["m"] = np.array([4, 7], np.int32)
-    _compare(tmp_path, "MultiHeadAttention", operands, num_heads=HEADS)
+    if case == "mask":
+        operands["m"] = (random(BATCH, LENGTH, 7) > -0.5).astype(np.int32)
+    names: tuple[str, ...] = ("y",)
+    if case == "cache":
+        operands |= {f"p{i}": random(BATCH, HEADS, 3, SIZE, seed=i) for i in (3, 4)}
+        operands["m"] = np.array([[1] * 8 + [0] * 2, [0] * 2 + [1] * 8], np.int32)
+        names = ("y", "a", "b")
+    _compare(tmp_path, "MultiHeadAttention", operands, names, num_heads=HEADS)
 
 
 def test_multi_head_attention_of_packed_operands(tmp_path: Path) -> None:
@@ -289,20 +357,26 @@ def test_multi_head_attention_of_packed_operands(tmp_path: Path) -> None:
     assert_same(graph, {"x": packed}, run_onnx(model_of([node], apart, ["y"]), apart))
 
 
-@pytest.mark.parametrize("case", ["plain", "causal", "mask", "lengths"])
+@pytest.mark.parametrize("case", ["plain", "causal", "mask", "lengths", "rank 3", "cache"])
 def test_contrib_attention(case: str, tmp_path: Path) -> None:
     mask = {
         "mask": np.array([[1, 1, 1, 0, 0], [1] * 5], np.int32),
         "lengths": np.array([3, 5], np.int32),
+        "rank 3": np.tril(np.ones((BATCH, LENGTH, LENGTH), np.int32)),
+        "cache": np.array([[0] * 2 + [1] * 6, [1] * 8], np.int32),
     }
-    operands = {
+    operands: dict[str, Array | None] = {
         "x": X,
         "c0": random(HIDDEN, 3 * HIDDEN),
         "c1": random(3 * HIDDEN),
         "m": mask.get(case),
     }
-    attrs: dict[str, Any] = {"unidirectional": 1} if case == "causal" else {}
-    _compare(tmp_path, "Attention", operands, num_heads=HEADS, tolerance=1e-4, **attrs)
+    attrs: dict[str, Any] = {"unidirectional": int(case in ("causal", "cache"))}
+    names: tuple[str, ...] = ("y",)
+    if case == "cache":
+        operands["past"] = random(2, BATCH, HEADS, 3, SIZE)
+        names = ("y", "present")
+    _compare(tmp_path, "Attention", operands, names, num_heads=HEADS, tolerance=1e-4, **attrs)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +384,7 @@ def test_contrib_attention(case: str, tmp_path: Path) -> None:
     [
         (np.ones((BATCH, LENGTH), np.int32), {"mask_filter_value": -5.0}, "to -5 only"),
         (np.array([3, LENGTH, 0, 1], np.int32), {}, "where rows begin"),
-        (np.ones((BATCH, LENGTH, LENGTH), np.int32), {}, "of rank 3"),
+        (np.ones((BATCH, 1, LENGTH, LENGTH), np.int32), {}, "of rank 4"),
     ],
     ids=["filter", "begins", "rank"],
 )

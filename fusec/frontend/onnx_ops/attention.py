@@ -212,16 +212,15 @@ def _rotary_result(ctx: Context, call: Call, x: Value, cos: Value, sin: Value) -
 
 @operator("GroupQueryAttention", domain=MICROSOFT)
 def _group_query_attention(ctx: Context, call: Call) -> Results:
-    """Without a cache: causal over the keys given, so that lengths of padded rows do not matter.
+    """Causal; rows are padded on the right, and the cache of each begins at its first place.
 
-    Rows are padded on the right: a query that counts never sees a padded key.  A local window
-    counts the query itself, as onnxruntime does since 1.23 and the models it was exported from do;
-    before (pull request 25927) it kept one key more.
+    Without a cache a query that counts never sees a padded key.  With one, what is new of a row
+    goes behind what the row has, which only its length tells; a batch of one has no padding.  A
+    local window counts the query itself, as onnxruntime does since 1.23 and the models it was
+    exported from do; before (pull request 25927) it kept one key more.
     """
     q, key, value = call.operand(0), call.optional(1), call.optional(2)
     heads, kv_heads = call.integer("num_heads", 0), call.integer("kv_num_heads", 0)
-    if not (_is_empty(call.optional(3)) and _is_empty(call.optional(4))):
-        raise NotCovered("`GroupQueryAttention` with a cache")
     if call.integer("qk_output", 0) or call.wants(3):
         raise NotCovered("the scores as a result")
     if call.text("k_quant_type", "NONE") != "NONE" or call.text("v_quant_type", "NONE") != "NONE":
@@ -231,19 +230,40 @@ def _group_query_attention(ctx: Context, call: Call) -> Results:
         edges = (0, heads * size, (heads + kv_heads) * size, (heads + 2 * kv_heads) * size)
         q, key, value = (ctx.slice(q, 2, edges[i], edges[i + 1]) for i in range(3))
     q, k, v = (split_heads(ctx, x, n) for x, n in ((q, heads), (key, kv_heads), (value, kv_heads)))
+    caches = () if _is_empty(call.optional(3)) else (call.operand(3), call.operand(4))
+    past = caches[0].shape[2] if caches else 0
+    batch, length = q.shape[0], q.shape[2]
+    total = ctx.dims(call.optional(6))
+    if total is not None:
+        ctx.require_equal(total[0], past + length)
+    starts = None
+    if caches and not (batch == 1 and total is not None):
+        starts = _row_starts(ctx, call.operand(5), batch, length)
     if call.integer("do_rotary", 0):
-        cos, sin, positions = call.operand(7), call.operand(8), call.optional(9)
-        if positions is not None:
-            cos, sin = (ctx.take(table, positions, 0) for table in (cos, sin))
-        else:
-            cos, sin = (table_rows(ctx, table, q.shape[2]) for table in (cos, sin))
-        rotary = 2 * static(cos.shape[-1], "the size of a head")
+        positions = call.optional(9)
+        if positions is None and starts is not None:
+            positions = _behind(ctx, starts, length)
+        tables = _angles(ctx, call.operand(7), call.operand(8), positions, past, length)
+        rotary = 2 * static(tables[0].shape[-1], "the size of a head")
         style = bool(call.integer("rotary_interleaved", 0))
-        q, k = (rotate(ctx, x, cos, sin, style, rotary) for x in (q, k))
+        q, k = (rotate(ctx, x, *tables, style, rotary) for x in (q, k))
+    if caches:
+        k, v = (ctx.concat((cache, x), 2) for cache, x in zip(caches, (k, v), strict=True))
+    mask, window = call.optional(10), call.integer("local_window_size", -1)
+    if starts is not None:
+        k, v = (_closed_up(ctx, x, starts, past) for x in (k, v))
+        distance = ctx.elementwise(
+            "sub",
+            ctx.reshape(_behind(ctx, starts, length), (batch, 1, length, 1)),
+            ctx.iota(past + length),
+        )
+        mask = _both_masks(ctx, mask, ctx.elementwise("ge", distance, ctx.scalar(0, "i64")))
+        if window > 0:
+            near = ctx.elementwise("lt", distance, ctx.scalar(window, "i64"))
+            mask = _both_masks(ctx, mask, near)
     sinks = call.optional(11)
     if sinks is None and call.integer("smooth_softmax", 0) > 0:
         sinks = ctx.full(0.0, (heads,), q.dtype)
-    window = call.integer("local_window_size", -1)
     scale = call.number("scale", 0.0) or 1 / math.sqrt(static(q.shape[3], "the size of a head"))
     result = attend(
         ctx,
@@ -251,13 +271,46 @@ def _group_query_attention(ctx: Context, call: Call) -> Results:
         k,
         v,
         scale=scale,
-        mask=call.optional(10),
+        mask=mask,
         sinks=sinks,
-        causal=True,
-        window=window if window > 0 else None,
+        causal=starts is None,
+        window=window if window > 0 and starts is None else None,
         softcap=call.number("softcap", 0.0),
     )
     return join_heads(ctx, result), k, v
+
+
+def _row_starts(ctx: Context, last: Value, batch: Dim, length: Dim) -> Value:
+    """[B, 1]: how many keys the cache of each row has, from the place of its last key."""
+    rows = ctx.cast(ctx.reshape(last, (batch, 1)), "i64")
+    return ctx.elementwise("add", rows, ctx.scalar(1 - length, "i64"))
+
+
+def _behind(ctx: Context, starts: Value, length: Dim) -> Value:
+    """[B, S]: places of the new tokens of rows that begin at `starts` [B, 1]."""
+    return ctx.elementwise("add", starts, ctx.iota(length))
+
+
+def _angles(
+    ctx: Context, cos: Value, sin: Value, positions: Value | None, past: Dim, length: Dim
+) -> tuple[Value, Value]:
+    """Rows of the tables: at `positions`, or those that follow `past`."""
+    if positions is None and past == 0:
+        return table_rows(ctx, cos, length), table_rows(ctx, sin, length)
+    if positions is None:
+        positions = ctx.iota(length, start=past)
+    return ctx.take(cos, positions, 0), ctx.take(sin, positions, 0)
+
+
+def _closed_up(ctx: Context, x: Value, starts: Value, past: Dim) -> Value:
+    """x [B, H, T, D] without what lies between a row's own keys in the cache and the new ones."""
+    total = x.shape[2]
+    place = ctx.iota(total)
+    later = ctx.elementwise("add", place, ctx.elementwise("sub", ctx.scalar(past, "i64"), starts))
+    later = ctx.elementwise("minimum", later, ctx.scalar(total - 1, "i64"))
+    place = ctx.elementwise("where", ctx.elementwise("lt", place, starts), place, later)
+    place = ctx.expand(ctx.reshape(place, (x.shape[0], 1, total, 1)), x.shape)
+    return ctx.emit("gather", (x, place), {"axis": 2})
 
 
 @operator("MultiHeadAttention", domain=MICROSOFT)
@@ -265,10 +318,8 @@ def _multi_head_attention(ctx: Context, call: Call) -> Results:
     q, key, value = call.operand(0), call.optional(1), call.optional(2)
     bias, padding, extra = call.optional(3), call.optional(4), call.optional(5)
     heads = call.integer("num_heads", 0)
-    if not (_is_empty(call.optional(6)) and _is_empty(call.optional(7))):
-        raise NotCovered("`MultiHeadAttention` with a cache")
-    if call.wants(3):
-        raise NotCovered("the scores as a result")
+    if call.wants(3) or call.optional(9) is not None:
+        raise NotCovered("the scores as a result, or beams")
     if q.rank == 5:  # [B, S, H, 3, D]
         parts = [ctx.slice(q, 3, i, i + 1) for i in range(3)]
         shape = (*q.shape[:2], q.shape[2] * q.shape[4])
@@ -283,13 +334,11 @@ def _multi_head_attention(ctx: Context, call: Call) -> Results:
     if bias is not None:
         operands = _biased(ctx, operands, bias)
     q, k, v = (x if x.rank == 4 else split_heads(ctx, x, heads) for x in operands)
+    if not _is_empty(call.optional(6)):
+        k, v = (ctx.concat((call.operand(i), x), 2) for i, x in ((6, k), (7, v)))
     size = static(q.shape[3], "the size of a head")
     scale = call.number("scale", 0.0) or 1 / math.sqrt(size)
-    keep = None
-    if padding is not None:
-        if padding.rank == 3:
-            raise NotCovered("a key padding mask of rank 3")
-        keep = _key_padding(ctx, call, padding, q.shape[0], k.shape[2])
+    keep, extra = _masks(ctx, call, padding, extra, q.shape, k.shape[2])
     causal = bool(call.integer("unidirectional", 0))
     result = attend(ctx, q, k, v, scale=scale, mask=extra, key_padding=keep, causal=causal)
     return join_heads(ctx, result), k, v
@@ -309,14 +358,25 @@ def _biased(ctx: Context, operands: Sequence[Value], bias: Value) -> list[Value]
     return results
 
 
-def _key_padding(ctx: Context, call: Call, padding: Value, batch: Dim, keys: Dim) -> Value:
-    """A mask [B, T] of integers, or a list [B] of lengths, as flags.
+def _masks(
+    ctx: Context,
+    call: Call,
+    padding: Value | None,
+    extra: Value | None,
+    queries: tuple[Dim, ...],
+    keys: Dim,
+) -> tuple[Value | None, Value | None]:
+    """Flags [B, T] of the keys that count, and the mask over scores, for `queries` [B, H, S, D].
 
-    Masked scores get `mask_filter_value`: only one that no score outweighs hides them.
+    `padding` has integers [B, T] or [B, S, T], or lengths [B].  Masked scores get
+    `mask_filter_value`: only one that no score outweighs hides them.
     """
+    if padding is None:
+        return None, extra
     filter_value = call.number("mask_filter_value", -10000.0)
     if filter_value > -1000.0:
         raise NotCovered(f"a mask that lowers scores to {filter_value:g} only")
+    batch = queries[0]
     if padding.rank == 1:
         counts = padding.shape[0], batch
         if all(isinstance(count, int) for count in counts) and counts[0] != batch:
@@ -324,10 +384,15 @@ def _key_padding(ctx: Context, call: Call, padding: Value, batch: Dim, keys: Dim
         lengths = ctx.reshape(padding, (padding.shape[0], 1))
         ctx.require_equal(padding.shape[0], batch)
         place = ctx.reshape(ctx.iota(keys, padding.dtype), (1, keys))
-        return ctx.elementwise("lt", place, lengths)
+        return ctx.elementwise("lt", place, lengths), extra
+    if padding.rank > 3:
+        raise NotCovered(f"a mask of rank {padding.rank}")
     ctx.require_equal(padding.shape[0], batch)
-    ctx.require_equal(padding.shape[1], keys)
-    return ctx.elementwise("ne", padding, ctx.scalar(0, padding.dtype))
+    ctx.require_equal(padding.shape[-1], keys)
+    flags = ctx.elementwise("ne", padding, ctx.scalar(0, padding.dtype))
+    if padding.rank == 2:
+        return flags, extra
+    return None, _both_masks(ctx, extra, ctx.reshape(flags, (batch, 1, queries[2], keys)))
 
 
 @operator("Attention", domain=MICROSOFT)
@@ -337,8 +402,8 @@ def _contrib_attention(ctx: Context, call: Call) -> Results:
 
     x, weights, bias, mask = (call.operand(0), call.operand(1), call.optional(2), call.optional(3))
     heads = call.integer("num_heads", 0)
-    if call.optional(4) is not None or call.optional(6) is not None or call.wants(1):
-        raise NotCovered("`Attention` with a cache")
+    if call.optional(6) is not None:
+        raise NotCovered("`Attention` with a cache in a buffer of its own")
     if call.integer("do_rotary", 0):
         raise NotCovered("`Attention` that rotates")
     joint = product(ctx, x, weights)
@@ -351,14 +416,16 @@ def _contrib_attention(ctx: Context, call: Call) -> Results:
     q, k, v = (
         split_heads(ctx, ctx.slice(joint, 2, edges[i], edges[i + 1]), heads) for i in range(3)
     )
+    cache = call.optional(4)
+    if cache is not None and not _is_empty(cache):
+        pasts = (ctx.reshape(ctx.slice(cache, 0, i, i + 1), cache.shape[1:]) for i in range(2))
+        k, v = (ctx.concat(pair, 2) for pair in zip(pasts, (k, v), strict=True))
+    present = None
+    if call.wants(1):
+        present = ctx.concat([ctx.reshape(held, (1, *held.shape)) for held in (k, v)], 0)
     size = static(q.shape[3], "the size of a head")
-    keep = None
-    if mask is not None:
-        if mask.rank > 2:
-            raise NotCovered(f"a mask of rank {mask.rank}")
-        keep = _key_padding(ctx, call, mask, x.shape[0], x.shape[1])
+    keep, extra = _masks(ctx, call, mask, call.optional(5), q.shape, k.shape[2])
     scale = call.number("scale", 0.0) or 1 / math.sqrt(size)
     causal = bool(call.integer("unidirectional", 0))
-    extra = call.optional(5)
     result = attend(ctx, q, k, v, scale=scale, mask=extra, key_padding=keep, causal=causal)
-    return join_heads(ctx, result)
+    return join_heads(ctx, result), present
