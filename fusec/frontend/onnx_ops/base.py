@@ -198,6 +198,7 @@ class Context:
         single_use: names of ONNX values that are read once and not returned.
         substitutions: what symbols of the file turned out to be.
         data_sizes: symbols for sizes that depend on data.
+        whole: values in floating point that hold whole numbers.
     """
 
     def __init__(self, graph: Graph, given: Mapping[str, Range]) -> None:
@@ -207,6 +208,7 @@ class Context:
         self.single_use: frozenset[str] = frozenset()
         self.substitutions: Mapping[str, Dim] = {}
         self.data_sizes: set[str] = set()
+        self.whole: set[str] = set()
         self._constants: dict[tuple[str, tuple[Dim, ...], str], str] = {}
         self._parameters: dict[tuple[str, str], str] = {}
         self._transposed: dict[str, tuple[Weight, tuple[int, ...]]] = {}

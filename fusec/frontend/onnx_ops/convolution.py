@@ -62,7 +62,11 @@ def _pads(
 
 @operator("Conv")
 def _conv(ctx: Context, call: Call) -> Results:
-    x, weight, bias = call.operand(0), call.operand(1), call.optional(2)
+    return convolution(ctx, call, call.operand(0), call.operand(1), call.optional(2))
+
+
+def convolution(ctx: Context, call: Call, x: Value, weight: Value, bias: Value | None) -> Value:
+    """x [N, C, ...], weight [O, C/groups, ...] and bias [O], with the attributes of `call`."""
     spatial = x.rank - 2
     kernel = tuple(static(dim, "the size of a filter") for dim in weight.shape[2:])
     stride = call.integers("strides") or (1,) * spatial

@@ -231,6 +231,9 @@ def _cast_like(ctx: Context, call: Call) -> Results:
 def _converted(ctx: Context, call: Call, x: Value, dtype: str) -> Value:
     if dtype in FP8 and x.dtype != dtype and call.integer("saturate", 1):
         return saturated(ctx, x, dtype)
+    source = _made_by(ctx, x, "cast")
+    if source in ctx.whole and x.dtype == "i32":
+        x = Value(ctx.graph.type(source), source)
     return cast_weight(ctx, x, dtype) or ctx.cast(x, dtype)
 
 

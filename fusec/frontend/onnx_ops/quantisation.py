@@ -32,7 +32,7 @@ _LIMITS = {"u8": (0, 255), "i8": (-128, 127), "i16": (-32768, 32767)}
 _FOUR_BITS = {"u8": (0, 15), "i8": (-8, 7)}
 
 
-def _per_axis(ctx: Context, value: Value, shape: tuple[Dim, ...], axis: int, block: int) -> Value:
+def per_axis(ctx: Context, value: Value, shape: tuple[Dim, ...], axis: int, block: int) -> Value:
     """A scale or zero point, ready to broadcast over a tensor of `shape`."""
     if value.type.elements == 1 and value.rank <= 1:
         return ctx.reshape(value, ())
@@ -52,17 +52,17 @@ def _dequantize(ctx: Context, call: Call) -> Results:
     axis, block = call.integer("axis", 1), call.integer("block_size", 0)
     single = scale.type.elements == 1 and scale.rank <= 1
     axis = 0 if single else positive_axes((axis,), x.rank)[0]
-    folded = _dequantized_weight(x, scale, zero, axis, 0 if single else block)
+    folded = dequantized_weight(x, scale, zero, axis, 0 if single else block)
     if folded is not None:
         return ctx.parameter(folded)
     wide = ctx.cast(x, scale.dtype)
     if zero is not None:
-        zero = ctx.cast(_per_axis(ctx, zero, x.shape, axis, block), scale.dtype)
+        zero = ctx.cast(per_axis(ctx, zero, x.shape, axis, block), scale.dtype)
         wide = ctx.elementwise("sub", wide, zero)
-    return ctx.elementwise("mul", wide, _per_axis(ctx, scale, x.shape, axis, block))
+    return ctx.elementwise("mul", wide, per_axis(ctx, scale, x.shape, axis, block))
 
 
-def _dequantized_weight(
+def dequantized_weight(
     x: Value, scale: Value, zero: Value | None, axis: int, block: int
 ) -> Weight | None:
     """(x - zero) * scale where all are tensors of the file."""
@@ -138,32 +138,46 @@ def _quantize(ctx: Context, call: Call) -> Results:
         dtype = dtype_of(element, "the result of `QuantizeLinear`")
     if dtype not in _LIMITS and dtype not in FP8:
         raise NotCovered(f"quantisation to `{dtype}`")
-    factor = _per_axis(ctx, scale, x.shape, axis, block)
-    steps = ctx.elementwise("div", x, ctx.cast(factor, x.dtype))
+    factor = ctx.cast(per_axis(ctx, scale, x.shape, axis, block), x.dtype)
     if dtype in FP8:  # their zero point is always 0
+        steps = ctx.elementwise("div", x, factor)
         saturate = call.integer("saturate", 1)
         return saturated(ctx, steps, dtype) if saturate else ctx.cast(steps, dtype)
-    steps = ctx.emit("round", (steps,))
     if zero is not None:
-        offset = ctx.cast(_per_axis(ctx, zero, x.shape, axis, block), x.dtype)
-        steps = ctx.elementwise("add", steps, offset)
+        zero = per_axis(ctx, zero, x.shape, axis, block)
     low, high = _FOUR_BITS[dtype] if four_bits else _LIMITS[dtype]
-    clipped = ctx.emit("clamp", (steps,), {"min": float(low), "max": float(high)})
-    result = ctx.cast(clipped, dtype)
+    result = ctx.cast(_steps(ctx, x, factor, zero, low, high), dtype)
     result.four_bits = four_bits
     return result
 
 
+def quantized(ctx: Context, x: Value, scale: Value, zero: Value) -> Value:
+    """`x` in steps of `scale` from `zero`, in the 8 bits that `zero` has; all three broadcast."""
+    return ctx.cast(_steps(ctx, x, scale, zero, *_LIMITS[zero.dtype]), zero.dtype)
+
+
+def _steps(ctx: Context, x: Value, scale: Value, zero: Value | None, low: int, high: int) -> Value:
+    steps = ctx.emit("round", (ctx.elementwise("div", x, scale),))
+    if zero is not None:
+        steps = ctx.elementwise("add", steps, ctx.cast(zero, x.dtype))
+    return ctx.emit("clamp", (steps,), {"min": float(low), "max": float(high)})
+
+
 @operator("DynamicQuantizeLinear")
 def _dynamic_quantize(ctx: Context, call: Call) -> Results:
-    """Scale and zero point from the extremes of the whole tensor, in 8 bits."""
-    x = call.operand(0)
+    return quantized_by_extremes(ctx, call.operand(0))
+
+
+def quantized_by_extremes(ctx: Context, x: Value) -> tuple[Value, Value, Value]:
+    """`x` in 8 bits, with a scale and a zero point from the extremes of the whole tensor."""
     axes = tuple(range(x.rank))
     zero = ctx.scalar(0.0, x.dtype)
     low = ctx.elementwise("minimum", ctx.reduce("reduce_min", x, axes, False), zero)
     high = ctx.elementwise("maximum", ctx.reduce("reduce_max", x, axes, False), zero)
     spread = ctx.elementwise("sub", high, low)
     scale = ctx.elementwise("div", spread, ctx.scalar(255.0, x.dtype))
+    flat = ctx.elementwise("eq", spread, zero)
+    scale = ctx.elementwise("where", flat, ctx.scalar(1.0, x.dtype), scale)
     shift = ctx.elementwise("sub", zero, ctx.elementwise("div", low, scale))
     limits = {"min": 0.0, "max": 255.0}
     point = ctx.emit("round", (ctx.emit("clamp", (shift,), limits),))
@@ -246,7 +260,7 @@ def _gather_block_quantized(ctx: Context, call: Call) -> Results:
     if data.weight is None or call.integer("bits", 4) != 4 or data.dtype == "u8":
         raise NotCovered("a quantised table that is not stored in 4 bits")
     block = call.integer("block_size", 128)
-    table = _dequantized_weight(data, scales, zero, along, block)
+    table = dequantized_weight(data, scales, zero, along, block)
     if table is None:
         raise NotCovered("a quantised table that is computed")
     return ctx.take(ctx.parameter(table), indices, axis)
