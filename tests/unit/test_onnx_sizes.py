@@ -185,6 +185,24 @@ def test_one_size_with_two_symbols(tmp_path: Path) -> None:
     assert_same(graph, inputs, run_onnx(model, inputs))
 
 
+def test_a_size_that_follows_from_two_sums(tmp_path: Path) -> None:
+    """Each cache has a size of its own; behind each come as many keys."""
+    nodes = [
+        _node("Concat", "p x", "k", axis=0),
+        _node("Concat", "q x", "v", axis=0),
+        _node("Add", "k v", "y"),
+        _node("Add", "y z", "w"),
+    ]
+    inputs = {name: random(size, 4) for name, size in (("p", 3), ("q", 3), ("x", 2), ("z", 5))}
+    shapes = {name: (f"{name}_size", 4) for name in inputs}
+    model = model_of(nodes, inputs, ["w"], shapes=shapes)
+    graph = imported(model, tmp_path)
+    assert list(graph.symbols) == ["p_size", "x_size"]
+    assert graph.type("q") == graph.type("p")
+    assert str(graph.type("z").shape[0]) == "p_size + x_size"
+    assert_same(graph, inputs, run_onnx(model, inputs))
+
+
 def test_a_size_that_tracing_fixed(tmp_path: Path) -> None:
     """`batch * seq * 8` elements can be `batch * 56` only where `seq` is 7."""
     nodes = [

@@ -568,12 +568,19 @@ class Context:
                         raise Restart(limits={name: limit})
 
     def _solve(self, difference: Dim) -> None:
-        """Where `difference` is zero for one value of a symbol, whatever the others, use that."""
-        for name in sorted(symbolic.symbols_of(difference)):
+        """Where `difference` is zero for one value of a symbol, use that.
+
+        The value is a number, or what is left of a sum of others and can be a size.
+        """
+        for name in sorted(symbolic.symbols_of(difference), key=self._declared, reverse=True):
             at_zero = symbolic.substitute(difference, {name: 0})
             slope = symbolic.substitute(difference, {name: 1}) - at_zero
             if slope == 0 or difference != slope * symbolic.symbol(name) + at_zero:
                 continue
+            if slope in (1, -1):
+                rest = 0 - slope * at_zero
+                if isinstance(rest, Expr) and self.span(rest)[0] >= self.graph.symbols[name][0]:
+                    raise Restart({name: rest})
             value = symbolic.floor_divide(0 - at_zero, slope)
             if isinstance(value, int) and value >= 0 and slope * value + at_zero == 0:
                 if value or isinstance(slope, int):
