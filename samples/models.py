@@ -230,6 +230,20 @@ SAMPLES: dict[str, Sample] = {
             "moe_layer_end_index": 1,
         },
     ),
+    "jamba": Sample(
+        "JambaConfig",
+        "JambaForCausalLM",
+        {
+            **{name: value for name, value in _GROUPED.items() if name != "head_dim"},
+            "num_hidden_layers": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 40,
+            "mamba_dt_rank": 8,
+        },
+    ),
     "gemma3n": Sample(
         "Gemma3nTextConfig",
         "Gemma3nForCausalLM",

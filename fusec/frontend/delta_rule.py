@@ -1,9 +1,8 @@
 """Gated delta rules: chunked loops are replaced by one operation before a model is exported.
 
 The loops of `torch_chunk_gated_delta_rule` and its like would be unrolled into a thousand nodes a
-layer, and fix the length of the sequence.  What to replace is found by its signature alone, on a
-module's own attributes and among the functions that its code names, never by import path or class
-name.  It is replaced only where it was run and found to compute
+layer, and fix the length of the sequence.  What to replace is found by its signature alone
+(`fusec.frontend.callables`), and replaced only where it was run and found to compute
 
     S = exp(g_t) S;  S += k_t (beta_t (v_t - k_t S));  o_t = scale q_t S
 
@@ -17,13 +16,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
-from fusec.frontend.live import EXPORT_FAILURES, quiet
+from fusec.frontend.callables import Candidate, find, holding, innermost, run
 from fusec.rewrite.decisions import Decision
 
 FUSION = "gated_delta_rule"
@@ -43,7 +42,6 @@ FREE = frozenset({"chunk_size", "output_final_state"})
 EPSILONS = (1e-6, 1e-5, 1e-12, 1e-8, 1e-7, 1e-3, 0.0)
 LENGTHS = (5, 70)
 TOLERANCE = 1e-3
-MAX_FUNCTIONS = 200
 
 
 @torch.library.custom_op("fusec::gated_delta_rule", mutates_args=())
@@ -117,112 +115,6 @@ def _reference(
     return torch.stack(steps, 1).to(kind)
 
 
-# --- finding --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a callable is held: an instance attribute, or a global of the module's code."""
-
-    owner: Any
-    name: str
-
-    def set(self, value: object) -> None:
-        """Hold `value` instead."""
-        if isinstance(self.owner, dict):
-            self.owner[self.name] = value
-        else:
-            self.owner.__dict__[self.name] = value
-
-
-@dataclass(slots=True)
-class _Candidate:
-    """A callable with the signature of a delta rule, where it is held, and by which modules."""
-
-    function: Callable[..., Any]
-    places: list[_Place] = field(default_factory=list)
-    sites: list[str] = field(default_factory=list)
-
-
-def find(module: nn.Module) -> list[_Candidate]:
-    """The callables of `module` and its parts that have the signature of a delta rule."""
-    found: dict[int, _Candidate] = {}
-    globals_seen: dict[type, list[tuple[dict[str, Any], str]]] = {}
-    for path, part in module.named_modules():
-        held: list[tuple[Any, str, Any]] = []
-        for name, value in vars(part).items():
-            if callable(value) and not isinstance(value, nn.Module):
-                held.append((part, name, value))
-        kind = type(part)
-        if kind not in globals_seen:
-            globals_seen[kind] = list(_named_globals(kind))
-        held += [(space, name, space[name]) for space, name in globals_seen[kind]]
-        for owner, name, value in held:
-            if not has_signature(value):
-                continue
-            candidate = found.setdefault(id(value), _Candidate(value))
-            if all(place.owner is not owner or place.name != name for place in candidate.places):
-                candidate.places.append(_Place(owner, name))
-            if path not in candidate.sites:
-                candidate.sites.append(path)
-    return list(found.values())
-
-
-def has_signature(value: object) -> bool:
-    """Whether `value` is called with (q, k, v, g, beta, ...)."""
-    if not callable(value) or isinstance(value, type | nn.Module):
-        return False
-    try:
-        names = list(inspect.signature(value).parameters)
-    except (TypeError, ValueError):
-        return False
-    roles = zip(names[: len(ROLES)], ROLES, strict=False)
-    return len(names) >= len(ROLES) and all(name.lower() in role for name, role in roles)
-
-
-def _named_globals(kind: type) -> Iterator[tuple[dict[str, Any], str]]:
-    """The globals that the methods of a class, and the functions they call, refer to."""
-    pending: list[FunctionType] = []
-    for base in kind.__mro__:
-        if base is nn.Module:
-            break
-        pending += [
-            function
-            for value in vars(base).values()
-            if isinstance(function := _innermost(value), FunctionType)
-        ]
-    seen: set[int] = set()
-    given: set[tuple[int, str]] = set()
-    while pending and len(seen) < MAX_FUNCTIONS:
-        function = pending.pop()
-        if id(function) in seen:
-            continue
-        seen.add(id(function))
-        space = function.__globals__
-        for name in _names_in(function.__code__):
-            value = space.get(name)
-            if value is None or (id(space), name) in given:
-                continue
-            given.add((id(space), name))
-            yield space, name
-            inner = _innermost(value)
-            if isinstance(inner, FunctionType) and inner.__globals__ is space:
-                pending.append(inner)
-
-
-def _innermost(value: object) -> object:
-    if isinstance(value, staticmethod | classmethod):
-        value = value.__func__
-    return inspect.unwrap(value) if callable(value) else value
-
-
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
-
-
 # --- confirming -----------------------------------------------------------------------------
 
 
@@ -285,7 +177,7 @@ class _Rule:
         for seed, length in enumerate(LENGTHS):
             inputs = _inputs(form, length, seed)
             scale = 0.37 if form.scaled else inputs["q"].shape[-1] ** -0.5
-            made = self._run(inputs, self._extras(form))
+            made = run(self.function, inputs.values(), self._extras(form))
             pair = isinstance(made, tuple)
             output = made[0] if pair and made else made
             if not isinstance(output, torch.Tensor) or output.shape != inputs["v"].shape:
@@ -300,16 +192,6 @@ class _Rule:
             if agreed not in found:
                 return None
         return agreed
-
-    def _run(self, inputs: Mapping[str, torch.Tensor], extras: Mapping[str, Any]) -> Any:
-        """What the callable gives, or what it wraps where a kernel for a GPU refuses the CPU."""
-        for function in dict.fromkeys((self.function, inspect.unwrap(self.function))):
-            try:
-                with torch.no_grad(), quiet():
-                    return function(*inputs.values(), **extras)
-            except EXPORT_FAILURES:
-                continue
-        return None
 
     def _extras(self, form: _Form) -> dict[str, Any]:
         extras: dict[str, Any] = {}
@@ -372,27 +254,21 @@ def replaced(module: nn.Module) -> Iterator[list[Decision]]:
     confirmed to be one, or is called in a form that was not confirmed, is left as it is.
     """
     log: list[Decision] = []
-    changed: list[tuple[_Place, object]] = []
-    try:
-        for candidate in find(module):
-            rule = _Rule(candidate.function, inspect.signature(candidate.function))
-            rule.confirm()
-            if not any(rule.forms.values()):
-                reason = f"`{_title(candidate.function)}` does not compute the gated delta rule"
-                _refuse(log, candidate, "delta_rule.not_confirmed", reason)
-                continue
-            stand_in = _stand_in(rule, candidate, log)
-            for place in candidate.places:
-                changed.append((place, candidate.function))
-                place.set(stand_in)
+    stand_ins: list[tuple[Candidate, object]] = []
+    for candidate in find(module, ROLES):
+        rule = _Rule(candidate.function, inspect.signature(candidate.function))
+        rule.confirm()
+        if any(rule.forms.values()):
+            stand_ins.append((candidate, _stand_in(rule, candidate, log)))
+        else:
+            reason = f"`{_title(candidate.function)}` does not compute the gated delta rule"
+            _refuse(log, candidate, "delta_rule.not_confirmed", reason)
+    with holding(stand_ins):
         yield log
-    finally:
-        for place, function in reversed(changed):
-            place.set(function)
 
 
 def _stand_in(
-    rule: _Rule, candidate: _Candidate, log: list[Decision]
+    rule: _Rule, candidate: Candidate, log: list[Decision]
 ) -> Callable[..., torch.Tensor | tuple[torch.Tensor, None]]:
     ignores_rest = _ignores_rest(rule.function)
 
@@ -445,7 +321,7 @@ def _unfit(rule: _Rule, rest: Mapping[str, Any], ignores_rest: bool) -> str | No
 
 def _ignores_rest(function: Callable[..., Any]) -> bool:
     """Whether the code of `function` never reads the `**kwargs` it takes."""
-    inner = _innermost(function)
+    inner = innermost(function)
     if not isinstance(inner, FunctionType):
         return False
     rest = [
@@ -460,7 +336,7 @@ def _ignores_rest(function: Callable[..., Any]) -> bool:
     return used.isdisjoint(rest)
 
 
-def _refuse(log: list[Decision], candidate: _Candidate, code: str, reason: str) -> None:
+def _refuse(log: list[Decision], candidate: Candidate, code: str, reason: str) -> None:
     hint = "the loop is exported step by step, for the length of the example alone"
     known = {(held.site, held.code) for held in log}
     for site in candidate.sites:

@@ -492,11 +492,15 @@ def _in_dtype(module: Any, options: Options, dtype: str) -> tuple[Any, Options]:
 
 
 def _export(module: Any, call: Call) -> tuple[AtenProgram, Exported, tuple[Decision, ...]]:
-    from fusec.frontend.delta_rule import replaced
+    from fusec.frontend import delta_rule, selective_scan
     from fusec.frontend.huggingface import fixed_frequencies, masks_by_broadcast
     from fusec.frontend.live import export_module
 
-    with fixed_frequencies(module, call), masks_by_broadcast(), replaced(module) as log:
+    with ExitStack() as stack:
+        stack.enter_context(fixed_frequencies(module, call))
+        stack.enter_context(masks_by_broadcast())
+        stack.enter_context(selective_scan.replaced(module))
+        log = stack.enter_context(delta_rule.replaced(module))
         exported = export_module(module, call)
     aten, program = _translated(exported.program)
     return aten, replace(exported, program=program), tuple(log)

@@ -325,6 +325,11 @@ def _gated_delta_rule(shapes: Shapes) -> tuple[Work, ...]:
     return (Work(7 * symbolic.product(shapes.inputs[2].shape[:3]) * depth * width),)
 
 
+def _selective_scan(shapes: Shapes) -> tuple[Work, ...]:
+    """dt a, its exponential, the state, what it takes in and gives out: 7 for each state."""
+    return (Work(7 * shapes.outputs[0].elements * shapes.inputs[2].shape[1]),)
+
+
 # --- experts --------------------------------------------------------------------------------
 
 
@@ -420,6 +425,7 @@ TABLE: Mapping[str, Row] = {
     "solve_triangular": Row(_solve_triangular),
     "attention": Row(_attention, product=True),
     "gated_delta_rule": Row(_gated_delta_rule, product=True),
+    "selective_scan": Row(_selective_scan),
     "moe": Row(_experts(1, packed=1), _chosen_experts, product=True),
     "moe_fp8": Row(_experts(2, packed=1), _chosen_experts, product=True),
     "moe_mxfp4": Row(_experts(2, packed=2), _chosen_experts, product=True),

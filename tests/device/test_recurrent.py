@@ -13,6 +13,7 @@ from launcher import SM_90, run
 from recurrent_problems import (
     CONV_PROBLEMS,
     DELTA_PROBLEMS,
+    SCAN_PROBLEMS,
     SOLVE_PROBLEMS,
     Memory,
     Problem,
@@ -48,7 +49,10 @@ def run_on_gpu(launch: Launch, memory: Memory, sizes: Mapping[str, int]) -> None
         memory[buffer].copy_(tensor)
 
 
-@pytest.mark.parametrize("problem", [*CONV_PROBLEMS, *DELTA_PROBLEMS, *SOLVE_PROBLEMS], ids=str)
+PROBLEMS = [*CONV_PROBLEMS, *DELTA_PROBLEMS, *SCAN_PROBLEMS, *SOLVE_PROBLEMS]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_recurrent_kernels(problem: Problem) -> None:
     solve(problem, run_on_gpu, SM_90)
 

@@ -514,6 +514,9 @@ def _recurrences(fp8: str) -> Iterator[GpuCase]:
         values = TensorType("bf16", (1, ROWS, 32, 128))
         gates, beta = TensorType("f32", (1, ROWS, 32, *gate)), TensorType("bf16", (1, ROWS, 32))
         yield GpuCase("gated_delta_rule", label, (keys, keys, values, gates, beta), attrs)
+    u, dt = (TensorType(dtype, (1, 8192, ROWS)) for dtype in ("bf16", "f32"))
+    a, b = TensorType("f32", (8192, 16)), TensorType("bf16", (1, 16, ROWS))
+    yield GpuCase("selective_scan", "Falcon-Mamba 8192 of 16 states", (u, dt, a, b, b), {})
     system, right = TensorType("f32", (ROWS, 64, 64)), TensorType("f32", (ROWS, 64, 128))
     triangle: dict[str, Attr] = {"upper": False, "unit_diagonal": True, "left": True}
     yield GpuCase("solve_triangular", "chunks of 64", (system, right), triangle)

@@ -14,6 +14,7 @@ from mended_interpreter import mend
 from recurrent_problems import (
     CONV_PROBLEMS,
     DELTA_PROBLEMS,
+    SCAN_PROBLEMS,
     SOLVE_PROBLEMS,
     Memory,
     Problem,
@@ -62,6 +63,11 @@ def test_gated_delta_rule(problem: Problem) -> None:
 @pytest.mark.parametrize("problem", DELTA_PROBLEMS[::5], ids=str)
 def test_gated_delta_rule_in_chunks_of_32(problem: Problem) -> None:
     solve(problem, interpret, target_named("sm_90"))
+
+
+@pytest.mark.parametrize("problem", SCAN_PROBLEMS, ids=str)
+def test_selective_scan(problem: Problem) -> None:
+    solve(problem, interpret, GFX950)
 
 
 @pytest.mark.parametrize("problem", SOLVE_PROBLEMS, ids=str)

@@ -311,6 +311,44 @@ DELTA_PROBLEMS = [
 ]
 
 
+# --- selective_scan -------------------------------------------------------------------------
+
+
+def scan_problem(
+    channels: int, states: int, steps: int, *, batch: int = 1, dtype: str = "bf16"
+) -> Problem:
+    """A selective scan; b and c are slices of the rows of a projection.
+
+    Args:
+        channels: of the sequence.
+        states: of a channel.
+        steps: of the sequence.
+        batch: sequences.
+        dtype: of all but the steps of time and the decays.
+    """
+    rng = np.random.default_rng([channels, states, steps])
+    row = 3 + 2 * states
+    slices = (steps * row, 1, row)
+    sequence, state = (batch, channels, steps), (batch, states, steps)
+    operands = (
+        Operand(rng.standard_normal(sequence), dtype, (steps * channels, 1, channels), 2, steps=2),
+        Operand(rng.random(sequence), "f32", steps=2),
+        Operand(-4 * rng.random((channels, states)), "f32"),
+        Operand(rng.standard_normal(state), dtype, slices, 3, steps=2),
+        Operand(rng.standard_normal(state), dtype, slices, 3 + states, steps=2),
+    )
+    name = f"scan-{batch}x{channels}x{steps}-{states}"
+    return Problem(name, "selective_scan", operands, order=(0, 2, 1), gap=6)
+
+
+SCAN_PROBLEMS = [
+    scan_problem(1, 1, 1, dtype="f32"),
+    scan_problem(70, 16, 9, batch=2),
+    scan_problem(64, 5, 40, dtype="f32"),
+    scan_problem(3, 256, 7, dtype="f16"),
+]
+
+
 # --- solve_triangular -----------------------------------------------------------------------
 
 

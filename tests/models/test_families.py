@@ -19,6 +19,7 @@ FAMILIES: dict[str, dict[str, int]] = {
     "ernie4_5_moe": {"router": 1, "moe": 1, "topk": 0},
     "gemma3n": {"attention": 2, "aten.erfinv.default": 0},
     "granite_hybrid": {"gated_rms_norm": 1, "causal_conv1d": 1, "router": 2, "moe": 2},
+    "jamba": {"selective_scan": 1, "causal_conv1d": 1, "attention": 1, "router": 1, "moe": 1},
     "nanochat": {"attention": 2, "qk_norm_rope": 2},
 }
 """How many nodes of an operation there are for a GPU, by model."""

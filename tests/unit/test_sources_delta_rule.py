@@ -12,7 +12,8 @@ import torch
 from sample_models import build, reference
 
 from fusec.frontend import load_source
-from fusec.frontend.delta_rule import find, gated_delta_rule, has_signature, replaced
+from fusec.frontend.callables import find, has_signature
+from fusec.frontend.delta_rule import ROLES, gated_delta_rule, replaced
 from fusec.ir.interpret import interpret
 
 
@@ -161,11 +162,11 @@ def test_it_is_put_back_when_the_export_fails() -> None:
 
 
 def test_signatures() -> None:
-    assert has_signature(loop) and has_signature(wrong)
-    assert not has_signature(torch.nn.functional.scaled_dot_product_attention)
-    assert not has_signature(lambda q, k, v: q)
-    assert not has_signature(lambda key, query, value, g, beta: key)
-    assert not has_signature(Layer)
+    assert has_signature(loop, ROLES) and has_signature(wrong, ROLES)
+    assert not has_signature(torch.nn.functional.scaled_dot_product_attention, ROLES)
+    assert not has_signature(lambda q, k, v: q, ROLES)
+    assert not has_signature(lambda key, query, value, g, beta: key, ROLES)
+    assert not has_signature(Layer, ROLES)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -197,7 +198,7 @@ def test_models_of_transformers(name: str, layers: int, tmp_path: Path) -> None:
     assert len(operations) < 800
     assert source.graph.symbols["seq"] == (1, 512)
     model = reference(folder).double()
-    assert len(find(model)) == 2
+    assert len(find(model, ROLES)) == 2
     for length in (5, 130):
         ids = torch.randint(3, 300, (1, length))
         with torch.no_grad():

@@ -311,3 +311,8 @@ def _gated_delta_rule(
     return build.emit(
         "gated_delta_rule", q, k, v, g, beta, scale=scale, qk_l2_norm=qk_l2_norm, eps=eps
     )
+
+
+@aten(".fusec.selective_scan.default")
+def _selective_scan(build: Builder, u: Val, dt: Val, a: Val, b: Val, c: Val) -> Val:
+    return build.emit("selective_scan", u, dt, a, b, c)

@@ -523,6 +523,33 @@ def _gated_delta_rule(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tu
     return (result_array(result, types[0]),)
 
 
+def _infer_selective_scan(types: Types, attrs: Attrs) -> Types:
+    """u [B, D, S], dt [B, D, S], a [D, N], b and c [B, N, S]: y like u.
+
+    The recurrence of Mamba (Gu and Dao, 2023): for each channel d and state n,
+    h = exp(dt_t a) h + dt_t u_t b_t; y_t = sum over n of c_t h, from h = 0.  dt and a may be wider
+    than the others.
+    """
+    arity(types, 5)
+    u, dt, a, b, c = types
+    if u.rank != 3 or a.rank != 2 or dt.shape != u.shape or a.shape[0] != u.shape[1]:
+        raise VerifyError(f"`{u}`, `{dt}` and `{a}` do not fit a selective scan")
+    if b.shape != c.shape or b.shape != (u.shape[0], a.shape[1], u.shape[2]):
+        raise VerifyError(f"`{b}` and `{c}` do not fit `{u}` and `{a}`")
+    return (u,)
+
+
+def _selective_scan(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
+    u, dt, a, b, c = arrays
+    state = np.zeros((*u.shape[:2], a.shape[1]))
+    result = np.zeros_like(u)
+    for step in range(u.shape[2]):
+        taken = (dt * u)[:, :, step, None] * b[:, None, :, step]
+        state = np.exp(dt[:, :, step, None] * a) * state + taken
+        result[:, :, step] = (state * c[:, None, :, step]).sum(-1)
+    return (result_array(result, types[0]),)
+
+
 define("rms_norm", _infer_rms_norm, _rms_norm)
 define("add_rms_norm", _infer_add_rms_norm, _add_rms_norm)
 define("dual_rms_norm", _infer_dual_rms_norm, _dual_rms_norm)
@@ -540,3 +567,4 @@ define("linear_glu", _infer_linear_glu, _linear_glu)
 define("moe", _infer_moe, _moe)
 define("causal_conv1d", _infer_causal_conv1d, _causal_conv1d)
 define("gated_delta_rule", _infer_gated_delta_rule, _gated_delta_rule)
+define("selective_scan", _infer_selective_scan, _selective_scan)
