@@ -46,6 +46,7 @@ ACTIVATIONS = {
     "sigmoid": 6,
     "quick_gelu": 7,
     "swiglu_oai": 8,
+    "swiglu_limit": 9,
 }
 """Numbers of `fusec::Activation` in `include/fusec/simd.h`."""
 

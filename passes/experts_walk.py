@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, dim_attr, float_attr, int_attr, ints_attr
-from fusec.passes.facts import gate_up_layout
+from fusec.passes.facts import gate_up_layout, swiglu_limit
 from fusec.passes.linear_epilogue import DTYPES
 from fusec.rewrite import Match, Rejection
 from fusec.symbolic import Dim
@@ -326,7 +326,14 @@ class ExpertsWalk:
         if node.op == "mul":
             return self._product_of_parts(node, none)
         name = gelu_name(node) if node.op == "gelu_mul" else GATED[node.op]
-        hidden, layout = self._parts(node.inputs[0], node.inputs[1])
+        gate, up = node.inputs
+        clamps = [graph.producer(value) for value in node.inputs]
+        limit = swiglu_limit(*clamps) if node.op == "silu_mul" else None
+        if limit is not None:
+            self.inner += [clamp for clamp in clamps if clamp is not None]
+            gate, up = (clamp.inputs[0] for clamp in clamps if clamp is not None)
+            none, name = {**none, "limit": limit}, "swiglu_limit"
+        hidden, layout = self._parts(gate, up)
         facts = {**none, "activation": name, "gated": True, "gate_up_layout": layout}
         if node.op == "swiglu_oai":
             facts |= {key: float_attr(node.attrs, key) for key in ("alpha", "limit")}

@@ -38,6 +38,17 @@ def only_reader(graph: Graph, value: str) -> Node | None:
     return users[0] if len(users) == 1 and graph.use_count(value) == 1 else None
 
 
+def swiglu_limit(gate: Node | None, up: Node | None) -> float | None:
+    """The one limit of `clamp`s of gate, from above, and of up, on both sides, if they have one."""
+    if gate is None or up is None or (gate.op, up.op) != ("clamp", "clamp"):
+        return None
+    limit = gate.attrs.get("max")
+    bounds = (gate.attrs.get("min"), up.attrs.get("min"), up.attrs.get("max"))
+    if isinstance(limit, int | float) and bounds == (None, -limit, limit):
+        return float(limit)
+    return None
+
+
 def gate_up_layout(graph: Graph, gate: Node, up: Node) -> str | None:
     """How `gate` and `up`, slices of values of one type, lie beside each other.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from fusec.passes.facts import swiglu_limit
 from fusec.rewrite import FusionPass, Guard, Match, Number, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -25,11 +26,10 @@ SIGMOID = Op("sigmoid", (Op("mul", (CLAMPED_GATE, Number("alpha"))),))
 
 
 def _limit(match: Match, target: Target) -> Rejection | None:
+    if swiglu_limit(match.nodes["gate"], match.nodes["up"]) is not None:
+        return None
     gate, up = (match.nodes[name].attrs for name in ("gate", "up"))
     limit = gate.get("max")
-    bounds = (gate.get("min"), up.get("min"), up.get("max"))
-    if isinstance(limit, int | float) and bounds == (None, -limit, limit):
-        return None
     reason = f"gate is at most {limit}, but up is within {up.get('min')} and {up.get('max')}"
     if gate.get("min") is not None:
         reason = f"gate is bounded from below, by {gate.get('min')}"

@@ -143,7 +143,7 @@ SCORE = 5
 
 def activation_flops(name: str) -> int:
     """Operations of one element of an activation that an attribute names."""
-    named = {"none": 0, "gelu_tanh": TANH_GELU, "relu2": 2, "swiglu_oai": 8}
+    named = {"none": 0, "gelu_tanh": TANH_GELU, "relu2": 2, "swiglu_oai": 8, "swiglu_limit": 7}
     return named[name] if name in named else ELEMENT[name]
 
 

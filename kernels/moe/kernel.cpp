@@ -310,12 +310,14 @@ class Moe {
   }
 
   FUSEC_INLINE Vec combine(Vec gate, Vec up) const {
-    if (p_.activation == ACTIVATION_SWIGLU_OAI) {
-      gate = min(set(p_.limit), gate);
-      up = max(set(-p_.limit), min(set(p_.limit), up));
-      return times_sigmoid(gate, set(p_.alpha) * gate) * (up + set(1.0f));
+    bool oai = p_.activation == ACTIVATION_SWIGLU_OAI;
+    if (!oai && p_.activation != ACTIVATION_SWIGLU_LIMIT) {
+      return activate(p_.activation, gate) * up;
     }
-    return activate(p_.activation, gate) * up;
+    gate = min(set(p_.limit), gate);
+    up = max(set(-p_.limit), min(set(p_.limit), up));
+    if (!oai) return silu(gate) * up;
+    return times_sigmoid(gate, set(p_.alpha) * gate) * (up + set(1.0f));
   }
 
   // held[row] = activation of the gate and up products, as rows of the second product.

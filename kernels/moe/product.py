@@ -32,6 +32,7 @@ ACTIVATIONS = {
     "relu": 4,
     "relu2": 5,
     "swiglu_oai": 6,
+    "swiglu_limit": 7,
 }
 """Numbers of the activations in `triton_activation_kernel.py`."""
 
@@ -78,7 +79,7 @@ def launch_product(experts: Experts, order: Order, product: Product) -> Launch:
     halves = product.first and experts.gated and not wide
     width = product.width // 2 if halves else product.width
     block_n, block_k = _tile(experts, product, wide)
-    oai = str_attr(call.attrs, "activation") == "swiglu_oai"
+    alpha, limit = call.attrs["alpha"], call.attrs["limit"]
     row_axis, column_axis = (2, 1) if experts.transposed else (1, 2)
     mantissa, highest = CODE_BITS[scaling.dtype] if scaling is not None else (0, 0)
     a_scale_row, a_scale_group = _scale_strides(product.a_scale, scaling, product.first)
@@ -107,8 +108,8 @@ def launch_product(experts: Experts, order: Order, product: Product) -> Launch:
             "a_scale_row": a_scale_row,
             "a_scale_group": a_scale_group,
             "weights_stride": experts.weights.strides[0],
-            "alpha": float_attr(call.attrs, "alpha") if oai else 0.0,
-            "limit": float_attr(call.attrs, "limit") if oai else 0.0,
+            "alpha": 0.0 if alpha is None else float_attr(call.attrs, "alpha"),
+            "limit": 0.0 if limit is None else float_attr(call.attrs, "limit"),
             **scale_limits(scaling),
         },
         {

@@ -25,11 +25,14 @@ def activated(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def gated(gate, up, alpha, limit, ACTIVATION: tl.constexpr):
-    """Activation of gate times up; ACTIVATION 6 is the SwiGLU of gpt-oss."""
-    if ACTIVATION == 6:
+    """Activation of gate times up; 6 is the SwiGLU of gpt-oss, 7 SiLU with a limit alone."""
+    if ACTIVATION >= 6:
         gate = tl.where(gate > limit, limit, gate)
         up = tl.where(up > limit, limit, tl.where(up < -limit, -limit, up))
-        y = gate * tl.sigmoid(alpha * gate) * (up + 1.0)
+        if ACTIVATION == 6:
+            y = gate * tl.sigmoid(alpha * gate) * (up + 1.0)
+        else:
+            y = gate * tl.sigmoid(gate) * up
     else:
         y = activated(gate, ACTIVATION) * up
     return y

@@ -14,6 +14,7 @@ import torch
 from mended_interpreter import mend
 from moe_problems import (
     ATTRS,
+    LIMITED,
     OAI,
     QUANTISED_TOLERANCE,
     ROUTERS,
@@ -195,7 +196,7 @@ def mxfp4_results(
 
 
 @pytest.mark.parametrize("native", [False, True])
-@pytest.mark.parametrize("attrs", [ATTRS, OAI])
+@pytest.mark.parametrize("attrs", [ATTRS, OAI, LIMITED])
 @pytest.mark.parametrize("sizes", [(1, 4, 1, 64, 32), (17, 5, 3, 96, 160)])
 def test_moe_mxfp4(
     sizes: tuple[int, int, int, int, int], attrs: dict[str, Attr], native: bool

@@ -199,6 +199,7 @@ ATTRS: dict[str, Attr] = {
     "gate_up_layout": "split",
     "has_bias": False,
 }
+LIMITED: dict[str, Attr] = {**ATTRS, "activation": "swiglu_limit", "limit": 0.5}
 OAI: dict[str, Attr] = {
     **ATTRS,
     "activation": "swiglu_oai",

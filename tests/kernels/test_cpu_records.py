@@ -189,6 +189,12 @@ CASES = (
     ),
     Case(
         "moe",
+        (x(3, 20), x(3, 1), index(2, 3, 1), weight(2, 36, 20), weight(2, 20, 18)),
+        moe(activation="swiglu_limit", limit=0.5),
+        tolerance=8,
+    ),
+    Case(
+        "moe",
         (x(3, 20), x(3, 1), index(2, 3, 1), weight(2, 18, 20), weight(2, 20, 18)),
         moe(gated=False, activation="relu2"),
         tolerance=8,

@@ -351,7 +351,8 @@ def _infer_moe(types: Types, attrs: Attrs) -> Types:
     gate_up is [E, 2I, H] ([E, I, H] unless `gated`) and down [E, H, I]; with `transposed` they are
     [E, H, 2I] and [E, I, H].  `gate_up_layout` is `split` (gate rows first) or `interleaved`.  With
     `has_bias` follow gate_up_bias [E, 2I] and down_bias [E, H].  `activation` is a name in
-    `ACTIVATIONS`, or `swiglu_oai` with `alpha` and `limit`.  An expert index outside [0, E) adds
+    `ACTIVATIONS`, or `swiglu_oai` with `alpha` and `limit`; or, where `gated`, `swiglu_limit` with
+    `limit`: silu(min(gate, limit)) * clamp(up, +-limit).  An expert index outside [0, E) adds
     nothing.
     """
     arity(types, 5 + 2 * _optional(attrs, "has_bias"))
@@ -366,7 +367,7 @@ def _infer_moe(types: Types, attrs: Attrs) -> Types:
     if columns != x.shape[1] or rows != inner * (2 if gated else 1):
         raise VerifyError(f"expert weights `{gate_up}` and `{down}` do not fit `{x}`")
     activation = str_attr(attrs, "activation")
-    if activation not in ACTIVATIONS and activation != "swiglu_oai":
+    if activation not in ACTIVATIONS and activation not in ("swiglu_oai", "swiglu_limit"):
         raise VerifyError(f"unknown activation `{activation}`")
     return (x,)
 
@@ -405,6 +406,9 @@ def gated_activation(hidden: Array, attrs: Attrs) -> Array:
         gate, up = np.split(hidden, 2, axis=-1)
     if activation == "swiglu_oai":
         return swiglu_oai(gate, up, float_attr(attrs, "alpha"), float_attr(attrs, "limit"))
+    if activation == "swiglu_limit":
+        limit = float_attr(attrs, "limit")
+        gate, up, activation = np.minimum(gate, limit), np.clip(up, -limit, limit), "silu"
     return np.asarray(ACTIVATIONS[activation](gate) * up)
 
 

@@ -554,6 +554,7 @@ enum Activation : int64_t {
   ACTIVATION_SIGMOID = 6,
   ACTIVATION_QUICK_GELU = 7,
   ACTIVATION_SWIGLU_OAI = 8,  // of gate and up together, see silu_mul
+  ACTIVATION_SWIGLU_LIMIT = 9,  // the same, see moe
 };
 
 FUSEC_INLINE Vec activate(int64_t activation, Vec x) {
