@@ -30,6 +30,12 @@ _WITH_STEPS = (
     *("cast", "reshape", "transpose", "slice", "expand"),
 )
 """Operations after which a number just below a whole one may be made another integer."""
+_NEVER_NEGATIVE = ("abs", "exp", "relu", "sigmoid", "softmax", "softplus")
+_KEEPS_SIGN = (
+    *("add", "mul", "div", "reduce_sum", "reduce_mean", "reduce_max", "reduce_min"),
+    *("cast", "reshape", "transpose", "slice", "expand"),
+)
+"""Operations on numbers of which none is below 0 that give such numbers."""
 _SAME_TWICE = ("abs", "floor", "ceil", "round", "trunc", "relu", "sign")
 
 
@@ -55,22 +61,43 @@ def neutral(build: Rewriter, node: Node) -> str | None:
 
 
 def power(build: Rewriter, node: Node) -> str | None:
-    """Powers 2, 3, 4, 1/2, -1/2 and -1 of a float are products and roots."""
+    """Powers 2, 3, 4 and -1 of a float are products and quotients, 1/2 and -1/2 roots.
+
+    A root of minus infinity is NaN, its power is not; so the number has to be known not to be one.
+    """
     x = node.inputs[0]
     exponent = build.graph.constant(node.inputs[1])
     if not isinstance(exponent, int | float) or not build.type(x).element.is_float:
         return None
     if build.type(x) != build.type(node.output):
         return None
-    roots = {0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
-    if exponent in roots:
-        return build.value(roots[exponent], [x])
+    if exponent == -1:
+        return build.value("reciprocal", [x])
+    if exponent in (0.5, -0.5) and _never_negative(build, x):
+        return build.value("sqrt" if exponent > 0 else "rsqrt", [x])
     if exponent not in (2, 3, 4):
         return None
     square = build.value("mul", [x, x])
     if exponent == 2:
         return square
     return build.value("mul", [square, x if exponent == 3 else square])
+
+
+def _never_negative(build: Rewriter, value: str, steps: int = 8) -> bool:
+    """Whether no element is below 0, as of the squares that norms add up; looks so far back."""
+    held, node = build.graph.constant(value), build.graph.producer(value)
+    if isinstance(held, int | float):
+        return held >= 0
+    if node is None or steps == 0:
+        return False
+    if node.op == "clamp" and isinstance(least := node.attrs["min"], int | float) and least >= 0:
+        return True
+    if node.op == "mul" and node.inputs[0] == node.inputs[1]:
+        return True
+    keeps = node.op in _KEEPS_SIGN
+    return node.op in _NEVER_NEGATIVE or (
+        keeps and all(_never_negative(build, each, steps - 1) for each in node.inputs)
+    )
 
 
 def division(build: Rewriter, node: Node) -> str | None:
