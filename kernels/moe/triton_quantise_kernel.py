@@ -45,9 +45,8 @@ def power_of_two(exponent):
 
 
 @triton.jit
-def codes_of(x, scale, maximum, dtype: tl.constexpr):
-    """x / scale as 8-bit floats, the nearest ones, none beyond `maximum`; NaN stays NaN."""
-    scaled = tl.div_rn(x, scale)
+def codes_of(scaled, maximum, dtype: tl.constexpr):
+    """The nearest 8-bit floats, none beyond `maximum`; NaN stays NaN."""
     scaled = tl.where(scaled > maximum, maximum, tl.where(scaled < -maximum, -maximum, scaled))
     return scaled.to(dtype)
 
@@ -72,11 +71,11 @@ def quantised_groups(
     if POWER:
         exponent = power_scale(largest, maximum, MANTISSA, HIGHEST, ROUNDING)
         stored = exponent.to(tl.uint8)
-        scale = power_of_two(exponent)
+        scaled = groups * power_of_two(254 - exponent)[:, :, None]
     else:
-        scale = float_scale(largest, maximum, upper_bound, ROUNDING == 1)
-        stored = scale
-    codes = codes_of(groups, scale[:, :, None], maximum, dtype)
+        stored = float_scale(largest, maximum, upper_bound, ROUNDING == 1)
+        scaled = tl.div_rn(groups, stored[:, :, None])
+    codes = codes_of(scaled, maximum, dtype)
     return tl.reshape(codes, [ROWS, COLUMNS]), stored
 
 
@@ -157,5 +156,5 @@ def moe_quantise_kernel(
         mask = m_row[:, None] & (o_n < N)[None, :]
         place = i_row[:, None] * N + o_n[None, :]
         x = tl.load(p_x + place, mask=mask, other=0.0)
-        codes = codes_of(x, scale[:, None], maximum, p_codes.dtype.element_ty)
+        codes = codes_of(tl.div_rn(x, scale[:, None]), maximum, p_codes.dtype.element_ty)
         tl.store(p_codes + place, codes, mask=mask)

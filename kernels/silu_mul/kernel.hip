@@ -22,7 +22,7 @@ using X = Element<FUSEC_X>;
 
 enum Activation : i32 { SILU = 0, GELU = 1, GELU_TANH = 2, SWIGLU_OAI = 3 };
 
-FUSEC_DEVICE f32 sigmoid(f32 x) { return reciprocal(1.0f + exp(-x)); }
+FUSEC_DEVICE f32 sigmoid(f32 x) { return reciprocal(1.0f + exp2(x * -1.4426950408889634f)); }
 
 // `alpha` and `bound` are those of gpt-oss's SwiGLU.
 FUSEC_DEVICE f32 gated(f32 gate, f32 up, f32 alpha, f32 bound) {

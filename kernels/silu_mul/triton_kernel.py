@@ -18,8 +18,8 @@ from fusec.kernels.quantize.triton_kernel import (
 
 @triton.jit
 def sigmoid(b_x):
-    """1 / (1 + exp(-x))."""
-    return reciprocal(1.0 + tl.exp(-b_x))
+    """1 / (1 + exp(-x)); powers that are no normal numbers, which `exp2` may lose, add nothing."""
+    return reciprocal(1.0 + tl.exp2(b_x * -1.4426950408889634))
 
 
 @triton.jit

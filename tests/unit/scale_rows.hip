@@ -70,10 +70,10 @@ FUSEC_KERNEL(mathematics, const f32* __restrict x, f32* __restrict y) {
   f32 results[] = {
       exp(value),   erf(value),        tanh(value),        rsqrt(absolute(value)),
       ceil(value),  reciprocal(value), mantissa_of(value), static_cast<f32>(exponent_of(value)),
-      scaled(value, 3), clamp(value, -1.0f, 1.0f),
+      scaled(value, 3), clamp(value, -1.0f, 1.0f), exp2(value),
   };
 #pragma unroll
-  for (i32 i = 0; i < 10; ++i) y[i * FUSEC_THREADS + lane()] = results[i];
+  for (i32 i = 0; i < 11; ++i) y[i * FUSEC_THREADS + lane()] = results[i];
 }
 
 // Needs memory beside its registers: an array that is indexed by a value.

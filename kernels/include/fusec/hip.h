@@ -122,6 +122,8 @@ FUSEC_DEVICE f32 maximum(f32 a, f32 b) { return __builtin_fmaxf(a, b); }
 FUSEC_DEVICE f32 absolute(f32 a) { return __builtin_fabsf(a); }
 FUSEC_DEVICE f32 fma(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
 FUSEC_DEVICE f32 exp(f32 a) { return __builtin_expf(a); }
+// 2^a in one instruction; powers that are no normal numbers may be lost.
+FUSEC_DEVICE f32 exp2(f32 a) { return __builtin_amdgcn_exp2f(a); }
 FUSEC_DEVICE f32 erf(f32 a) { return __ocml_erf_f32(a); }
 FUSEC_DEVICE f32 tanh(f32 a) { return __ocml_tanh_f32(a); }
 FUSEC_DEVICE f32 ceil(f32 a) { return __builtin_ceilf(a); }

@@ -239,6 +239,7 @@ inline f32 maximum(f32 a, f32 b) { return fmaxf(a, b); }
 inline f32 absolute(f32 a) { return fabsf(a); }
 inline f32 fma(f32 a, f32 b, f32 c) { return fmaf(a, b, c); }
 inline f32 exp(f32 a) { return expf(a); }
+inline f32 exp2(f32 a) { return exp2f(a); }
 inline f32 erf(f32 a) { return erff(a); }
 inline f32 tanh(f32 a) { return tanhf(a); }
 inline f32 ceil(f32 a) { return ceilf(a); }
