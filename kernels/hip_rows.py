@@ -39,7 +39,7 @@ WAVE = 64
 MOST_LANES = 1024
 """Lanes of a group, at most."""
 
-MOST_PIECES = 4
+MOST_PIECES = 3
 """Vectors of a row that one lane holds; more cost registers that loads in flight need."""
 
 VECTOR_BYTES = 16

@@ -30,7 +30,9 @@ using W = Element<FUSEC_W>;
 template <i32 LENGTH>
 FUSEC_DEVICE void norm(Row<LENGTH, WIDTH<X>>& row, const X* x, const W* w, f32 eps) {
   row.read(x);
-  row.scale_by(rsqrt(row.square_sum() / LENGTH + eps), w, FUSEC_WEIGHT_OFFSET);
+  Row<LENGTH, WIDTH<X>> weights;
+  weights.read(w);
+  row.scale_by(rsqrt(row.square_sum() / LENGTH + eps), weights, FUSEC_WEIGHT_OFFSET);
 }
 
 FUSEC_KERNEL(dual_rms_norm_rows, const X* __restrict x1, const W* __restrict w1,

@@ -41,6 +41,8 @@ FUSEC_KERNEL(rms_norm_rows, const X* __restrict x, RESIDUAL const W* __restrict 
   i64 index = group_x();
   Row<FUSEC_N, WIDTH<X>> row;
   row.read(x + index * x_stride);
+  Row<FUSEC_N, WIDTH<X>> weights;
+  weights.read(w);
 #if FUSEC_ADD
   Row<FUSEC_N, WIDTH<X>> other;
   other.read(residual + index * residual_stride);
@@ -52,7 +54,7 @@ FUSEC_KERNEL(rms_norm_rows, const X* __restrict x, RESIDUAL const W* __restrict 
   row.write(sum + index * sum_stride);
 #endif
   f32 scale = rsqrt(row.square_sum() / FUSEC_N + eps);
-  row.scale_by(scale, w, FUSEC_WEIGHT_OFFSET);
+  row.scale_by(scale, weights, FUSEC_WEIGHT_OFFSET);
 #if FUSEC_QUANT == 0 || FUSEC_WITH_PLAIN
   row.write(y + index * y_stride);
 #endif

@@ -51,9 +51,11 @@ struct Row {
   template <class T>
   static FUSEC_DEVICE void read_piece(f32 (&to)[VECTOR], const T* row, i32 piece) {
 #if FUSEC_ALIGNED
+    // Every lane loads: in a branch, which a choice would become, it waits for what it loads.
+    i32 at = column(piece), last = LENGTH - VECTOR, kept = inside(piece) ? -1 : 0;
+    load(to, row + (at < last ? at : last));
 #pragma unroll
-    for (i32 i = 0; i < VECTOR; ++i) to[i] = 0.0f;
-    if (inside(piece)) load(to, row + column(piece));
+    for (i32 i = 0; i < VECTOR; ++i) to[i] = f32_of(bits_of(to[i]) & kept);
 #else
     load_some(to, row + column(piece), LENGTH - column(piece));
 #endif
@@ -77,6 +79,7 @@ struct Row {
     }
   }
 
+  // A kernel asks for it once, as for `write_fp8`: what they share is not waited for again.
   FUSEC_DEVICE f32 square_sum() const {
     f32 sum = 0.0f;
 #pragma unroll
@@ -84,18 +87,18 @@ struct Row {
 #pragma unroll
       for (i32 i = 0; i < VECTOR; ++i) sum = fma(values[piece][i], values[piece][i], sum);
     }
-    return group_sum(sum);
+    FUSEC_SHARED(f32, sums, FUSEC_THREADS / 64);
+    return reduce_group<Sum>(sum, sums);
   }
 
   // Every element times `scale` and its column's weight plus `offset`.
-  template <class W>
-  FUSEC_DEVICE void scale_by(f32 scale, const W* weights, f32 offset) {
+  FUSEC_DEVICE void scale_by(f32 scale, const Row& weights, f32 offset) {
 #pragma unroll
     for (i32 piece = 0; piece < PIECES; ++piece) {
-      f32 weight[VECTOR];
-      read_piece(weight, weights, piece);
 #pragma unroll
-      for (i32 i = 0; i < VECTOR; ++i) values[piece][i] *= scale * (weight[i] + offset);
+      for (i32 i = 0; i < VECTOR; ++i) {
+        values[piece][i] *= scale * (weights.values[piece][i] + offset);
+      }
     }
   }
 
@@ -136,7 +139,8 @@ struct Row {
         f32 largest = 0.0f;
 #pragma unroll
         for (i32 piece = 0; piece < PIECES; ++piece) largest = maximum(largest, largest_of(piece));
-        scale = scale_of(group_maximum(largest), to);
+        FUSEC_SHARED(f32, maxima, FUSEC_THREADS / 64);
+        scale = scale_of(reduce_group<Maximum>(largest, maxima), to);
         if (lane() == 0) to.scales[0] = scale;
       }
 #pragma unroll
