@@ -97,9 +97,10 @@ def main(arguments: tuple[str, ...] | None = None) -> None:
     except WRONG_CALL as error:
         if not given:  # the help
             say(error.format_message())
-        else:
-            say(_usage_error(error, given).render())
-        sys.exit(UsageError.exit_code)
+            sys.exit(UsageError.exit_code)
+        wrong = _wrong_call(error, given)
+        say(wrong.render())
+        sys.exit(wrong.exit_code)
     except FusecError as error:
         if debug:
             raise
@@ -213,11 +214,15 @@ def _how_to_report(given: Sequence[str]) -> str:
     )
 
 
-def _usage_error(error: Any, given: Sequence[str]) -> UsageError:
+def _wrong_call(error: Any, given: Sequence[str]) -> FusecError:
     """What typer says of a wrong call, in the words and the form of all other errors."""
     said = error.format_message().partition(". Choose from:")[0]  # which the argument's name has
     said = said.strip().rstrip(".").replace("Value error, ", "")
     said = re.sub(r"'([^']*)'|(?<![\w'-])(--[a-z][\w-]*)", r"`\1\2`", said)
     first = next((argument for argument in given if not argument.startswith("-")), "")
     command = f"fusec {first}" if first in COMMANDS else "fusec"
+    if (unreadable := re.search(r"`([^`]*)` is not readable$", said)) is not None:
+        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        message = f"cannot read `{unreadable[1]}`: {reason_of(denied)}"
+        return InputError(message, hint=remedy_of(denied))
     return UsageError(said[:1].lower() + said[1:], hint=f"`{command} --help` shows what it takes")

@@ -312,6 +312,15 @@ def test_folders_that_cannot_be_made(
         assert done.err.startswith(f"error: cannot write `{place}`: ")
 
 
+def test_a_file_that_cannot_be_read_is_no_wrong_call(
+    fusec: Fusec, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # what typer asks
+    done = fusec("inspect", artifact)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: cannot read `{artifact}`: permission denied\n\nhint: ")
+
+
 def test_what_a_link_points_to_is_written(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
     held = tmp_path / "held"
     held.mkdir()
