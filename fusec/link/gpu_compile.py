@@ -100,7 +100,7 @@ class _Workers:
 
     def __init__(self, count: int, target: Target) -> None:
         self.target = target
-        self.folder = tempfile.TemporaryDirectory(prefix="fusec-")
+        self.folder = tempfile.TemporaryDirectory(prefix="fusec-", ignore_cleanup_errors=True)
         self.pool = ThreadPoolExecutor(count)
         self.all = [_Worker(Path(self.folder.name), number) for number in range(count)]
         self.idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -150,6 +150,7 @@ class _Worker:
             if not name.startswith(_COMPILER_SETTINGS)
         }
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        environment["TMPDIR"] = str(folder)  # what a process leaves there that is killed goes, too
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fusec.link.gpu_worker"],
             stdin=subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -245,9 +246,14 @@ def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
     assert any("error" in line for line in error.detail)
 
 
-def test_a_compiler_that_crashes(tmp_path: Path) -> None:
+def test_a_compiler_that_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     source = TritonSource("crashing_kernel", "f", (("a", "*bf16"), ("b", "*bf16")), (), (), 1)
     assert "its compiler ended by signal 6" in str(refusal(planted(source), tmp_path))
+    assert list(scratch.iterdir()) == []
 
 
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
