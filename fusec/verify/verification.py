@@ -22,7 +22,7 @@ from fusec.runtime import Model, load
 from fusec.runtime.artifact import Artifact, open_artifact
 from fusec.runtime.files import NewFile, check_place, write_errors, write_file
 from fusec.runtime.io import read_arrays
-from fusec.runtime.model import bind_symbols
+from fusec.runtime.model import bind_symbols, check_inputs
 from fusec.verify.compilation import Compilation, Given, Stage, read_again
 from fusec.verify.measures import Measures, measured
 from fusec.verify.place import Place, find_place
@@ -199,6 +199,8 @@ class _Verifying:
         self.report = report
         self.artifact: Artifact = open_artifact(request.artifact)
         self._check_tolerances()
+        self.sizes = self._sizes()  # what is asked for comes before the source, which may be long
+        self.given = [self._read_inputs(path) for path in request.inputs]
         self.model = self._load()
         report("reading the source")
         self.compilation: Compilation = read_again(
@@ -348,22 +350,36 @@ class _Verifying:
 
     def _inputs(self) -> list[dict[str, Any]]:
         specs = self.artifact.manifest.inputs
-        if self.request.inputs:
-            names = [spec.name for spec in specs]
-            return [read_arrays(path, names) for path in self.request.inputs]
-        return [
+        return self.given or [
             generate_inputs(specs, sizes, self.request.seed + number, self.graph)
-            for number, sizes in enumerate(self._sizes())
+            for number, sizes in enumerate(self.sizes)
         ]
+
+    def _read_inputs(self, path: Path) -> dict[str, Any]:
+        """The arrays of a file, which must be those that the artifact takes."""
+        manifest = self.artifact.manifest
+        inputs = read_arrays(path, [spec.name for spec in manifest.inputs])
+        try:
+            arrays = check_inputs(manifest.inputs, manifest.symbols, inputs)
+            bind_symbols(manifest.inputs, manifest.symbols, arrays)
+        except InputError as error:
+            raise InputError(str(error), at=str(path), hint=error.hint) from None
+        return inputs
 
     def _sizes(self) -> list[dict[str, int]]:
         """The least sizes, an odd one and a larger one; or every combination that is asked for."""
         ranges = self.artifact.manifest.symbols
         asked = self.request.dims
-        for name in asked:
+        for name, values in asked.items():
             if name not in ranges:
                 known = _listed([*ranges]) or "none"
                 raise UsageError(f"there is no size `{name}`", hint=f"sizes are {known}")
+            low, high = ranges[name]
+            if wrong := [value for value in values if not low <= value <= high]:
+                raise UsageError(
+                    f"`--dim {name}={wrong[0]}`: the artifact was compiled for {low}..{high}",
+                    hint="name a size in that range, or compile it with another",
+                )
 
         def bounded(wanted: Mapping[str, int], other: int) -> dict[str, int]:
             return {

@@ -328,6 +328,7 @@ def test_a_source_of_another_form_is_told(
     [
         (("--dim", "rows=3"), "there is no size `rows`"),
         (("--dim", "batch=x"), "names no sizes"),
+        (("--dim", "batch=3,10000"), "`--dim batch=10000`: the artifact was compiled for 1.."),
         (("--tol", "y=small"), "is no tolerance"),
         (("--tol", "y=nan"), "is no tolerance"),
         (("--tol", "y=-1"), "is no tolerance"),
@@ -345,6 +346,20 @@ def test_what_makes_no_sense_is_told(
     fusec("compile", archive, "--target", "cpu", "-o", artifact)
     done = fusec("verify", artifact, "--against", archive, *words)
     assert done.code == 2 and message in done.err
+    assert "reading" not in done.err
+
+
+def test_inputs_that_do_not_fit_are_told_before_the_source_is_read(
+    fusec: Fusec,  # noqa: F811
+    archive: Path,
+    tmp_path: Path,
+) -> None:
+    artifact, inputs = tmp_path / "m.fusec", tmp_path / "x.npz"
+    fusec("compile", archive, "--target", "cpu", "-o", artifact)
+    np.savez(inputs, **dict.fromkeys(("x", "residual"), np.zeros((2, 3), np.float32)))
+    done = fusec("verify", artifact, "--against", archive, "--input", inputs)
+    assert done.code == 1 and f"--> {inputs}" in done.err
+    assert "reading" not in done.err
 
 
 # --- larger ones ----------------------------------------------------------------------------
