@@ -356,7 +356,8 @@ def test_inputs_that_do_not_fit_are_told_before_the_source_is_read(
 ) -> None:
     artifact, inputs = tmp_path / "m.fusec", tmp_path / "x.npz"
     fusec("compile", archive, "--target", "cpu", "-o", artifact)
-    np.savez(inputs, **dict.fromkeys(("x", "residual"), np.zeros((2, 3), np.float32)))
+    zeros = np.zeros((2, 3), np.float32)
+    np.savez(inputs, x=zeros, residual=zeros)
     done = fusec("verify", artifact, "--against", archive, "--input", inputs)
     assert done.code == 1 and f"--> {inputs}" in done.err
     assert "reading" not in done.err
