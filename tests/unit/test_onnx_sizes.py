@@ -203,6 +203,21 @@ def test_a_size_that_follows_from_two_sums(tmp_path: Path) -> None:
     assert_same(graph, inputs, run_onnx(model, inputs))
 
 
+def test_a_size_that_has_to_divide_two(tmp_path: Path) -> None:
+    """GPT-2 makes `[batch, -1]` of its mask, with the batch of its token ids."""
+    nodes = [
+        _node("Shape", "ids", "batch", end=1),
+        _node("Concat", "batch rest", "shape", axis=0),
+        _node("Reshape", "mask shape", "y"),
+    ]
+    inputs = {"ids": random(2, 3), "mask": random(2, 5)}
+    shapes = {"ids": ("s1", "s2"), "mask": ("s3", "s4")}
+    model = model_of(nodes, inputs, ["y"], constants={"rest": _ints(-1)}, shapes=shapes)
+    graph = imported(model, tmp_path)
+    assert list(map(str, graph.type("mask").shape)) == ["s1", "s4"]
+    assert_same(graph, inputs, run_onnx(model, inputs))
+
+
 def test_a_size_that_tracing_fixed(tmp_path: Path) -> None:
     """`batch * seq * 8` elements can be `batch * 56` only where `seq` is 7."""
     nodes = [

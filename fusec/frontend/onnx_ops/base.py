@@ -545,6 +545,7 @@ class Context:
                     raise Restart({other_name: one})
                 raise Restart({name: other})
         self._lift_bound(a, b)
+        self._find_divisor(a - b)
         self._solve(a - b)
         self._find_factor(a - b)
         hint = "the model was exported for other sizes, or is damaged"
@@ -567,12 +568,26 @@ class Context:
                     if _replaced(a, atom, free) == _replaced(b, atom, free):
                         raise Restart(limits={name: limit})
 
+    def _find_divisor(self, difference: Dim) -> None:
+        """Where a product is divided by what can only be one of its factors, make them one."""
+        for atom in _atoms(difference):
+            name = _symbol_name(atom.arguments[1]) if atom.function == "//" else None
+            if name is None:
+                continue
+            whole = atom.arguments[0]
+            for other in sorted(symbolic.symbols_of(whole) - {name}, key=self._declared):
+                factor = symbolic.symbol(other)
+                if whole != factor and symbolic.substitute(difference, {name: factor}) == 0:
+                    later, earlier = sorted((name, other), key=self._declared, reverse=True)
+                    raise Restart({later: symbolic.symbol(earlier)})
+
     def _solve(self, difference: Dim) -> None:
         """Where `difference` is zero for one value of a symbol, use that.
 
         The value is a number, or what is left of a sum of others and can be a size.
         """
-        for name in sorted(symbolic.symbols_of(difference), key=self._declared, reverse=True):
+        names = symbolic.symbols_of(difference) - _divisors(difference)
+        for name in sorted(names, key=self._declared, reverse=True):
             at_zero = symbolic.substitute(difference, {name: 0})
             slope = symbolic.substitute(difference, {name: 1}) - at_zero
             if slope == 0 or difference != slope * symbolic.symbol(name) + at_zero:
@@ -666,6 +681,16 @@ def _atoms(dim: Dim) -> list[symbolic.Atom]:
     if not isinstance(dim, Expr):
         return []
     return [atom for monomial, _ in dim.terms for atom, _ in monomial]
+
+
+def _divisors(dim: Dim) -> frozenset[str]:
+    """Symbols that `dim` divides by."""
+    found: frozenset[str] = frozenset()
+    for atom in _atoms(dim):
+        found = found.union(*map(_divisors, atom.arguments))
+        if atom.function in ("//", "%"):
+            found |= symbolic.symbols_of(atom.arguments[1])
+    return found
 
 
 def _replaced(dim: Dim, atom: symbolic.Atom, other: Dim) -> Dim:
