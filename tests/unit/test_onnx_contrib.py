@@ -445,38 +445,123 @@ def test_matmul_of_8_bits(tmp_path: Path) -> None:
     assert_same(graph, inputs, [inputs["x"] @ weight.T], 1e-5)
 
 
+@pytest.mark.parametrize("points", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_of_a_quantised_table(bits: int, points: bool, tmp_path: Path) -> None:
+    """onnxruntime 1.22.2 has no bytes there."""
+    levels = integers(0, 1 << bits, 9, 40, dtype=np.uint8)
+    scales, middles = random(9, 3), integers(0, 1 << bits, 9, 3, dtype=np.uint8)
+
+    def packed(array: Array) -> Array:
+        if bits == 8:
+            return array
+        array = np.pad(array, ((0, 0), (0, array.shape[1] % 2)))
+        return np.asarray(array[:, ::2] | (array[:, 1::2] << 4))
+
+    held = {"d": packed(levels), "s": scales} | ({"z": packed(middles)} if points else {})
+    names = ["d", "i", "s", *(("z",) if points else ())]
+    node = helper.make_node(
+        "GatherBlockQuantized", names, ["y"], domain=MICROSOFT, bits=bits, block_size=16
+    )
+    inputs = {"i": integers(0, 9, 2, 3)}
+    graph = imported(model_of([node], inputs, ["y"], constants=held), tmp_path)
+    zero = middles.astype(np.float64) if points else np.full((9, 3), 1 << (bits - 1))
+    spread = (np.repeat(array, 16, axis=1)[:, :40] for array in (zero, scales))
+    table = (levels - next(spread)) * next(spread)
+    assert_same(graph, inputs, [table[inputs["i"]]], 1e-6)
+
+
+@pytest.mark.parametrize("element", [21, 22])
+@pytest.mark.parametrize("points", [False, True])
+def test_rows_of_a_table_of_four_bit_integers(element: int, points: bool, tmp_path: Path) -> None:
+    low = -8 if element == 22 else 0
+    held = {"d": integers(low, low + 16, 9, 32), "z": integers(low, low + 16, 9, 2)}
+    names = ["d", "i", "s", *(("z",) if points else ())]
+    node = helper.make_node("GatherBlockQuantized", names, ["y"], domain=MICROSOFT, block_size=16)
+    inputs = {"i": integers(0, 9, 2, 3)}
+    model = model_of([node], inputs, ["y"], constants={"s": random(9, 2)}, opset=21)
+    for name in ("d", "z") if points else ("d",):
+        values = held[name].ravel().tolist()
+        made = helper.make_tensor(name, element, held[name].shape, values)
+        model.graph.initializer.append(made)
+    assert_same(imported(model, tmp_path), inputs, run_onnx(model, inputs), 1e-6)
+
+
+EXPERTS: list[dict[str, Any]] = [
+    {"activation_type": "silu"},
+    {"activation_type": "silu", "gated": True},
+    {"activation_type": "gelu", "biased": (0, 1)},
+    {"activation_type": "silu", "gated": True, "biased": (1, 2)},
+    {"activation_type": "swiglu", "swiglu_fusion": 1},
+    {"activation_type": "swiglu", "swiglu_fusion": 2, "biased": (0,)},
+    {
+        "activation_type": "swiglu",
+        "swiglu_fusion": 1,
+        "swiglu_limit": 0.7,
+        "activation_alpha": 1.702,
+        "activation_beta": 1.0,
+        "biased": (0, 1),
+    },
+]
+
+
 @pytest.mark.parametrize("normalised", [0, 1])
-@pytest.mark.parametrize("gated", [False, True])
-def test_experts(normalised: int, gated: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", EXPERTS, ids=str)
+def test_experts(normalised: int, case: dict[str, Any], tmp_path: Path) -> None:
     """onnxruntime has them for GPUs alone, so the reference is written out here."""
-    experts, inner, count = 5, 7, 2
-    x, logits = random(BATCH, LENGTH, 6), random(BATCH * LENGTH, experts)
-    weights = {"a": random(experts, inner, 6), "b": random(experts, 6, inner)}
-    weights |= {"c": random(experts, inner, 6, seed=1)} if gated else {}
+    experts, inner, count, hidden_size = 5, 7, 2, 6
+    attrs = {name: value for name, value in case.items() if name not in ("gated", "biased")}
+    fusion, gated = case.get("swiglu_fusion", 0), case.get("gated", False)
+    x, logits = random(BATCH, LENGTH, hidden_size), random(BATCH * LENGTH, experts)
+    rows = (2 * inner if fusion else inner, hidden_size, inner)
+    columns = (hidden_size, inner, hidden_size)
+    held: list[Array | None] = []
+    for i in range(3):
+        given = i < 2 or gated
+        held.append(random(experts, rows[i], columns[i], seed=i) if given else None)
+        held.append(random(experts, rows[i], seed=i) if i in case.get("biased", ()) else None)
+    constants = {f"c{i}": array for i, array in enumerate(held) if array is not None}
+    names = [f"c{i}" if f"c{i}" in constants else "" for i in range(6)]
     node = helper.make_node(
         "MoE",
-        ["x", "r", "a", "", "b", "", *(("c",) if gated else ())],
+        ["x", "r", *names],
         ["y"],
         domain=MICROSOFT,
         k=count,
-        activation_type="silu",
         normalize_routing_weights=normalised,
+        **attrs,
     )
     inputs = {"x": x, "r": logits}
-    graph = imported(model_of([node], inputs, ["y"], constants=weights), tmp_path)
+    graph = imported(model_of([node], inputs, ["y"], constants=constants), tmp_path)
     assert not opaque(graph)
+
+    def product(i: int, expert: int, row: Any) -> Any:
+        weight, bias = held[2 * i], held[2 * i + 1]
+        assert weight is not None
+        return weight[expert] @ row + (0 if bias is None else bias[expert])
+
+    def activated(expert: int, row: Any) -> Any:
+        gate = product(0, expert, row)
+        if fusion:
+            gate, up = (gate[::2], gate[1::2]) if fusion == 1 else np.split(gate, 2)
+            limit, alpha = case.get("swiglu_limit", math.inf), case.get("activation_alpha", 1.0)
+            gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+            beta = case.get("activation_beta", 0.0)
+            return gate / (1 + np.exp(-alpha * gate)) * (up + beta)
+        if case["activation_type"] == "gelu":
+            return gate * (1 + np.vectorize(math.erf)(gate / math.sqrt(2))) / 2
+        gate = gate / (1 + np.exp(-gate))
+        return gate * product(2, expert, row) if gated else gate
+
     shares = np.exp(logits.astype(np.float64))
     shares /= shares.sum(axis=1, keepdims=True)
-    wanted = np.zeros((BATCH * LENGTH, 6))
-    for token, row in enumerate(x.reshape(-1, 6).astype(np.float64)):
+    wanted = np.zeros((BATCH * LENGTH, hidden_size))
+    for token, row in enumerate(x.reshape(-1, hidden_size).astype(np.float64)):
         best = np.argsort(-shares[token])[:count]
         total = shares[token][best].sum() if normalised else 1.0
         for expert in best:
-            hidden = weights["a"][expert] @ row
-            hidden = hidden / (1 + np.exp(-hidden))
-            if gated:
-                hidden = hidden * (weights["c"][expert] @ row)
-            wanted[token] += shares[token][expert] / total * (weights["b"][expert] @ hidden)
+            result = product(1, expert, activated(expert, row))
+            wanted[token] += shares[token][expert] / total * result
     assert_same(graph, inputs, [wanted.reshape(x.shape)], 1e-6)
 
 

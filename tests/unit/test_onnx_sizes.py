@@ -203,6 +203,17 @@ def test_a_size_that_follows_from_two_sums(tmp_path: Path) -> None:
     assert_same(graph, inputs, run_onnx(model, inputs))
 
 
+def test_rows_of_two_axes_with_a_symbol_of_their_own(tmp_path: Path) -> None:
+    nodes = [_node("Reshape", "rows shape", "r"), _node("Add", "r x", "y")]
+    nodes = [_node("Shape", "x", "shape"), *nodes]
+    inputs = {"x": random(2, 3, 4), "rows": random(6, 4)}
+    shapes = {"x": ("batch", "seq", 4), "rows": ("n", 4)}
+    model = model_of(nodes, inputs, ["y"], shapes=shapes)
+    graph = imported(model, tmp_path)
+    assert str(graph.type("rows").shape[0]) == "batch*seq"
+    assert_same(graph, inputs, run_onnx(model, inputs))
+
+
 def test_a_size_that_has_to_divide_two(tmp_path: Path) -> None:
     """GPT-2 makes `[batch, -1]` of its mask, with the batch of its token ids."""
     nodes = [

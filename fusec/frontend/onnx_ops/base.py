@@ -592,14 +592,16 @@ class Context:
             slope = symbolic.substitute(difference, {name: 1}) - at_zero
             if slope == 0 or difference != slope * symbolic.symbol(name) + at_zero:
                 continue
-            if slope in (1, -1):
-                rest = 0 - slope * at_zero
-                if isinstance(rest, Expr) and self.span(rest)[0] >= self.graph.symbols[name][0]:
-                    raise Restart({name: rest})
             value = symbolic.floor_divide(0 - at_zero, slope)
-            if isinstance(value, int) and value >= 0 and slope * value + at_zero == 0:
-                if value or isinstance(slope, int):
-                    raise Restart({name: value})
+            if slope * value + at_zero != 0:
+                continue
+            if isinstance(value, int):
+                possible = value >= 0 and (value > 0 or isinstance(slope, int))
+            else:
+                least = self.graph.symbols[name][0]
+                possible = isinstance(slope, int) and self.span(value)[0] >= least
+            if possible:
+                raise Restart({name: value})
 
     def _find_factor(self, difference: Dim) -> None:
         """Where `difference` is zero for the multiples of a number, keep the symbol to those."""

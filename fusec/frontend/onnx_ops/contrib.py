@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from fusec import symbolic
-from fusec.frontend.onnx_ops.base import MICROSOFT, Call, Context, NotCovered, Results, operator
+from fusec.frontend.onnx_ops.base import (
+    MICROSOFT,
+    Call,
+    Context,
+    NotCovered,
+    Results,
+    Value,
+    operator,
+)
 from fusec.frontend.onnx_ops.elementwise import swish
 from fusec.ir.types import Attrs
 from fusec.ir.weights import concatenated
@@ -49,18 +59,25 @@ def _bias_split_gelu(ctx: Context, call: Call) -> Results:
     return ctx.elementwise("mul", ctx.slice(x, -1, 0, half), gate)
 
 
+@operator("QMoE", domain=MICROSOFT)
+def _quantised_moe(ctx: Context, call: Call) -> Results:
+    raise NotCovered("the order of its weights depends on the device that they were packed for")
+
+
 @operator("MoE", domain=MICROSOFT)
 def _moe(ctx: Context, call: Call) -> Results:
     """input, router logits, fc1, bias, fc2, bias, fc3, bias: softmax over all, then the best k.
 
-    fc1 is [E, I, H], fc2 [E, H, I]; with fc3 the hidden layer is act(fc1 x) * (fc3 x).
+    fc1 is [E, I, H], fc2 [E, H, I]; with fc3 the hidden layer is act(fc1 x) * (fc3 x).  `swiglu`
+    may have both in fc1, one below the other or in turn.
     """
     x, logits = call.operand(0), call.operand(1)
     first, second, third = call.operand(2), call.operand(4), call.optional(6)
-    biased = any(call.optional(index) is not None for index in (3, 5, 7))
-    activation = call.text("activation_type", "relu")
-    if biased or call.integer("use_sparse_mixer", 0) or activation not in ("silu", "gelu", "relu"):
-        raise NotCovered(f"`MoE` with a bias, a sparse mixer or the activation `{activation}`")
+    biases = [call.optional(index) for index in (3, 5, 7)]
+    if call.integer("use_sparse_mixer", 0):
+        raise NotCovered("`MoE` with a sparse mixer")
+    joined = call.integer("swiglu_fusion", 0) if third is None else 0
+    activation = _expert_activation(call, gated=third is not None or joined > 0)
     rows = symbolic.product(x.shape[:-1])
     flat = ctx.reshape(x, (rows, x.shape[-1]))
     logits = ctx.reshape(logits, (rows, logits.shape[-1]))
@@ -69,19 +86,46 @@ def _moe(ctx: Context, call: Call) -> Results:
     weights, experts = ctx.emit_all("topk", (shares,), attrs)
     if call.integer("normalize_routing_weights", 0):
         weights = ctx.elementwise("div", weights, ctx.reduce("reduce_sum", weights, (1,), True))
-    if third is None:
-        gate_up = first
-    elif first.weight is not None and third.weight is not None:
-        name = f"{first.weight.name}_and_up"
-        gate_up = ctx.parameter(concatenated(name, (first.weight, third.weight), 1))
-    else:
-        gate_up = ctx.concat((first, third), 1)
+    operands = [flat, weights, experts, _joined(ctx, first, third), second]
+    biased = any(bias is not None for bias in biases)
+    if biased:
+        tables = (first, second, third)
+        held = [
+            ctx.full(0.0, table.shape[:2], x.dtype) if bias is None and table is not None else bias
+            for bias, table in zip(biases, tables, strict=True)
+        ]
+        assert held[0] is not None and held[1] is not None
+        operands += [_joined(ctx, held[0], held[2]), held[1]]
     attrs = {
-        "activation": activation,
-        "gate_up_layout": "split",
+        **activation,
+        "gate_up_layout": "interleaved" if joined == 1 else "split",
         "transposed": False,
-        "has_bias": False,
-        "gated": third is not None,
+        "has_bias": biased,
+        "gated": third is not None or joined > 0,
     }
-    result = ctx.emit("moe", (flat, weights, experts, gate_up, second), attrs)
+    result = ctx.emit("moe", operands, attrs)
     return ctx.reshape(result, x.shape)
+
+
+def _expert_activation(call: Call, gated: bool) -> Attrs:
+    """G * sigmoid(alpha * G) * (L + beta) of the clamped halves is `silu` or `swiglu_oai`."""
+    name = call.text("activation_type", "relu")
+    if name in ("silu", "gelu", "relu"):
+        return {"activation": name}
+    alpha, beta = call.number("activation_alpha", 1.0), call.number("activation_beta", 0.0)
+    limit = call.number("swiglu_limit", math.inf)
+    if name == "swiglu" and gated and beta == 1.0:
+        return {"activation": "swiglu_oai", "alpha": alpha, "limit": limit}
+    if name == "swiglu" and gated and (alpha, beta, limit) == (1.0, 0.0, math.inf):
+        return {"activation": "silu"}
+    raise NotCovered(f"`MoE` with the activation `{name}` ({alpha:g}, {beta:g}, {limit:g})")
+
+
+def _joined(ctx: Context, gate: Value, up: Value | None) -> Value:
+    """The rows of gate, and behind them those of up, of each expert."""
+    if up is None:
+        return gate
+    if gate.weight is not None and up.weight is not None:
+        name = f"{gate.weight.name}_and_up"
+        return ctx.parameter(concatenated(name, (gate.weight, up.weight), 1))
+    return ctx.concat((gate, up), 1)

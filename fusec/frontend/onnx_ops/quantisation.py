@@ -25,7 +25,7 @@ from fusec.frontend.onnx_ops.base import (
 from fusec.frontend.onnx_ops.elementwise import saturated
 from fusec.frontend.onnx_ops.tensors import INT4, UINT4, dtype_of
 from fusec.ir.types import TensorType
-from fusec.ir.weights import Bits, Weight, digest
+from fusec.ir.weights import Bits, Weight, digest, from_array
 from fusec.symbolic import Dim
 
 _LIMITS = {"u8": (0, 255), "i8": (-128, 127), "i16": (-32768, 32767)}
@@ -251,16 +251,42 @@ def _levels(packed: Bits, bits: int) -> NDArray[np.float32]:
 
 @operator("GatherBlockQuantized", domain=MICROSOFT)
 def _gather_block_quantized(ctx: Context, call: Call) -> Results:
-    """Rows of a table that is dequantised when it is written."""
+    """Rows of a table that is dequantised when it is written.
+
+    Bytes may hold two levels each, along the last axis; their zero point is in the middle unless it
+    is given, that of 4-bit integers is 0.
+    """
     data, indices, scales = call.operand(0), call.operand(1), call.operand(2)
-    zero = call.optional(3)
+    zero, bits = call.optional(3), call.integer("bits", 4)
     axis = positive_axes((call.integer("gather_axis", 0),), data.rank)[0]
+    if bits not in (4, 8):
+        raise NotCovered(f"a table of {bits} bits")
+    if data.dtype == "u8" and not data.four_bits:
+        if zero is None:
+            middle = np.array(1 << (bits - 1), np.uint8)
+            zero = ctx.parameter(from_array("zero", "u8", middle))
+        elif bits == 4:
+            zero = _widened(ctx, zero, scales.shape)
+        if bits == 4:
+            data = _widened(ctx, data, (*data.shape[:-1], 2 * data.shape[-1]))
     along = positive_axes((call.integer("quantize_axis", data.rank - 1),), data.rank)[0]
     static(data.shape[along], "the size of a table")
-    if data.weight is None or call.integer("bits", 4) != 4 or data.dtype == "u8":
-        raise NotCovered("a quantised table that is not stored in 4 bits")
-    block = call.integer("block_size", 128)
-    table = dequantized_weight(data, scales, zero, along, block)
+    table = dequantized_weight(data, scales, zero, along, call.integer("block_size", 128))
     if table is None:
         raise NotCovered("a quantised table that is computed")
     return ctx.take(ctx.parameter(table), indices, axis)
+
+
+def _widened(ctx: Context, packed: Value, shape: tuple[Dim, ...]) -> Value:
+    """Levels [..., n] of bytes [..., n / 2, rounded up], one in a byte."""
+    if packed.weight is None:
+        raise NotCovered("a quantised table that is computed")
+    sizes = tuple(static(dim, "the size of a table") for dim in shape)
+
+    def read(bits: Bits) -> Bits:
+        both = _levels(bits, 4).astype(np.uint8).reshape(*sizes[:-1], -1)
+        return both[..., : sizes[-1]]
+
+    weight = packed.weight
+    kind = TensorType("u8", sizes)
+    return ctx.parameter(weight.derive(weight.name, kind, "two levels a byte", read))
