@@ -293,7 +293,7 @@ class _Reader:
         if dim.HasField("dim_value") and dim.dim_value > 0:
             return int(dim.dim_value)
         text = str(dim.dim_param)
-        if text:
+        if re.search(r"\w", text):  # `?` names nothing
             try:
                 expression = symbolic.parse_dim(text)
             except ParseError:

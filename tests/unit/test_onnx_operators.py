@@ -618,6 +618,21 @@ def test_quantisation_to_float8(dtype: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(rounded(got / 0.5, dtype) * 0.5, run_onnx(model, inputs)[0])
 
 
+@pytest.mark.parametrize("op", ["Min", "Max"])
+@pytest.mark.parametrize("number_first", [False, True])
+def test_the_smaller_of_a_value_and_a_number_is_a_clamp(
+    op: str, number_first: bool, tmp_path: Path
+) -> None:
+    """As PyTorch's exporter writes `clamp(max=...)`: SwiGLU with a limit is found by it."""
+    names = ["c", "x"] if number_first else ["x", "c"]
+    model = model_of(
+        [helper.make_node(op, names, ["y"])], {"x": X}, ["y"], constants={"c": floats(0.3)}
+    )
+    graph = imported(model, tmp_path)
+    assert [node.op for node in graph.nodes()] == ["clamp"]
+    assert_same(graph, {"x": X}, run_onnx(model, {"x": X}))
+
+
 @pytest.mark.parametrize(("element", "zero"), [(22, 1), (21, 7), (22, None), (21, None)])
 def test_quantisation_to_four_bits(element: int, zero: int | None, tmp_path: Path) -> None:
     """The levels are those of 4 bits, though 8 hold them."""

@@ -293,9 +293,10 @@ def test_names_that_expressions_reserve(tmp_path: Path) -> None:
     assert list(graph.symbols) == ["threads_", "a_b_c"]
 
 
-def test_unnamed_sizes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(None, 0), ("?", "?")])
+def test_unnamed_sizes(shape: tuple[Any, ...], tmp_path: Path) -> None:
     inputs = {"x": random(2, 5)}
-    model = model_of([_node("Relu", "x", "y")], inputs, ["y"], shapes={"x": (None, 0)})
+    model = model_of([_node("Relu", "x", "y")], inputs, ["y"], shapes={"x": shape})
     graph = imported(model, tmp_path)
     assert list(graph.symbols) == ["x_0", "x_1"]
     assert_same(graph, inputs, [np.maximum(inputs["x"], 0)])

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fusec.diagnostics import UnsupportedError
 from fusec.formats import FP8, magnitudes
 from fusec.frontend.onnx_ops.base import (
@@ -100,6 +102,30 @@ for _name, _target in _BINARY.items():
     operator(_name)(_binary(_target))
 for _name, _target in _VARIADIC.items():
     operator(_name)(_variadic(_target))
+
+
+@operator("Max", "Min")
+def _extreme(ctx: Context, call: Call) -> Results:
+    """Of a value and a number it is the `clamp` that PyTorch's exporter writes so."""
+    op = _VARIADIC[call.op]
+    if len(call.inputs) == 2:
+        for x, bound in ((0, 1), (1, 0)):
+            found = _clamped(ctx, op, call.operand(x), call.operand(bound))
+            if found is not None:
+                return found
+    return _variadic(op)(ctx, call)
+
+
+def _clamped(ctx: Context, op: str, x: Value, bound: Value) -> Value | None:
+    if bound.content is None or x.content is not None or not x.type.element.is_float:
+        return None
+    number = ctx.array(bound)
+    if number is None or number.size != 1 or bound.rank > x.rank or np.isnan(number).any():
+        return None
+    limit = float(number.reshape(()))
+    lower = op == "maximum"
+    attrs: Attrs = {"min": limit if lower else None, "max": None if lower else limit}
+    return ctx.emit("clamp", (x,), attrs)
 
 
 @operator("Add")

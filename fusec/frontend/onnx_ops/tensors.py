@@ -73,7 +73,9 @@ def dtype_of(element: int, what: str) -> str:
         message = f"{what} has 4-bit integers, which only `DequantizeLinear` may read"
         raise UnsupportedError(message)
     if element in _FOREIGN:
-        raise UnsupportedError(f"{what} has the element type `{_FOREIGN[element]}`")
+        message = f"{what} has the element type `{_FOREIGN[element]}`, which fusec has not"
+        known = ", ".join(f"`{name}`" for name in DTYPE_OF.values())
+        raise UnsupportedError(message, hint=f"export the model with one of {known}")
     raise InputError(f"{what} has the unknown element type {element}")
 
 
