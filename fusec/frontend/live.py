@@ -11,10 +11,12 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -22,13 +24,15 @@ from torch import nn
 from torch._decomp import get_decompositions
 from torch.export import _trace
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+import fusec
 from fusec.diagnostics import InputError, UsageError
 from fusec.frontend.aten import AtenProgram, AtenTensor
 from fusec.frontend.dims import RESERVED, DimRequest, DimSpec, dim_specs, range_text
-from fusec.frontend.pt2 import guard_shapes
+from fusec.frontend.pt2 import guard_shapes, source_line
 from fusec.frontend.translate import AUTOCAST
 from fusec.symbolic import Dim
 
@@ -172,10 +176,28 @@ def _export(
             failure = failure or error
             if "device" not in str(error):
                 break
+    assert failure is not None
     kind = type(module).__name__
     hint = "`torch.export.export(module, args)` has to accept the model"
     why = _short(str(failure)) or type(failure).__name__
-    raise InputError(f"`torch.export` cannot export `{kind}`: {why}", hint=hint) from failure
+    if isinstance(failure, GuardOnDataDependentSymNode):
+        why = f"a branch or a loop is data-dependent, by `{failure.cond}`, and no graph holds it"
+        hint = "let that line compute all elements alike, for example with a mask, not a selection"
+    message = f"`torch.export` cannot export `{kind}`: {why}"
+    raise InputError(message, at=_line_of_model(failure), hint=hint) from failure
+
+
+def _line_of_model(failure: BaseException) -> str | None:
+    """The innermost line on the way to `failure` that is of neither PyTorch, Python nor fusec."""
+    folders = tuple(str(Path(file).parent) for file in (torch.__file__, fusec.__file__))
+    python = str(Path(inspect.__file__).parent)
+    lines = [
+        f'File "{frame.filename}", line {frame.lineno}'
+        for frame in traceback.extract_tb(failure.__traceback__)
+        if not frame.filename.startswith((*folders, "<"))
+        and ("site-packages" in frame.filename or not frame.filename.startswith(python))
+    ]
+    return source_line(lines[-1]) if lines else None
 
 
 def _about_dims(text: str) -> bool:

@@ -158,9 +158,12 @@ class Torn(torch.nn.Module):
 
 
 def test_a_refusal_of_torch_comes_without_its_graph(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match=r"cannot export `Torn`: .*data-dependent"):
+    with pytest.raises(InputError, match=r"cannot export `Torn`: .*data-dependent") as refused:
         load_source(Torn(), example_inputs={"x": torch.ones(3)})
     assert "def forward" not in capfd.readouterr().err
+    line = Torn.forward.__code__.co_firstlineno + 1
+    assert refused.value.at == f"test_sources_live.py:{line}"
+    assert refused.value.hint is not None and "mask" in refused.value.hint
 
 
 def test_a_size_that_export_cuts_is_narrowed_and_reported() -> None:
