@@ -255,7 +255,7 @@ def _params(call: Call, inner: Dim) -> tuple[Param, ...]:
     x, weights, indices = call.inputs[:3]
     attrs, out = call.attrs, call.outputs[0]
     activation = str_attr(attrs, "activation")
-    alpha, limit = attrs["alpha"], attrs["limit"]
+    alpha, limit = attrs.get("alpha"), attrs.get("limit")
     gated = bool_attr(attrs, "gated")
     return (
         *(x.shape[0], x.shape[1], inner, call.input_type(3).shape[0], weights.shape[1]),
