@@ -611,6 +611,46 @@ def test_attention_with_a_cache(tmp_path: Path) -> None:
     assert attention.attrs["causal"] is True
 
 
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {},
+        {"is_causal": 1},
+        {"is_causal": 1, "left_window_size": 2},
+        {"left_window_size": 1, "right_window_size": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_over_a_buffer(attrs: dict[str, Any], masked: bool, tmp_path: Path) -> None:
+    """Of each row only the first keys count; the queries are the last of them."""
+    operands = {
+        "q": random(BATCH, HEADS, 3, SIZE),
+        "k": random(BATCH, 2, 9, SIZE),
+        "v": random(BATCH, 2, 9, SIZE, seed=1),
+        "m": random(3, 9) if masked else None,
+        "pk": None,
+        "pv": None,
+        "n": np.array([9, 4], np.int64),
+    }
+    _compare(tmp_path, "Attention", operands, domain="", opset=25, **attrs)
+
+
+@pytest.mark.parametrize("mode", ["linear", "circular"])
+@pytest.mark.parametrize("begins", [None, [1, 4]])
+@pytest.mark.parametrize("axis", [-2, 1])
+def test_a_buffer_is_written_to(
+    mode: str, begins: list[int] | None, axis: int, tmp_path: Path
+) -> None:
+    shape = [BATCH, 7, 7, 4]
+    operands: dict[str, Array | None] = {"past": random(*shape)}
+    shape[axis] = 3
+    operands["new"] = random(*shape, seed=1)
+    if begins is not None:
+        operands["begin"] = np.array(begins, np.int64) + 2 * (mode == "circular")
+    _compare(tmp_path, "TensorScatter", operands, domain="", opset=24, mode=mode, axis=axis)
+
+
 @pytest.mark.parametrize("interleaved", [0, 1])
 @pytest.mark.parametrize("gathered", [False, True])
 def test_rotary_of_opset_23(interleaved: int, gathered: bool, tmp_path: Path) -> None:

@@ -84,10 +84,11 @@ def _both_masks(ctx: Context, a: Value | None, b: Value) -> Value:
     return ctx.elementwise("where", b, a, ctx.scalar(-math.inf, a.dtype))
 
 
-def _distance(ctx: Context, queries: Dim, keys: Dim, past: Dim) -> Value:
-    """[S, T]: how far each key lies behind the query."""
-    row = ctx.reshape(ctx.iota(queries, start=past), (queries, 1))
-    return ctx.elementwise("sub", row, ctx.reshape(ctx.iota(keys), (1, keys)))
+def _distance(ctx: Context, places: Value, keys: Dim) -> Value:
+    """How far each key lies behind the queries at `places`: [S, T], or [B, 1, S, T] of [B, S]."""
+    ones = (1,) * (places.rank - 1)
+    rows = ctx.reshape(places, (*places.shape[:-1], *ones, places.shape[-1], 1))
+    return ctx.elementwise("sub", rows, ctx.iota(keys))
 
 
 @operator("Attention")
@@ -95,8 +96,7 @@ def _attention(ctx: Context, call: Call) -> Results:
     """ONNX's own, version 23 and later."""
     q, k, v, mask = (call.operand(0), call.operand(1), call.operand(2), call.optional(3))
     flat = q.rank == 3
-    if call.optional(6) is not None:
-        raise NotCovered("`Attention` with lengths of a cache")
+    lengths = call.optional(6)
     if call.wants(3):
         raise NotCovered("the scores as a result")
     if flat:
@@ -116,20 +116,38 @@ def _attention(ctx: Context, call: Call) -> Results:
     if mask is not None:
         mask = _padded_mask(ctx, mask, keys)
     window: int | None = None
-    plain = queries + past == keys  # the query's place is then that of the IR
+    # The query's place is then that of the IR.
+    plain = queries + past == keys and lengths is None
     if plain and left >= 0 and (causal or left == right):
         window, left, right = left + 1, -1, -1
     if causal and not plain:
         right, causal = 0, False
+    padding = None
+    if lengths is not None:
+        counts = ctx.reshape(lengths, (q.shape[0], 1))
+        padding = ctx.elementwise("lt", ctx.iota(keys), counts)
     if left >= 0 or right >= 0:
-        distance = _distance(ctx, queries, keys, past)
+        places = ctx.iota(queries, start=past)
+        if lengths is not None:
+            first = ctx.elementwise("sub", counts, ctx.scalar(queries, "i64"))
+            places = _behind(ctx, first, queries)
+        distance = _distance(ctx, places, keys)
         for limit, op, sign in ((left, "le", 1), (right, "ge", -1)):
             if limit >= 0:
                 near = ctx.elementwise(op, distance, ctx.scalar(limit * sign, "i64"))
                 mask = _both_masks(ctx, mask, near)
     softcap = call.number("softcap", 0.0)
     result = attend(
-        ctx, q, k, v, scale=scale, mask=mask, causal=causal, window=window, softcap=softcap
+        ctx,
+        q,
+        k,
+        v,
+        scale=scale,
+        mask=mask,
+        key_padding=padding,
+        causal=causal,
+        window=window,
+        softcap=softcap,
     )
     return join_heads(ctx, result) if flat else result, k, v
 
@@ -252,11 +270,7 @@ def _group_query_attention(ctx: Context, call: Call) -> Results:
     mask, window = call.optional(10), call.integer("local_window_size", -1)
     if starts is not None:
         k, v = (_closed_up(ctx, x, starts, past) for x in (k, v))
-        distance = ctx.elementwise(
-            "sub",
-            ctx.reshape(_behind(ctx, starts, length), (batch, 1, length, 1)),
-            ctx.iota(past + length),
-        )
+        distance = _distance(ctx, _behind(ctx, starts, length), past + length)
         mask = _both_masks(ctx, mask, ctx.elementwise("ge", distance, ctx.scalar(0, "i64")))
         if window > 0:
             near = ctx.elementwise("lt", distance, ctx.scalar(window, "i64"))

@@ -158,3 +158,22 @@ def _compress(ctx: Context, call: Call) -> Results:
     (axis,) = positive_axes((call.integer("axis", 0),), x.rank)
     places = [index for index, keep in enumerate(condition.reshape(-1).tolist()) if keep]
     return ctx.take(x, ctx.integers(places), axis)
+
+
+@operator("TensorScatter")
+def _tensor_scatter(ctx: Context, call: Call) -> Results:
+    """A cache, what is new, and where in each row of the batch it begins."""
+    cache, update, begin = call.operand(0), call.operand(1), call.optional(2)
+    (axis,) = positive_axes((call.integer("axis", -2),), cache.rank)
+    for index, (a, b) in enumerate(zip(cache.shape, update.shape, strict=True)):
+        if index != axis:
+            ctx.require_equal(a, b)
+    size = update.shape[axis]
+    place = ctx.reshape(ctx.iota(size), (size, *(1,) * (cache.rank - 1 - axis)))
+    if begin is not None:
+        rows = ctx.reshape(begin, (cache.shape[0], *(1,) * (cache.rank - 1)))
+        place = ctx.elementwise("add", rows, place)
+    if call.text("mode", "linear") == "circular":
+        place = ctx.elementwise("mod", place, ctx.scalar(cache.shape[axis], "i64"))
+    place = ctx.expand(place, update.shape)
+    return ctx.emit("scatter", (cache, place, update), {"axis": axis, "reduce": None})
