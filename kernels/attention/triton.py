@@ -301,7 +301,7 @@ class _Attention:
         if self.constants["WINDOW"] >= 0:
             keys = min(keys, 2 * self.constants["WINDOW"] + FEW_QUERIES)
         units = PROGRAMS * UNITS[self.call.target.name] // self.constants["KV_HEADS"]
-        return max(1, int(min(keys // (LEAST_BLOCKS * tile.keys), units, MOST_PARTS)))
+        return max(1, int(min(keys / (LEAST_BLOCKS * tile.keys), units, MOST_PARTS)))
 
     def _launch(
         self,

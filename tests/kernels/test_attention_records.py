@@ -231,6 +231,13 @@ def test_ranges_decide_what_is_launched(queries: Range, keys: Dim, count: int) -
     assert len(geometry.launches(target_named("gfx950"))) == count
 
 
+def test_keys_without_a_bound_are_divided() -> None:
+    """As those of a cache are."""
+    ranges = {**RANGES, "keys": (1, None)}
+    geometry = dataclasses.replace(LLAMA, keys=KEYS, ranges=ranges)
+    assert len(geometry.launches(target_named("gfx950"))) == 3
+
+
 def grids(queries: int, batch: int, geometry: Geometry = LLAMA) -> list[list[int]]:
     sizes = {"queries": queries, "keys": 4096, "batch": batch}
     launches = dataclasses.replace(geometry, keys=KEYS).launches(target_named("gfx950"))
