@@ -448,7 +448,7 @@ def _output(source: object, output: str | os.PathLike[str] | None) -> Path | Non
     """
     if output is None:
         return Path(artifact_name(name_of(source))) if isinstance(source, str | Path) else None
-    if Path(output).is_dir():
+    if os.path.isdir(output):
         raise UsageError(f"`{output}` is a folder", hint="name a file, such as `-o model.fusec`")
     return Path(output)
 

@@ -22,6 +22,8 @@ class FusecError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    usual_hint: ClassVar[str | None] = None
+    """What to do where the error itself does not say."""
 
     def __init__(
         self,
@@ -34,7 +36,7 @@ class FusecError(Exception):
         super().__init__(message)
         self.at = at
         self.detail = detail
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
     def render(self) -> str:
         """`error: ...`, then where, then what to do."""
@@ -67,6 +69,7 @@ _REMEDIES = {
     errno.ENOENT: "check the path: each folder in it has to exist",
     errno.ENOTDIR: "check the path: a file stands in it where a folder should",
     errno.EISDIR: "name a file in it",
+    errno.EEXIST: "name another place: a file stands there",
     errno.EACCES: "ask for the right to it, or name another place",
     errno.EPERM: "ask for the right to it, or name another place",
     errno.EROFS: "name a place on a disk that can be written to",
@@ -112,6 +115,7 @@ class ArtifactError(FusecError):
     """An artifact is corrupt, of another version, or not made for this device."""
 
     exit_code = 5
+    usual_hint = "copy the file again, or compile again"
 
 
 class DeviceError(FusecError):

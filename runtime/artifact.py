@@ -382,12 +382,11 @@ class Artifact:
                 f"the artifact was compiled with `--weights none`: its {len(table.tensors)} "
                 "weights have to be given",
                 at=str(self.path),
-                hint="`--weights FILE` takes what `compile --weights external` writes beside an "
-                "artifact",
             )
         if not file.exists():
             if given:
-                raise InputError(f"there is no file `{file}` with weights")
+                hint = "check the path"
+                raise InputError(f"there is no file `{file}` with weights", hint=hint)
             raise MissingEntryError(
                 f"the weights file `{file.name}` is missing",
                 at=str(self.path),
@@ -760,8 +759,4 @@ def _text(data: memoryview, at: str) -> str:
 
 
 def _changed(name: str, path: Path) -> ChecksumError:
-    return ChecksumError(
-        f"the entry `{name}` is not the one that was written",
-        at=str(path),
-        hint="copy the file again, or compile again",
-    )
+    return ChecksumError(f"the entry `{name}` is not the one that was written", at=str(path))

@@ -72,13 +72,19 @@ class MalformedError(ArtifactError):
 class WeightsError(ArtifactError):
     """The weights are not those that the artifact was compiled for."""
 
+    usual_hint = "`--weights` takes what `compile --weights external` writes beside an artifact"
+
 
 class TargetError(ArtifactError):
     """The artifact holds no code for this device."""
 
+    usual_hint = "compile it for this device"
+
 
 class CodeError(ArtifactError):
     """Native code could not be loaded, or failed while it ran."""
+
+    usual_hint = "compile it again for this device"
 
 
 class LibraryError(ArtifactError):

@@ -30,7 +30,7 @@ class NewFile:
         """
         check_place(path)
         self.path = Path(os.path.realpath(path))
-        self.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.tmp")
+        self.temporary = self.path.with_name(f".fusec-{secrets.token_hex(8)}.tmp")
         with write_errors(path):
             self.file: IO[bytes] = self.temporary.open("xb")
 

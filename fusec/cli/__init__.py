@@ -52,6 +52,8 @@ MACHINE_ERRORS = frozenset(
         errno.EFBIG,
         errno.EIO,
         errno.EMFILE,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
         errno.ENFILE,
         errno.ENOMEM,
         errno.ENOSPC,

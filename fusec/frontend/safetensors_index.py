@@ -23,6 +23,7 @@ from fusec.ir.weights import Bits, Weight, digest
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 512 << 20
+_AGAIN = "copy or download it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def read_header(path: Path) -> dict[str, Stored]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise InputError("the safetensors header is cut off", at=f"{path}")
+            raise InputError("the safetensors header is cut off", at=f"{path}", hint=_AGAIN)
         text = file.read(length)
     header = _object(text, path)
     tensors: dict[str, Stored] = {}
@@ -130,13 +131,15 @@ def read_header(path: Path) -> dict[str, Stored]:
 def _stored(path: Path, name: str, entry: object, base: int, size: int) -> Stored:
     where = f"{path}: {name}"
     if not isinstance(entry, Mapping):
-        raise InputError("a safetensors entry is not an object", at=where)
+        raise InputError("a safetensors entry is not an object", at=where, hint=_AGAIN)
     dtype = BY_SAFETENSORS.get(str(entry.get("dtype")))
     if dtype is None:
         raise InputError(f"unknown safetensors dtype `{entry.get('dtype')}`", at=where)
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:  # type: ignore[arg-type]
-        raise InputError("a safetensors entry has no sound shape and offsets", at=where)
+        raise InputError(
+            "a safetensors entry has no sound shape and offsets", at=where, hint=_AGAIN
+        )
     begin, end = offsets  # type: ignore[misc]
     sizes: tuple[int, ...] = tuple(shape)  # type: ignore[arg-type]
     if dtype.kind == "packed":
@@ -145,7 +148,9 @@ def _stored(path: Path, name: str, entry: object, base: int, size: int) -> Store
         sizes = (*sizes[:-1], sizes[-1] // 2)
     stored = Stored(path, base + begin, dtype.name, sizes)
     if begin + stored.nbytes != end or base + end > size:
-        raise InputError("the bytes of a tensor do not fit its shape or the file", at=where)
+        raise InputError(
+            "the bytes of a tensor do not fit its shape or the file", at=where, hint=_AGAIN
+        )
     return stored
 
 
@@ -158,7 +163,7 @@ def _naturals(value: object) -> bool:
 def _weight_map(index: Path) -> dict[str, str]:
     held = _object(index.read_bytes(), index).get("weight_map")
     if not isinstance(held, dict) or not all(isinstance(name, str) for name in held.values()):
-        raise InputError("the index has no `weight_map`", at=f"{index}")
+        raise InputError("the index has no `weight_map`", at=f"{index}", hint=_AGAIN)
     return held
 
 
@@ -166,8 +171,7 @@ def _object(text: bytes, path: Path) -> dict[str, object]:
     try:
         held = json.loads(text)
     except (ValueError, RecursionError) as error:
-        hint = "copy or download it again"
-        raise InputError(f"not sound JSON: {error}", at=f"{path}", hint=hint) from None
+        raise InputError(f"not sound JSON: {error}", at=f"{path}", hint=_AGAIN) from None
     if not isinstance(held, dict):
-        raise InputError("not a JSON object", at=f"{path}")
+        raise InputError("not a JSON object", at=f"{path}", hint=_AGAIN)
     return held

@@ -312,6 +312,15 @@ def test_folders_that_cannot_be_made(
         assert done.err.startswith(f"error: cannot write `{place}`: ")
 
 
+def test_names_that_are_too_long(fusec: Fusec, archive: Path, tmp_path: Path) -> None:
+    call = ("compile", archive, "--target", "x86-64-v3", "-o")
+    done = fusec(*call, tmp_path / ("a" * 256))
+    assert done.code == 1
+    assert done.err.endswith("file name too long\n\nhint: give it a shorter name\n")
+    assert fusec("compile", "a" * 256, "--target", "x86-64-v3").code == 1
+    assert fusec(*call, tmp_path / ("a" * 255)).code == 0
+
+
 def test_a_file_that_cannot_be_read_is_no_wrong_call(
     fusec: Fusec, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
