@@ -227,7 +227,7 @@ class Rope(FusionPass):
         wanted = graph.type(match.root.output).dtype
         if "rope" not in nodes and graph.type(x).dtype != wanted:
             x = build.value("cast", [x], {"dtype": wanted})
-        cos, sin = (before_widening(graph, match.values[name]) for name in ("cos", "sin"))
+        cos, sin = (_table_for(graph, x, match.values[name]) for name in ("cos", "sin"))
         if "back" in nodes:
             sin = build.value("neg", [sin])
         value = build.value("rope", [x, cos, sin], attrs)
@@ -235,6 +235,12 @@ class Rope(FusionPass):
         if graph.type(value).shape != shape:  # pairs that were flattened together with the heads
             value = build.value("reshape", [value], {"shape": shape})
         return {match.root.output: value}
+
+
+def _table_for(graph: Graph, x: str, table: str) -> str:
+    """`table` before it was widened, if it was of the dtype of `x`; kernels read that and f32."""
+    narrow = before_widening(graph, table)
+    return narrow if graph.type(narrow).dtype == graph.type(x).dtype else table
 
 
 def before_unpairing(graph: Graph, x: str) -> str | None:
