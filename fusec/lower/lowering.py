@@ -311,10 +311,10 @@ class _Lowering:
         kind = self.graph.type(value)
         if node.op in VIEWS:
             source = self.storage_of(node.inputs[0])
-            seen = viewed(source, node.op, node.attrs, kind.shape, self.graph.symbols)
+            seen = viewed(source, node.op, node.attrs, kind.shape)
             if seen is None:
                 copy = self._dense(source, node)
-                seen = viewed(copy, node.op, node.attrs, kind.shape, self.graph.symbols)
+                seen = viewed(copy, node.op, node.attrs, kind.shape)
             if seen is None:
                 raise InternalError(f"`{node.op}` of a dense value is not a view", at=node.name)
             return seen
@@ -340,7 +340,7 @@ class _Lowering:
         if value in self.storages or node is None or node.op != "reshape":
             return None
         source, shape = self.storage_of(node.inputs[0]), self.graph.type(value).shape
-        if viewed(source, "reshape", {}, shape, self.graph.symbols) is not None:
+        if viewed(source, "reshape", {}, shape) is not None:
             return None
         joined = merged_axes(source.shape, shape)
         return None if joined is None else (source, joined)
@@ -531,9 +531,9 @@ class _Lowering:
             if node is None or node.op != "reshape":
                 break
             source = self.storage_of(node.inputs[0])
-            if viewed(source, "reshape", {}, target.shape, self.graph.symbols) is not None:
+            if viewed(source, "reshape", {}, target.shape) is not None:
                 break
-            seen = viewed(target, "reshape", {}, source.shape, self.graph.symbols)
+            seen = viewed(target, "reshape", {}, source.shape)
             if seen is None:
                 break
             value, target = node.inputs[0], seen

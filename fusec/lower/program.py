@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from fusec import symbolic
 from fusec.diagnostics import InternalError
 from fusec.ir import TensorType
 from fusec.kernels.external.call import ExternalCall
@@ -154,8 +155,7 @@ class _Document:
 
     def _pointers(self, step: KernelStep) -> list[Json]:
         operands: list[Json] = [
-            [self.number[storage.buffer], size_json(storage.byte_offset)]
-            for storage in step.launch.operands
+            [self.number[storage.buffer], self._offset(storage)] for storage in step.launch.operands
         ]
         if step.scratch is not None:
             operands.append([self.number[step.scratch], 0])
@@ -180,11 +180,19 @@ class _Document:
             "kernarg_bytes": kernel.kernarg_bytes,
         }
 
+    def _offset(self, storage: Storage) -> Json:
+        """Bytes before the first element: within the buffer, even where there is no element."""
+        offset, ranges = storage.byte_offset, self.lowered.graph.symbols
+        if offset != 0 and not all(symbolic.known_positive(size, ranges) for size in storage.shape):
+            end = self.lowered.buffers[storage.buffer].bytes
+            offset = symbolic.minimum(symbolic.maximum(offset, 0), end)
+        return size_json(offset)
+
     def _place(self, storage: Storage) -> Json:
         """Where a value lies: its offset in bytes, its strides in elements."""
         return {
             "buffer": self.number[storage.buffer],
-            "offset": size_json(storage.byte_offset),
+            "offset": self._offset(storage),
             "dtype": storage.dtype,
             "shape": [size_json(size) for size in storage.shape],
             "strides": [size_json(stride) for stride in storage.strides],
@@ -207,7 +215,7 @@ class _Document:
             {
                 **_tensor(value, storage.dtype, storage.shape),
                 "buffer": self.number[storage.buffer],
-                "offset": size_json(storage.byte_offset),
+                "offset": self._offset(storage),
             }
             for value, storage in operands
         ]

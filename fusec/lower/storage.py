@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fusec import symbolic
 from fusec.diagnostics import InternalError
 from fusec.ir import Attrs, TensorType
 from fusec.ir.types import dim_attr, int_attr, ints_attr
 from fusec.kernels.launch import Storage, dense_strides
-from fusec.symbolic import Dim, Range
+from fusec.symbolic import Dim
 
 VIEWS = frozenset(("reshape", "transpose", "slice", "expand", "flip"))
 """Operations that only change how memory is looked at."""
@@ -40,16 +38,16 @@ def viewed(
     op: str,
     attrs: Attrs,
     shape: tuple[Dim, ...],
-    ranges: Mapping[str, Range],
 ) -> Storage | None:
     """Where the result of the view `op` of `storage` lies; `None` when strides cannot say it.
+
+    A view of nothing may begin outside of its buffer.
 
     Args:
         storage: of the operand.
         op: one of `VIEWS`.
         attrs: of the view.
         shape: of the result.
-        ranges: of the symbols.
     """
     strides = storage.strides
     if op == "transpose":
@@ -64,7 +62,7 @@ def viewed(
         offset = storage.offset + start * strides[axis]
         return replace(storage, shape=shape, strides=stepped, offset=offset)
     if op == "flip":
-        return _flipped(storage, ints_attr(attrs, "axes"), ranges)
+        return _flipped(storage, ints_attr(attrs, "axes"))
     if op == "reshape":
         steps = reshaped_strides(storage.shape, strides, shape)
         return None if steps is None else replace(storage, shape=shape, strides=steps)
@@ -80,13 +78,10 @@ def broadcast_strides(storage: Storage, shape: tuple[Dim, ...]) -> tuple[Dim, ..
     return tuple(strides)
 
 
-def _flipped(storage: Storage, axes: tuple[int, ...], ranges: Mapping[str, Range]) -> Storage:
+def _flipped(storage: Storage, axes: tuple[int, ...]) -> Storage:
     strides, offset = list(storage.strides), storage.offset
     for axis in {axis % len(strides) for axis in axes}:
-        last = storage.shape[axis] - 1
-        if not symbolic.known_positive(storage.shape[axis], ranges):
-            last = symbolic.maximum(last, 0)
-        offset = offset + last * strides[axis]
+        offset = offset + (storage.shape[axis] - 1) * strides[axis]
         strides[axis] = 0 - strides[axis]
     return replace(storage, strides=tuple(strides), offset=offset)
 

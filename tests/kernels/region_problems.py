@@ -182,7 +182,6 @@ def run_graph(
             node.op,
             node.attrs,
             graph.type(value).shape,
-            graph.symbols,
         )
         assert found is not None
         return found

@@ -66,13 +66,14 @@ class Compiled:
         def number(value: int | str) -> int:
             return value if isinstance(value, int) else evaluate(parse_dim(value), symbols)
 
+        ends = [number(buffer["bytes"]) for buffer in document["buffers"]]
         slots = [_fenced(max(map(number, sizes), default=0)) for sizes in document["slots"]]
         bases: list[int] = []
         held: list[Array] = []
         owned: dict[int, Array] = {}
         names = {item["buffer"]: item["name"] for item in document["inputs"]}
         for index, buffer in enumerate(document["buffers"]):
-            size = number(buffer["bytes"])
+            size = ends[index]
             if buffer["kind"] == "arena":
                 assert slots[buffer["slot"]].nbytes >= size + 2 * FENCE
                 bases.append(slots[buffer["slot"]].ctypes.data + FENCE)
@@ -89,7 +90,9 @@ class Compiled:
         steps = (ctypes.c_void_p * (3 * len(document["steps"])))()
         for position, step in enumerate(document["steps"]):
             assert step["kind"] == "kernel", step["reason"]
-            pointers = [bases[buffer] + number(offset) for buffer, offset in step["buffers"]]
+            places = [(buffer, number(offset)) for buffer, offset in step["buffers"]]
+            assert all(0 <= offset <= ends[buffer] for buffer, offset in places)
+            pointers = [bases[buffer] + offset for buffer, offset in places]
             params = [
                 _bits(param) if isinstance(param, dict) else number(param)
                 for param in step["params"]

@@ -116,6 +116,26 @@ def test_views_of_nothing_begin_where_their_buffer_does(cache: Path) -> None:
     assert_agrees(Compiled(graph, cache), inputs_of(graph, 0))
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(5, 6), (2, 6), (5, 2), (2, 2)])
+def test_views_begin_in_their_buffer_where_sizes_leave_nothing(
+    rows: int, columns: int, cache: Path
+) -> None:
+    graph = parse_graph(
+        """
+graph @main(%x: f32[n, k]) symbols(n in [2, 64], k in [2, 64]) {
+  %a: f32[n - 2, k] = slice(%x) {axis = 0, start = 2, stop = <n>, step = 1}
+  %corner: f32[n - 2, k - 2] = slice(%a) {axis = 1, start = 2, stop = <k>, step = 1}
+  %turned: f32[n, k] = flip(%x) {axes = [0]}
+  %b: f32[n - 2, k] = slice(%turned) {axis = 0, start = 2, stop = <n>, step = 1}
+  %y: f32[n - 2, k - 2] = tanh(%corner)
+  %z: f32[n - 2, k] = tanh(%b)
+  return %y as "y", %z as "z"
+}
+"""
+    )
+    assert_agrees(Compiled(graph, cache), inputs_of(graph, 0, n=rows, k=columns))
+
+
 @pytest.mark.usefixtures("only_generated")
 @pytest.mark.parametrize("how", ["broadcast", "expanded", "expanded and summed"])
 def test_rows_of_one_element_are_not_the_rows_that_they_are_broadcast_to(

@@ -91,6 +91,16 @@ def test_equal_sizes_are_reused_before_larger_ones() -> None:
     assert plan.slot_of[3] == plan.slot_of[0]
 
 
+@pytest.mark.parametrize("early", [0, 2])
+def test_a_slot_serves_what_lives_before_and_after_what_it_was_made_for(early: int) -> None:
+    """And it is as large as the largest of them at the sizes of a run."""
+    lives = [Lifetime(0, 64 * SEQ, 1, 1), Lifetime(1, 4096, early, early)]
+    plan = plan_memory(lives, RANGES)
+    assert len(plan.slots) == 1
+    assert plan.bytes_at({"seq": 3}) == 4096
+    assert plan.bytes_at({"seq": 128}) == 64 * 128
+
+
 @pytest.mark.parametrize("threads", [1, 64])
 def test_scratch_may_depend_on_threads(threads: int) -> None:
     plan = plan_memory([Lifetime(0, 128 * symbolic.symbol("threads"), 0, 0)], {})

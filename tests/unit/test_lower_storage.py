@@ -93,7 +93,7 @@ def test_views_read_what_numpy_reads(
     for op, attrs in steps:
         before = array
         array = _applied(array, op, attrs)
-        seen = viewed(storage, op, attrs, array.shape, {})
+        seen = viewed(storage, op, attrs, array.shape)
         if seen is None:
             assert op == "reshape"
             # numpy copies exactly where strides cannot say it
@@ -114,5 +114,5 @@ def _applied(array: Array, op: str, attrs: Attrs) -> Array:
 def test_storage_in_another_order_is_dense_in_that_order() -> None:
     storage = ordered(0, "f32", (BATCH, 4, SEQ, 16), (0, 2, 1, 3))
     assert storage.strides == (64 * SEQ, 16, 64, 1)
-    turned = viewed(storage, "transpose", {"perm": (0, 2, 1, 3)}, (BATCH, SEQ, 4, 16), {})
+    turned = viewed(storage, "transpose", {"perm": (0, 2, 1, 3)}, (BATCH, SEQ, 4, 16))
     assert turned is not None and turned.is_contiguous
