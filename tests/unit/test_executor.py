@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -522,6 +523,24 @@ def test_residual_bf16(tmp_path: Path) -> None:
     model = load(write(tmp_path / "m.fusec", document, residual=models))
     x = np.array([[1.5, -2, np.inf]], np.float32)
     np.testing.assert_array_equal(model(x=x)["y"], x)
+
+
+@pytest.mark.parametrize(("operands", "offset"), [("inputs", 12), ("outputs", 4)])
+def test_operands_of_residual_parts_end_in_their_buffer(
+    tmp_path: Path, operands: str, offset: int
+) -> None:
+    document: Any = onnx_program("f32", 4)
+    document["steps"][1][operands][0]["offset"] = offset
+    model = load(write(tmp_path / "m.fusec", document, residual={"residual/0.onnx": onnx_model(1)}))
+    with pytest.raises(OutOfBoundsError, match=r"ends at byte \d+ of a buffer of \d+"):
+        model(x=np.ones((2, 3), np.float32))
+
+
+def test_an_arena_that_no_address_reaches(tmp_path: Path) -> None:
+    document = {**onnx_program("f32", 4), "slots": [[1 << 62], [1 << 62]]}
+    model = load(write(tmp_path / "m.fusec", document, residual={"residual/0.onnx": onnx_model(1)}))
+    with pytest.raises(InputError, match=f"these sizes need {1 << 63} bytes of memory"):
+        model(x=np.ones((2, 3), np.float32))
 
 
 def test_residual_parts_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
