@@ -20,8 +20,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+import fusec
 import fusec.frontend
 import fusec.ir
+import fusec.rewrite
 from fusec.ir import Graph, TensorType, Weight, parse_graph, print_graph
 from fusec.ir.text import named_weight
 from fusec.ir.weights import Bits, from_array
@@ -72,10 +74,16 @@ def graph_digest(folder_digest: str, asked: Mapping[str, object]) -> str:
 @cache
 def _own_code() -> str:
     state = hashlib.sha256()
-    for package in (fusec.frontend, fusec.ir):
-        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
-            state.update(path.read_bytes())
+    for path in own_files():
+        state.update(path.read_bytes())
     return state.hexdigest()
+
+
+def own_files() -> list[Path]:
+    """The files of fusec that shape a graph and what is kept with it."""
+    root = Path(fusec.__path__[0])
+    folders = (Path(package.__path__[0]) for package in (fusec.frontend, fusec.ir, fusec.rewrite))
+    return sorted([*root.glob("*.py"), *(path for each in folders for path in each.rglob("*.py"))])
 
 
 def keep(store: Store, digest: str, exported: Exported, held: Mapping[str, Weight]) -> None:

@@ -8,9 +8,11 @@ import pytest
 from models import build
 
 import fusec.frontend.sources
+from fusec.frontend.graph_cache import own_files
 from fusec.frontend.sources import load_source
 from fusec.ir import print_graph
 from fusec.link.cache import ObjectCache
+from fusec.link.gpu_sources import triton_text
 from fusec.lower import lower
 from fusec.lower.program import program_document
 from fusec.options import selected_passes
@@ -53,6 +55,14 @@ def test_a_graph_is_exported_once(
                 weight.type,
             )
             assert held.load().tobytes() == weight.load().tobytes()
+
+
+def test_a_graph_is_found_by_all_code_that_shapes_it() -> None:
+    used = triton_text("fusec.frontend.sources").split()[::2]
+    known = {path.relative_to(Path(fusec.__path__[0])) for path in own_files()}
+    for name in used:
+        path = Path(*name.split(".")[1:])
+        assert {path.with_suffix(".py"), path / "__init__.py"} & known, name
 
 
 def test_what_is_found_lowers_to_the_same_program(folder: Path, tmp_path: Path) -> None:
