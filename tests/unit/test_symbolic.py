@@ -66,6 +66,8 @@ def test_substitution_agrees_with_evaluation(text: str, at: dict[str, int], size
         ("seq*batch", "batch*seq"),
         ("(64*seq)//64", "seq"),
         ("(64*seq + 3)//64", "seq"),
+        ("((seq//5)//2)//2", "seq//20"),
+        ("(((seq - 10)//5 + 1) - 3)//2 + 1", "(seq - 10)//10"),
         ("(batch*seq*128)//(batch*seq)", "128"),
         ("((seq + 1)*batch)//(seq + 1)", "batch"),
         ("(64*seq + 70) % 64", "6"),
