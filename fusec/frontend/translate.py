@@ -641,6 +641,11 @@ class _Translation:
             values[name] = seen
             return
         if isinstance(new, Val) and isinstance(before, Val):
+            if handler is None and new.shape != before.shape:  # resize_ and its like
+                raise self.build.unsupported(
+                    f"`{node.target}` gives a tensor another size",
+                    "make a new tensor, for example with `reshape` or `new_empty`",
+                )
             new = self.build.expand(self.build.cast(new, before.dtype), before.shape)
         elif not isinstance(new, Complex):
             raise self.build.unsupported(f"`{node.target}` writes a complex tensor")

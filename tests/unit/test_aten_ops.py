@@ -162,7 +162,8 @@ def scalars(x: Tensor, y: Tensor) -> object:
     other = y[0, :1]
     return (
         *s.sort(), s.argsort(0), *s.topk(1), *s.kthvalue(1), s.msort(), s.softmax(-1),
-        s.log_softmax(0), s.cumsum(0), s.cumprod(-1), s.logcumsumexp(0), s.flip(0), s.median(),
+        s.log_softmax(0), s.unfold(0, 1, 1), s.unfold(0, 0, 1), s.cumsum(0), s.cumprod(-1),
+        s.logcumsumexp(0), s.flip(0), s.median(),
         *s.median(0, keepdim=True), s.index_select(0, place), s.index_add(0, place, s, alpha=3),
         s.index_copy(0, place, other[0]), s.index_fill(0, place, 2.0), s.scatter(0, place, other),
         s.scatter_add(0, place, other), s.scatter_reduce(0, place, other, "prod"),
@@ -177,7 +178,7 @@ def nothing(x: Tensor, y: Tensor) -> object:
         none.softmax(1), none.log_softmax(1), none.logsumexp(1), none.sum(1), none.prod(1),
         none.mean(1), none.var(1), none.var(1, correction=0), none.std(), x[:, :1].var(1),
         x[:, :1].std(1, correction=2), none.cumsum(1), torch.diff(x, 9, 1), torch.diff(none),
-        torch.diff(x, 0, prepend=y),
+        torch.diff(x, 0, prepend=y), x[0].gather(0, (x > 0)[:, :0].long()),
     )  # fmt: skip
 
 
@@ -665,6 +666,10 @@ def test_an_unknown_operation_stays_opaque() -> None:
         (lambda x, y: torch.polar(x, x).sinh().real, "complex"),
         (lambda x, y: torch.linalg.norm(x, 2), "singular values"),
         (in_autocast, "region of autocast"),
+        (lambda x, y: (x + 1).resize_(5, 3), "`aten.resize_.default` gives a tensor another size"),
+        (lambda x, y: torch.linspace(0, 1j, 5).real + x, "`linspace` of complex numbers"),
+        (lambda x, y: F.avg_pool2d(x.long()[None], 2), "`aten.avg_pool2d.default` of i64"),
+        (lambda x, y: torch.topk(x.sum(), 0), "`topk` of no element of a scalar"),
         (lambda x, y: x * x.sum().item(), "depends on data"),
         (
             lambda x, y: F.max_pool2d(x[None], 2, return_indices=True)[1],

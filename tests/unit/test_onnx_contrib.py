@@ -494,6 +494,7 @@ EXPERTS: list[dict[str, Any]] = [
     {"activation_type": "silu", "gated": True, "biased": (1, 2)},
     {"activation_type": "swiglu", "swiglu_fusion": 1},
     {"activation_type": "swiglu", "swiglu_fusion": 2, "biased": (0,)},
+    {"activation_type": "swiglu", "swiglu_fusion": 2, "swiglu_limit": 0.5},
     {
         "activation_type": "swiglu",
         "swiglu_fusion": 1,

@@ -94,6 +94,8 @@ def _arange_step(
 
 @aten("linspace")
 def _linspace(build: Builder, start: float, end: float, steps: Dim, **options: object) -> Val:
+    if isinstance(start, complex) or isinstance(end, complex):
+        raise build.unsupported("`linspace` of complex numbers", "make its real and imaginary part")
     kind = build.result()
     count = static(kind.shape)
     if count is not None and isinstance(start, int | float) and isinstance(end, int | float):

@@ -74,6 +74,8 @@ def _index_select(build: Builder, x: Val, dim: int, index: Val) -> Val:
 def _gather(build: Builder, x: Val, dim: int, index: Val, *, sparse_grad: bool = False) -> Val:
     if x.rank == 0:
         return build.expand(x, index.shape)
+    if x.rank != index.rank:  # PyTorch takes that where nothing is gathered
+        return build.full(index.shape, 0, x.dtype)
     return build.emit("gather", x, index, axis=x.axis(dim))
 
 

@@ -441,6 +441,10 @@ def _avg_pool(
     padding: int | Sequence[int] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Val:  # fmt: skip
+    if not x.type.element.is_float:
+        raise build.unsupported(
+            f"`{build.origin.op}` of {x.dtype}", "convert to a floating-point dtype before"
+        )
     count = int(build.origin.op.split("pool")[1][0])
     kernel = pair(kernel_size, count)
     strides = kernel if stride == () else pair(stride, count)

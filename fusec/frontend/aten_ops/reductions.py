@@ -322,6 +322,8 @@ def _log_softmax_half(build: Builder, x: Val, dim: int, half_to_float: bool) -> 
 def _topk(
     build: Builder, x: Val, k: Dim, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> tuple[Val, ...]:
+    if x.rank == 0 and k == 0:
+        raise build.unsupported("`topk` of no element of a scalar", "leave it out")
     return build.along("topk", x, dim, k=k, largest=largest)
 
 

@@ -301,7 +301,9 @@ def _diagonal(build: Builder, x: Val, offset: int = 0, dim1: int = 0, dim2: int 
 
 @aten("unfold")
 def _unfold(build: Builder, x: Val, dimension: int, size: int, step: int) -> View:
-    """Windows along an axis: `[..., windows, ..., size]`."""
+    """Windows along an axis: `[..., windows, ..., size]`; of a scalar `[size]`."""
+    if x.rank == 0:
+        return View(lambda v: build.slice(build.reshape(v, (1,)), 0, 0, size), None)
     axis = x.axis(dimension)
     count = build.result().shape[axis]
 

@@ -108,7 +108,7 @@ def _moe(ctx: Context, call: Call) -> Results:
 
 
 def _expert_activation(call: Call, gated: bool) -> Attrs:
-    """G * sigmoid(alpha * G) * (L + beta) of the clamped halves is `silu` or `swiglu_oai`."""
+    """G * sigmoid(alpha * G) * (L + beta) of the clamped halves has a name where beta is 0 or 1."""
     name = call.text("activation_type", "relu")
     if name in ("silu", "gelu", "relu"):
         return {"activation": name}
@@ -116,8 +116,9 @@ def _expert_activation(call: Call, gated: bool) -> Attrs:
     limit = call.number("swiglu_limit", math.inf)
     if name == "swiglu" and gated and beta == 1.0:
         return {"activation": "swiglu_oai", "alpha": alpha, "limit": limit}
-    if name == "swiglu" and gated and (alpha, beta, limit) == (1.0, 0.0, math.inf):
-        return {"activation": "silu"}
+    if name == "swiglu" and gated and (alpha, beta) == (1.0, 0.0):
+        limited: Attrs = {"activation": "swiglu_limit", "limit": limit}
+        return {"activation": "silu"} if math.isinf(limit) else limited
     raise NotCovered(f"`MoE` with the activation `{name}` ({alpha:g}, {beta:g}, {limit:g})")
 
 
