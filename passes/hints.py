@@ -93,14 +93,12 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "weight": "keep the weight as a parameter, which can be put in order ahead of time",
     },
     "merge_gate_up": {
-        "bias": "give both projections a bias, of zeros if need be, or neither",
         "input": "project gate and up from one value",
         "scales": "quantise both projections alike, in blocks that end where a projection ends",
         "tied": "give the projection a weight of its own",
         "weight": "keep the weight as a parameter: what is computed cannot be joined ahead of time",
     },
     "merge_qkv": {
-        "bias": "give all projections a bias, of zeros if need be, or none",
         "scales": "quantise all projections alike, in blocks that end where a projection ends",
         "tied": "give the projection a weight of its own",
         "weight": "keep the weight as a parameter: what is computed cannot be joined ahead of time",

@@ -3,14 +3,14 @@
 Fuses   linear(x, w_gate),   linear(x, w_up)   that feed one gated activation
 into    slices of   linear(x, concat(w_gate, w_up))
 
-The weights, and the biases if there are any, are joined when the artifact is written.
+The weights, and the biases if there are any, are joined when the artifact is written, with zeros
+for one that has none.
 
 Leaves it alone when
   input   the two projections read different values
   weight  a weight is computed, not stored
   tied    a weight has another reader, which needs it as it is
   scales  a weight is held in few bits, and its scales cannot be joined with those beside it
-  bias    one projection has a bias and the other has none
 """
 
 from __future__ import annotations

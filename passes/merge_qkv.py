@@ -7,13 +7,13 @@ Linears are siblings if they read one value, their modules have one parent, and 
 either all of their weights in few bits, or none; they are merged here if one of them leads to an
 attention or a gated delta rule.  So the two low-rank projections of MLA are merged, and all those
 of a linear attention layer, but not an MLP beside the attention.
-The weights, and the biases if there are any, are joined when the artifact is written.
+The weights, and the biases if there are any, are joined when the artifact is written, with zeros
+for those that have none.
 
 Leaves it alone when
   weight  a weight is computed, not stored
   tied    a weight has another reader, which needs it as it is
   scales  a weight is held in few bits, and its scales cannot be joined with those beside it
-  bias    some projections have a bias and others have none
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fusec.ir import Attr, Graph, Node
-from fusec.ir.weights import Weight, concatenated
+import numpy as np
+
+from fusec.ir import Attr, Graph, Node, TensorType
+from fusec.ir.weights import Bits, Weight, computed, concatenated
 from fusec.rewrite import Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -50,16 +52,6 @@ def _tied(match: Match, target: Target) -> Rejection | None:
     return None
 
 
-def _bias(match: Match, target: Target) -> Rejection | None:
-    counts = {len(node.inputs) for node in match.inner}
-    if len(counts) == 1:
-        return None
-    plain = next(node for node in match.inner if len(node.inputs) == 2)
-    biased = next(node for node in match.inner if len(node.inputs) == 3)
-    reason = f"`%{biased.name}` has a bias, but `%{plain.name}` has none"
-    return Rejection("bias", reason, biased.inputs[2])
-
-
 def _scales(match: Match, target: Target) -> Rejection | None:
     weights = tuple(match.graph.parameters[node.inputs[1]] for node in match.inner)
     held = [weight for weight in weights if weight.quantised is not None]
@@ -76,19 +68,44 @@ def _form(weight: Weight) -> str:
     return f"{held.codes.type.dtype} with a scale for each {held.block[0]}x{held.block[1]}"
 
 
-GUARDS: tuple[Guard, ...] = (_weight, _tied, _bias, _scales)
+GUARDS: tuple[Guard, ...] = (_weight, _tied, _scales)
 """What linears that become one must agree on; that of dtypes follows from their one input."""
+
+
+def _joined(graph: Graph, nodes: Sequence[Node], position: int) -> Weight:
+    """The weights at `position` of the linears, one behind the other; zeros where a bias lacks."""
+    parts = [
+        graph.parameters[node.inputs[position]]
+        if len(node.inputs) > position
+        else graph.parameters[node.inputs[1]].shape[0]
+        for node in nodes
+    ]
+    held = tuple(part for part in parts if isinstance(part, Weight))
+    names = [f"zeros[{part}]" if isinstance(part, int) else part.name for part in parts]
+    name = "+".join(names)
+    if len(held) == len(parts):
+        return concatenated(name, held, axis=0)
+
+    def fill(biases: Sequence[Bits]) -> Bits:
+        waiting, kind = iter(biases), biases[0].dtype
+        return np.concatenate(
+            [np.zeros(part, kind) if isinstance(part, int) else next(waiting) for part in parts]
+        )
+
+    rows = [part if isinstance(part, int) else part.shape[0] for part in parts]
+    kind = TensorType(held[0].type.dtype, (sum(rows),))
+    return computed(name, kind, f"concatenation of {', '.join(names)}", held, fill)
 
 
 def merged(match: Match, build: Builder) -> Mapping[str, str]:
     """One linear over the rows of all weights, and a slice of its result for each linear."""
     graph, nodes = match.graph, match.inner
     inputs = [match.values["x"]]
-    for position in range(1, len(match.root.inputs)):
-        values = [node.inputs[position] for node in nodes]
-        weights = tuple(graph.parameters[value] for value in values)
-        joined = concatenated("+".join(weight.name for weight in weights), weights, axis=0)
-        inputs.append(graph.add_parameter(graph.fresh("_".join(values)), joined))
+    for position in (1, 2):
+        values = [node.inputs[position] for node in nodes if len(node.inputs) > position]
+        if values:
+            joined = _joined(graph, nodes, position)
+            inputs.append(graph.add_parameter(graph.fresh("_".join(values)), joined))
     names = "+".join(node.origin.path.rpartition(".")[2] for node in nodes)
     origin = replace(match.root.origin, path=f"{parent(match.root)}.{names}".strip(".+"))
     whole = graph.add("linear", inputs, origin=origin, at=match.root.name)

@@ -201,7 +201,7 @@ def sample(graph: Graph, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np
 def derived_weights(
     after: Graph, weights: dict[str, np.ndarray], before: str
 ) -> dict[str, np.ndarray]:
-    """Values for the parameters of `after`: merged are named `a+b`, others `a^T` or `a.flat`."""
+    """Values for the parameters of `after`, which are named `a+zeros[8]+b`, `a^T` or `a.flat`."""
     given = dict(weights)
     named = {w.name: weights[v] for v, w in parse_graph(before).parameters.items()}
     for value, weight in after.parameters.items():
@@ -215,6 +215,8 @@ def _weight(name: str, named: dict[str, np.ndarray]) -> np.ndarray:
         return named[name]
     if "+" in name:
         return np.concatenate([_weight(part, named) for part in name.split("+")])
+    if name.startswith("zeros["):
+        return np.zeros(int(name[6:-1]))
     if name.endswith(".flat"):
         return _weight(name.removesuffix(".flat"), named)
     return _weight(name.removesuffix("^T"), named).swapaxes(-1, -2)
