@@ -89,6 +89,11 @@ class InputError(FusecError):
     """The source, or the data given to a model, is at fault."""
 
 
+def read_error(path: object, error: OSError) -> InputError:
+    """What to raise where the system refuses that a file is read."""
+    return InputError(f"cannot read `{path}`: {reason_of(error)}", hint=remedy_of(error))
+
+
 class UnsupportedError(InputError):
     """The model is sound, but fusec cannot compile this part of it for this target."""
 

@@ -323,13 +323,15 @@ def _divided_by_integer(left: Dim, right: int) -> Dim:
     if common > 1:
         shared = {m: factor // common for m, factor in inside.terms}
         return outside + floor_divide(_lowered(shared), right // common)
-    (monomial, factor), *others = inside.terms
-    offset = sum(number for other, number in others if not other)
-    if factor == 1 and len(others) == (offset != 0) and len(monomial) == 1:
-        (atom, power), *_ = monomial
-        if power == 1 and atom.function == "//" and isinstance(atom.arguments[1], int):
-            start, step = atom.arguments[0], atom.arguments[1]  # a quotient of a quotient
-            return outside + floor_divide(start + offset * step, step * right)
+    terms = dict(inside.terms)
+    offset = terms.pop((), 0)
+    if len(terms) == 1:
+        ((monomial, factor),) = terms.items()
+        atom = monomial[0][0]
+        if monomial == ((atom, 1),) and factor == 1 and atom.function == "//":
+            start, step = atom.arguments
+            if isinstance(step, int):  # a quotient of a quotient
+                return outside + floor_divide(start + offset * step, step * right)
     return outside + _atom("//", inside, right)
 
 

@@ -21,7 +21,6 @@ calls before a model runs.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import mmap
 import os
@@ -31,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusec.diagnostics import InputError, UsageError, remedy_of
+from fusec.diagnostics import InputError, UsageError, read_error
 from fusec.dtypes import DTYPES
 from fusec.runtime.container import (
     MANIFEST,
@@ -743,8 +742,7 @@ def _map_file(path: Path) -> mmap.mmap:
                 raise NotAnArtifactError("the file is empty", at=str(path), hint=hint)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        reason = os.strerror(error.errno or errno.EIO).lower()
-        raise InputError(f"cannot read `{path}`: {reason}", hint=remedy_of(error)) from None
+        raise read_error(path, error) from None
 
 
 def _sha256(data: memoryview) -> str:

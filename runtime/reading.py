@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fusec.diagnostics import ArtifactError, InputError, remedy_of
+from fusec.diagnostics import ArtifactError, InputError, read_error
 from fusec.dtypes import DTYPES
 from fusec.runtime.artifact import TensorSpec
 from fusec.runtime.batches import BATCH, BadRecord, Batch, Batching
@@ -474,9 +474,8 @@ def _joined(records: list[_Record]) -> Iterator[Batch]:
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, OSError):
-        hint = remedy_of(error)
-    else:
-        hint = "save it again, or copy it again if it was cut off"
+        return read_error(path, error)
+    hint = "save it again, or copy it again if it was cut off"
     return InputError(f"cannot read `{path}`: {_reason(error)}", hint=hint)
 
 

@@ -24,6 +24,7 @@ from fusec.diagnostics import (
     InputError,
     InternalError,
     UsageError,
+    read_error,
     reason_of,
     remedy_of,
 )
@@ -225,6 +226,5 @@ def _wrong_call(error: Any, given: Sequence[str]) -> FusecError:
     command = f"fusec {first}" if first in COMMANDS else "fusec"
     if (unreadable := re.search(r"`([^`]*)` is not readable$", said)) is not None:
         denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        message = f"cannot read `{unreadable[1]}`: {reason_of(denied)}"
-        return InputError(message, hint=remedy_of(denied))
+        return read_error(unreadable[1], denied)
     return UsageError(said[:1].lower() + said[1:], hint=f"`{command} --help` shows what it takes")

@@ -105,9 +105,8 @@ def _write_page(opened: Artifact, path: Path) -> None:
     """Write the page about an artifact to `path`."""
     from fusec.page import page_document, page_html  # nothing else here reads graphs
 
-    page = page_html(page_document(opened)).encode(
-        "utf-8", "replace"
-    )  # names of files may have odd bytes
+    text = page_html(page_document(opened))
+    page = text.encode("utf-8", "replace")  # names of files may have odd bytes
     write_file(path, page)
     say(f"wrote {path}, {size_text(len(page))}: open it in a browser")
 

@@ -8,7 +8,6 @@ PEFT for names in its files.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import nn
 
 from fusec.diagnostics import InputError, UnsupportedError
 from fusec.dtypes import DTYPES
-from fusec.frontend.safetensors_index import Stored, read_header
+from fusec.frontend.safetensors_index import Stored, json_object, read_header
 from fusec.frontend.tensors import bits_of, name_of, tensor_of
 from fusec.ir.types import TensorType
 from fusec.ir.weights import Bits, Weight
@@ -131,8 +130,7 @@ def adapt(model: nn.Module, folder: Path) -> dict[str, Weight]:
     settings = _settings(folder)
     path = folder / WEIGHTS
     if not path.is_file():
-        hint = "name the folder that PEFT's `save_pretrained` wrote"
-        raise InputError(f"the adapter has no `{WEIGHTS}`", at=str(folder), hint=hint)
+        raise _lacks(folder, WEIGHTS)
     weights: dict[str, Weight] = {}
     for layer, (a, b) in _layers(read_header(path), path).items():
         base = _linear(model, layer, path)
@@ -152,16 +150,15 @@ def adapt(model: nn.Module, folder: Path) -> dict[str, Weight]:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        held = json.loads(path.read_bytes())
+        text = path.read_bytes()
     except FileNotFoundError:
-        hint = "name the folder that PEFT's `save_pretrained` wrote"
-        raise InputError(f"the adapter has no `{CONFIG}`", at=str(folder), hint=hint) from None
-    except (ValueError, RecursionError) as error:
-        hint = "copy or download it again"
-        raise InputError(f"not sound JSON: {error}", at=f"{path}", hint=hint) from None
-    if not isinstance(held, dict):
-        raise InputError("not a JSON object", at=f"{path}")
-    return held
+        raise _lacks(folder, CONFIG) from None
+    return json_object(text, path)
+
+
+def _lacks(folder: Path, file: str) -> InputError:
+    hint = "name the folder that PEFT's `save_pretrained` wrote"
+    return InputError(f"the adapter has no `{file}`", at=str(folder), hint=hint)
 
 
 def _settings(folder: Path) -> _Settings:

@@ -8,7 +8,6 @@ CPU by the same code that `from_pretrained` runs for them.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from fusec.diagnostics import InputError, UnsupportedError, UsageError
 from fusec.frontend.dims import DimRequest, DimSpec, dim_specs, narrowed
 from fusec.frontend.quantisation_config import read_scheme
 from fusec.frontend.quantised import contents, declared
-from fusec.frontend.safetensors_index import read_folder
+from fusec.frontend.safetensors_index import json_object, read_folder
 
 if TYPE_CHECKING:
     import torch
@@ -163,14 +162,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         InputError: it is not a JSON object.
     """
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        hint = "copy or download it again"
-        raise InputError(f"not sound JSON: {error}", at=f"{path}", hint=hint) from None
-    if not isinstance(raw, dict):
-        raise InputError("not a JSON object", at=f"{path}")
-    return raw
+    return json_object(path.read_bytes(), path)
 
 
 def _load_config(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> Any:

@@ -23,6 +23,7 @@ from fusec.diagnostics import (
     UnsupportedError,
     UsageError,
     VerifyError,
+    read_error,
 )
 from fusec.frontend.dims import RESERVED, DimRequest, DimSpec, dim_specs, range_text
 from fusec.frontend.onnx_ops.base import (
@@ -118,8 +119,7 @@ def _load(path: Path) -> Any:
     try:
         data = path.read_bytes()
     except OSError as error:
-        message = f"cannot read `{path}`: {error.strerror or error}"
-        raise InputError(message) from error
+        raise read_error(path, error) from error
     try:
         model = onnx.ModelProto.FromString(data)
     except (DecodeError, ValueError) as error:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise InputError("the safetensors header is cut off", at=f"{path}", hint=_AGAIN)
         text = file.read(length)
-    header = _object(text, path)
+    header = json_object(text, path)
     tensors: dict[str, Stored] = {}
     for name, entry in header.items():
         if name != "__metadata__":
@@ -161,13 +162,18 @@ def _naturals(value: object) -> bool:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    held = _object(index.read_bytes(), index).get("weight_map")
+    held = json_object(index.read_bytes(), index).get("weight_map")
     if not isinstance(held, dict) or not all(isinstance(name, str) for name in held.values()):
         raise InputError("the index has no `weight_map`", at=f"{index}", hint=_AGAIN)
     return held
 
 
-def _object(text: bytes, path: Path) -> dict[str, object]:
+def json_object(text: bytes, path: Path) -> dict[str, Any]:
+    """The object that a file of JSON holds.
+
+    Raises:
+        InputError: it holds something else.
+    """
     try:
         held = json.loads(text)
     except (ValueError, RecursionError) as error:

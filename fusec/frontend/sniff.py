@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
-from fusec.diagnostics import InputError, reason_of, remedy_of
+from fusec.diagnostics import InputError, read_error
 from fusec.frontend.zips import ZipMembers, open_zip
 
 MAX_PICKLE = 256 << 20
@@ -85,8 +85,7 @@ def sniff(path: Path) -> Kind:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        message = f"cannot read `{path}`: {reason_of(error)}"
-        raise InputError(message, hint=remedy_of(error)) from None
+        raise read_error(path, error) from None
     if not start:
         raise InputError(f"`{path}` is empty", hint="the file was not written to its end")
     if start.startswith(b"PK"):

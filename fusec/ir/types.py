@@ -112,9 +112,11 @@ def int_attr(attrs: Attrs, name: str) -> int:
     return value
 
 
-def float_attr(attrs: Attrs, name: str) -> float:
-    """The number `name`."""
+def float_attr(attrs: Attrs, name: str, absent: float | None = None) -> float:
+    """The number `name`; `absent`, if that is given, where there is none."""
     value = attrs.get(name)
+    if value is None and absent is not None:
+        return absent
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise VerifyError(f"attribute `{name}` is `{value}`, not a number")
     return float(value)

@@ -255,7 +255,6 @@ def _params(call: Call, inner: Dim) -> tuple[Param, ...]:
     x, weights, indices = call.inputs[:3]
     attrs, out = call.attrs, call.outputs[0]
     activation = str_attr(attrs, "activation")
-    alpha, limit = attrs.get("alpha"), attrs.get("limit")
     gated = bool_attr(attrs, "gated")
     return (
         *(x.shape[0], x.shape[1], inner, call.input_type(3).shape[0], weights.shape[1]),
@@ -263,8 +262,8 @@ def _params(call: Call, inner: Dim) -> tuple[Param, ...]:
         2 if weights.dtype == "f32" else 1,
         8 if indices.dtype == "i64" else 4,
         ACTIVATIONS[activation],
-        0.0 if alpha is None else float_attr(attrs, "alpha"),
-        0.0 if limit is None else float_attr(attrs, "limit"),
+        float_attr(attrs, "alpha", 0.0),
+        float_attr(attrs, "limit", 0.0),
         *flags(gated, bool_attr(attrs, "has_bias")),
         *flags(gated and str_attr(attrs, "gate_up_layout") == "interleaved"),
     )

@@ -79,7 +79,6 @@ def launch_product(experts: Experts, order: Order, product: Product) -> Launch:
     halves = product.first and experts.gated and not wide
     width = product.width // 2 if halves else product.width
     block_n, block_k = _tile(experts, product, wide)
-    alpha, limit = call.attrs.get("alpha"), call.attrs.get("limit")
     row_axis, column_axis = (2, 1) if experts.transposed else (1, 2)
     mantissa, highest = CODE_BITS[scaling.dtype] if scaling is not None else (0, 0)
     a_scale_row, a_scale_group = _scale_strides(product.a_scale, scaling, product.first)
@@ -108,8 +107,8 @@ def launch_product(experts: Experts, order: Order, product: Product) -> Launch:
             "a_scale_row": a_scale_row,
             "a_scale_group": a_scale_group,
             "weights_stride": experts.weights.strides[0],
-            "alpha": 0.0 if alpha is None else float_attr(call.attrs, "alpha"),
-            "limit": 0.0 if limit is None else float_attr(call.attrs, "limit"),
+            "alpha": float_attr(call.attrs, "alpha", 0.0),
+            "limit": float_attr(call.attrs, "limit", 0.0),
             **scale_limits(scaling),
         },
         {

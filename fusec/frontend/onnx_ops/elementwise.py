@@ -71,7 +71,7 @@ _BINARY = {
     "Sub": "sub",
     "Xor": "xor",
 }
-_VARIADIC = {"Max": "maximum", "Min": "minimum", "Sum": "add"}
+_EXTREMES = {"Max": "maximum", "Min": "minimum"}
 
 
 def _unary(target: str) -> Handler:
@@ -100,14 +100,13 @@ for _name, _target in _UNARY.items():
     operator(_name)(_unary(_target))
 for _name, _target in _BINARY.items():
     operator(_name)(_binary(_target))
-for _name, _target in _VARIADIC.items():
-    operator(_name)(_variadic(_target))
+operator("Sum")(_variadic("add"))
 
 
-@operator("Max", "Min")
+@operator(*_EXTREMES)
 def _extreme(ctx: Context, call: Call) -> Results:
     """Of a value and a number it is the `clamp` that PyTorch's exporter writes so."""
-    op = _VARIADIC[call.op]
+    op = _EXTREMES[call.op]
     if len(call.inputs) == 2:
         for x, bound in ((0, 1), (1, 0)):
             found = _clamped(ctx, op, call.operand(x), call.operand(bound))
