@@ -8,8 +8,9 @@ where any part but the softmax may be absent: the scale is a constant factor or 
 softcap is c*tanh(x/c), which may share its factor with the scale, a mask is added, or chosen by
 `where` with a number that swallows any score; casts to a wider type, lifting the scores to the
 lowest number and subtracting the row maximum change nothing.  A column of sinks joined to the
-scores, whose share is sliced off after the softmax, becomes the operand `sinks`.  Heads folded
-into the batch, [B*H, S, D], are seen through.  A query whose keys are all hidden by minus infinity
+scores, whose share is sliced off after the softmax, becomes the operand `sinks`, as do sinks s
+that the result is scaled for, by sigmoid(logsumexp(scores) - s).  Heads folded into the batch,
+[B*H, S, D], are seen through.  A query whose keys are all hidden by minus infinity
 gives zeros, where the model's own softmax has no number to give.
 
 Leaves it alone when

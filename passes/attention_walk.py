@@ -58,6 +58,8 @@ class AttentionWalk:
             value = joined.inputs[0]
         elif sliced is not None:
             return None
+        else:
+            self._sink_factor(value)
         self._see(value)
         product = self._modifiers(value)
         if product is not None:
@@ -189,14 +191,56 @@ class AttentionWalk:
         window = tuple(sliced.attrs[key] for key in ("start", "stop", "step"))
         if last != [rank - 1] * 2 or column[-1] != 1 or window != (0, scores[-1], 1):
             return False
-        value = joined.inputs[1]
         self.inner.append(joined)
+        self._read_sinks(joined.inputs[1])
+        return True
+
+    def _read_sinks(self, value: str) -> None:
+        graph = self.graph
         while (node := graph.producer(value)) is not None and node.op in ("expand", "cast"):
             value = node.inputs[0]
         if node is not None and node.op == "reshape" and graph.type(node.inputs[0]).rank == 1:
             value = node.inputs[0]
         self.values["sinks"] = value
-        return True
+
+    def _sink_factor(self, scores: str) -> None:
+        """Sinks s as the factor sigmoid(logsumexp(scores) - s) of the result, the root from then.
+
+        With t = logsumexp(x), e^x / e^t times 1 / (1 + e^(s - t)) is e^x / (e^t + e^s).
+        """
+        graph, product = self.graph, self.root.output
+        *rows, _ = graph.type(scores).shape
+        readers = graph.users(product)
+        if len(rows) != 3 or len(readers) != 1 or readers[0].op != "mul":
+            return
+        value = next((each for each in readers[0].inputs if each != product), product)
+        shapes = [graph.type(each).shape for each in (value, readers[0].output)]
+        if shapes != [(*rows, 1), graph.type(product).shape]:
+            return
+        found = {"mul": readers[0]}
+        nodes = [readers[0]]
+        for op in ("sigmoid", "sub", "logsumexp"):
+            node = None
+            while node is None or node.op in ("cast", "reshape"):
+                node = graph.producer(value)
+                if node is None or graph.type(value).shape not in ((*rows,), (*rows, 1)):
+                    return
+                nodes.append(node)
+                value = node.inputs[0]
+            if node.op != op:
+                return
+            found[op] = node
+        while (node := graph.producer(value)) is not None and node.op == "cast":
+            nodes.append(node)
+            value = node.inputs[0]
+        sinks = found["sub"].inputs[1]
+        axes = [axis % 4 for axis in ints_attr(found["logsumexp"].attrs, "axes")]
+        missing = graph.type(found["sub"].output).rank - graph.type(sinks).rank
+        a_head = (*(1 for _ in range(missing)), *graph.type(sinks).shape)[:3] == (1, rows[1], 1)
+        if value == scores and axes == [3] and a_head:
+            self.root = found["mul"]
+            self.inner += nodes
+            self._read_sinks(sinks)
 
     def _modifiers(self, value: str) -> Node | None:
         """From the masked scores to the product: masks, then a softcap, then the scale.
