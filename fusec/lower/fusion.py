@@ -358,7 +358,9 @@ class _Grouper:
     def _reduction_axes(
         self, group: Group, axes: Axes, reduced: frozenset[int], node: Node
     ) -> Axes | None:
-        if not group.is_full(axes):
+        shape = self.graph.type(node.inputs[0]).shape
+        repeated = any(a is None and size != 1 for a, size in zip(axes, shape, strict=True))
+        if repeated or not group.is_full(axes):
             return None
         rows = {axes[position] for position in reduced}
         if None in rows or not rows:

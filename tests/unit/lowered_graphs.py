@@ -66,6 +66,7 @@ class GraphMaker:
             self.row,
             self.transpose,
             self.reshape,
+            self.expand,
             self.slice,
             self.flip,
             self.concat,
@@ -172,6 +173,18 @@ class GraphMaker:
             first = self.chance.randrange(len(shape) - 1)
             shape[first : first + 2] = [shape[first] * shape[first + 1]]
         return self._add("reshape", [value], {"shape": tuple(shape)})
+
+    def expand(self) -> str | None:
+        value = self.pick(lambda kind: kind.rank < 4)
+        if value is None:
+            return None
+        shape = [
+            self.chance.choice((1, 3, SEQ)) if size == 1 else size
+            for size in self.graph.type(value).shape
+        ]
+        if self.chance.random() < 0.5:
+            shape.insert(0, 2)
+        return self._add("expand", [value], {"shape": tuple(shape)})
 
     def slice(self) -> str | None:
         value = self.pick(lambda kind: kind.rank > 0)

@@ -157,6 +157,20 @@ def test_rows_of_one_element_are_not_the_rows_that_they_are_broadcast_to(
     assert_agrees(Compiled(graph, cache), inputs_of(graph, 0, batch=3, seq=5))
 
 
+@pytest.mark.usefixtures("only_generated")
+@pytest.mark.parametrize("op", ["reduce_mean", "argmax", "softmax", "cumsum"])
+def test_rows_that_are_repeated_are_all_computed(op: str, cache: Path) -> None:
+    graph = graph_of(("x", TensorType("f32", (BATCH, SEQ, 8))))
+    made = graph.add("tanh", ["x"]).output
+    total = graph.add("reduce_sum", [made], {"axes": (2,), "keepdims": True}).output
+    repeated = graph.add("expand", [made], {"shape": (2, BATCH, SEQ, 8)}).output
+    attrs: dict[str, Attr] = {"axes": (3,)} if op == "reduce_mean" else {"axis": 3}
+    if op in ("reduce_mean", "argmax"):
+        attrs["keepdims"] = False
+    finish(graph, total, graph.add(op, [repeated], attrs).output)
+    assert_agrees(Compiled(graph, cache), inputs_of(graph, 0, batch=3, seq=5))
+
+
 def test_long_sums_are_accurate(cache: Path) -> None:
     graph = graph_of(("x", TensorType("f32", (BATCH, SEQ))))
     total = graph.add("reduce_sum", ["x"], {"axes": (1,), "keepdims": False}).output
