@@ -538,7 +538,7 @@ def dynamic_sizes(x: Tensor, y: Tensor) -> object:
         torch.full((batch, seq), seq), torch.zeros(batch, seq + 1).fill_(2), x.repeat(2, 1, 1),
         x.masked_fill(causal[:, :1], 0.0), x.flip(1),
         F.scaled_dot_product_attention(x, x, x, is_causal=True),
-        x.unsqueeze(1).expand(-1, 3, -1, -1).reshape(batch * 3, seq, width), x.topk(2, 1).values,
+        x.topk(2, 1).values,
         x.cumsum(1), x[torch.arange(batch), torch.full((batch,), seq - 1)], x.clamp(max=seq),
         torch.einsum("bsw,btw->bst", x, x),
     )  # fmt: skip
@@ -583,6 +583,19 @@ def test_dynamic_sizes() -> None:
         dynamic={"x": {0: batch, 1: seq}, "y": None},
     )  # fmt: skip
     assert len(graph.symbols) == 2
+
+
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="PyTorch 2.11 does not export it")
+def test_expanded_sizes_are_joined() -> None:
+    def repeated(x: Tensor, y: Tensor) -> Tensor:
+        return x.unsqueeze(1).expand(-1, 3, -1, -1).reshape(x.shape[0] * 3, *x.shape[1:]) + y
+
+    batch, seq = torch.export.Dim("batch", max=64), torch.export.Dim("seq", min=5, max=512)
+    check(
+        Function(repeated), torch.randn(3, 11, 6), torch.randn(1),
+        traced=(torch.randn(2, 8, 6), torch.randn(1)),
+        dynamic={"x": {0: batch, 1: seq}, "y": None},
+    )  # fmt: skip
 
 
 def test_sizes_get_names() -> None:

@@ -81,6 +81,7 @@ def _save(program: Any, path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 def test_weights_are_those_of_torch(many: Path) -> None:
     archive = read_pt2(many)
     program = torch.export.load(many)

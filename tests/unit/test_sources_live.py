@@ -236,7 +236,8 @@ def test_what_checks_its_own_result_is_left_whole() -> None:
             return found
 
     source = load_source(Inverse(), example_inputs=torch.eye(3) * 2)
-    assert [node.op for node in source.graph.nodes()] == ["aten.linalg_inv.default"]
+    (node,) = source.graph.nodes()
+    assert node.op in ("aten.linalg_inv.default", "aten.linalg_inv_ex.default")  # by PyTorch's age
 
 
 def test_a_region_of_autocast_computes_in_what_it_says() -> None:
