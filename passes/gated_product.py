@@ -33,9 +33,11 @@ class GatedProduct(FusionPass):
     guards: ClassVar[tuple[Guard, ...]] = (same_shape,)
 
     def find(self, graph: Graph, node: Node) -> Match | None:
-        """The product at `node`; a product with stored numbers is a scale and has no gate."""
+        """The product at `node`; a product with stored, or of single, numbers has no gate."""
         match = super().find(graph, node)
-        return None if match is None or _stored(graph, match.values["up"]) else match
+        if match is None or graph.type(node.output).rank == 0:
+            return None
+        return None if _stored(graph, match.values["up"]) else match
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the product."""

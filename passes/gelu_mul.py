@@ -7,7 +7,7 @@ A cast to f32 before and back after goes: the operation computes in f32 and roun
 Leaves it alone when
   shape  gate and up differ in shape, so that one is a scale and not a projection
 
-A product with stored numbers has no gate and is no site.
+A product with stored numbers, or of single numbers, has no gate and is no site.
 """
 
 from __future__ import annotations
