@@ -105,22 +105,9 @@ class RegionBuilder:
         held = tuple(sorted((name, value) for name, value in attrs.items() if value is not None))
         return self.values.setdefault(Value(op, dtype, args, held), len(self.values))
 
-    def load(self, storage: Storage, axes: Axes) -> int:
-        """What lies in `storage`, whose axes run along `axes`."""
-        return self._load(storage, self._strides(storage, axes))
-
-    def load_joined(self, storage: Storage, joined: JoinedAxes, axes: Axes) -> int:
-        """What lies in `storage`, whose axes, joined in groups, run along `axes`."""
-        offsets, width = self._offsets()
-        strides: list[Dim] = [0] * width
-        for axis, parts in zip(axes, joined, strict=True):
-            if axis is None:
-                continue
-            for part, source in enumerate(parts):
-                strides[offsets[axis] + part] = storage.strides[source]
-        return self._load(storage, tuple(strides))
-
-    def _load(self, storage: Storage, strides: tuple[Dim, ...]) -> int:
+    def load(self, storage: Storage, axes: Axes, joined: JoinedAxes | None = None) -> int:
+        """What lies in `storage`, whose axes, or groups of them, run along `axes`."""
+        strides = self._strides(storage, axes, joined)
         for number, (known, operand) in enumerate(zip(self.storages, self.operands, strict=True)):
             same_place = (known.buffer, known.offset, known.dtype) == (
                 storage.buffer,
@@ -162,14 +149,19 @@ class RegionBuilder:
             width += len(self._sizes(axis))
         return offsets, width
 
-    def _strides(self, storage: Storage, axes: Axes) -> tuple[Dim, ...]:
+    def _strides(
+        self, storage: Storage, axes: Axes, joined: JoinedAxes | None = None
+    ) -> tuple[Dim, ...]:
         offsets, width = self._offsets()
         strides: list[Dim] = [0] * width
-        for axis, stride in zip(axes, storage.strides, strict=True):
+        groups = [(source,) for source in range(len(axes))] if joined is None else joined
+        for axis, group in zip(axes, groups, strict=True):
             if axis is None:
                 continue
-            for part, step in enumerate(dense_strides(self._sizes(axis))):
-                strides[offsets[axis] + part] = stride * step
+            steps = [storage.strides[source] for source in group]
+            if len(group) == 1:
+                steps = [steps[0] * step for step in dense_strides(self._sizes(axis))]
+            strides[offsets[axis] : offsets[axis] + len(steps)] = steps
         return tuple(strides)
 
     # --- free values ------------------------------------------------------------------------
@@ -339,10 +331,10 @@ def _axis_order(group: Group) -> list[int]:
 
 def _splits(
     group: Group, memory: Memory, free: dict[str, int]
-) -> tuple[dict[int, tuple[Dim, ...]], dict[str, tuple[Storage, JoinedAxes]]]:
-    """Axes to be walked as several, so that operands can be read without a copy."""
+) -> tuple[dict[int, tuple[Dim, ...]], dict[tuple[str, int], tuple[Storage, JoinedAxes]]]:
+    """Axes to be walked as several, so that operands can be read without a copy, and those."""
     splits: dict[int, tuple[Dim, ...]] = {}
-    found: dict[str, tuple[Storage, JoinedAxes]] = {}
+    found: dict[tuple[str, int], tuple[Storage, JoinedAxes]] = {}
     for node in group.nodes:
         for index, value in enumerate(node.inputs):
             axes = group.operand_axes.get((node.output, index))
@@ -356,7 +348,7 @@ def _splits(
             }
             if all(splits.get(axis, sizes) == sizes for axis, sizes in wanted.items()):
                 splits.update(wanted)
-                found[value] = joined
+                found[node.output, index] = joined
     return splits, found
 
 
@@ -366,7 +358,7 @@ def _group_region(
     free: dict[str, int],
     memory: Memory,
     splits: Mapping[int, tuple[Dim, ...]],
-    joined: Mapping[str, tuple[Storage, JoinedAxes]],
+    joined: Mapping[tuple[str, int], tuple[Storage, JoinedAxes]],
 ) -> BuiltRegion:
     order = _axis_order(group)
     position = {axis: index for index, axis in enumerate(order)}
@@ -392,8 +384,8 @@ def _group_region(
             axes = moved(group.operand_axes[node.output, index])
             if value in free:
                 args.append(builder.free_value(value, tuple(Place(axis) for axis in axes)))
-            elif value in joined:
-                args.append(builder.load_joined(*joined[value], axes))
+            elif (read := joined.get((node.output, index))) is not None:
+                args.append(builder.load(read[0], axes, read[1]))
             else:
                 args.append(builder.load(memory.storage_of(value), axes))
         dtype = graph.type(node.output).dtype

@@ -260,6 +260,19 @@ def test_joined_axes_are_walked_apart_rather_than_copied(cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("only_generated")
+def test_operands_of_one_region_join_axes_of_their_own(cache: Path) -> None:
+    left, right = TensorType("f32", (3, 2, 20)), TensorType("f32", (6, 5, 4))
+    graph = graph_of(("x", left), ("y", right))
+    rows = graph.add("transpose", ["x"], {"perm": (1, 0, 2)}).output
+    columns = graph.add("transpose", ["y"], {"perm": (0, 2, 1)}).output
+    joined = [graph.add("reshape", [each], {"shape": (6, 20)}).output for each in (rows, columns)]
+    finish(graph, graph.add("sub", joined).output)
+    compiled = Compiled(graph, cache)
+    assert compiled.lowered.launches == 1
+    assert_agrees(compiled, inputs_of(graph, 0))
+
+
+@pytest.mark.usefixtures("only_generated")
 def test_places_are_numbered_along_whole_axes(cache: Path) -> None:
     graph = graph_of(("x", TensorType("bf16", (BATCH, SEQ, 4, 24))))
     part = graph.add("slice", ["x"], {"axis": 3, "start": 8, "stop": 24, "step": 1}).output
