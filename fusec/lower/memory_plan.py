@@ -33,7 +33,8 @@ class Lifetime:
         bytes: its size.
         first: the step that fills it.
         last: the last that reads it.
-        over: a buffer, last read by the step that fills this one, that it may lie upon.
+        over: a buffer that the step that fills this one reads, and that it may lie upon if nothing
+            reads it later.
     """
 
     buffer: int
@@ -90,10 +91,9 @@ class _Slot:
 
 
 def _ends_before(earlier: Lifetime, later: Lifetime) -> bool:
-    """Whether `earlier` is read no more when `later` is filled."""
-    if earlier.last == later.first and later.over == earlier.buffer:
-        return earlier.first < later.first
-    return earlier.last < later.first
+    """Whether `earlier` is read no more when `later` is filled, or as it is filled upon it."""
+    lies_upon = earlier.last == later.first and later.over == earlier.buffer
+    return lies_upon or earlier.last < later.first
 
 
 def plan_memory(

@@ -146,6 +146,4 @@ def reshaped_strides(
         if covered == runs[-1].size:
             runs.pop()
             covered = 1
-    if runs or covered != 1:
-        return None
-    return tuple(reversed(result))
+    return None if runs else tuple(reversed(result))

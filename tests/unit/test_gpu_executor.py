@@ -136,6 +136,13 @@ def test_an_empty_grid_is_not_launched(model: Model, driver: FakeDriver) -> None
     assert len(driver.launches) == 6
 
 
+def test_a_grid_has_three_sizes(path: Path, tmp_path: Path, driver: FakeDriver) -> None:
+    file = tmp_path / "m.fusec"
+    file.write_bytes(edited(entries_of(path), PROGRAM, "steps", 0, "grid", value=[2, 3, 4]))
+    load(file, driver=driver)(input_ids=[[1, 2]])
+    assert driver.launches[0].grid == (2, 3, 4)
+
+
 def test_growing_makes_graphs_of_old_addresses_void(model: Model, driver: FakeDriver) -> None:
     for seed in range(3):
         check(model, 1, 4, seed)
@@ -162,6 +169,11 @@ def test_old_plans_and_their_graphs_are_let_go(model: Model, driver: FakeDriver)
         for seed in range(2):
             check(model, 1, seq, seed)
     assert len(driver.graphs) == KEPT_PLANS
+    kept = next(reversed(driver.graphs))
+    for seq in range(KEPT_PLANS + 5, 2 * KEPT_PLANS + 5):
+        check(model, 1, seq)
+        check(model, 1, KEPT_PLANS + 4)
+    assert list(driver.graphs) == [kept]
     check(model, 1, 1)
 
 

@@ -34,7 +34,7 @@ def lifetimes(draw: st.DrawFn) -> list[Lifetime]:
     for buffer in range(count):
         first = draw(st.integers(0, 20))
         last = draw(st.integers(first, 24))
-        over = [life.buffer for life in lives if life.first < life.last == first]
+        over = [life.buffer for life in lives if life.first < first <= life.last]
         chosen = draw(st.sampled_from([None, *over]))
         lives.append(Lifetime(buffer, draw(st.sampled_from(SIZES)), first, last, chosen))
     return lives
@@ -46,7 +46,8 @@ def test_buffers_that_live_together_have_their_own_slots(lives: list[Lifetime]) 
     plan = plan_memory(lives, RANGES)
     assert set(plan.slot_of) == {life.buffer for life in lives}
     for one, other in itertools.combinations(lives, 2):
-        if one.first <= other.last and other.first <= one.last and other.over != one.buffer:
+        lies_upon = other.over == one.buffer and other.first == one.last
+        if one.first <= other.last and other.first <= one.last and not lies_upon:
             assert plan.slot_of[one.buffer] != plan.slot_of[other.buffer]
     for values in ({"batch": 1, "seq": 1}, {"batch": 8, "seq": 3}, {"batch": 2, "seq": 128}):
         for life in lives:
@@ -79,16 +80,22 @@ def test_results_lie_upon_operands_where_they_may() -> None:
     assert len(plan_memory(chain, RANGES).slots) == 1
 
 
-def test_equal_sizes_are_reused_before_larger_ones() -> None:
+def test_equal_sizes_are_reused_before_larger_ones_and_smaller_slots_before_larger() -> None:
     lives = [
         Lifetime(0, 4096, 0, 1),
         Lifetime(1, 4 * SEQ, 0, 1),
         Lifetime(2, 4 * SEQ, 2, 3),
-        Lifetime(3, 4096, 2, 3),
+        Lifetime(3, 64, 4, 5),
     ]
     plan = plan_memory(lives, RANGES)
-    assert plan.slot_of[2] == plan.slot_of[1]
-    assert plan.slot_of[3] == plan.slot_of[0]
+    assert plan.slot_of[3] == plan.slot_of[2] == plan.slot_of[1]
+    assert plan.slots == ((4096,), (64, 4 * SEQ))
+
+
+def test_what_has_no_bound_counts_as_large_and_all_else_at_its_largest() -> None:
+    sizes = [4096, 4 * SEQ, symbolic.symbol("rows")]
+    lives = [Lifetime(number, size, 0, 0) for number, size in enumerate(sizes)]
+    assert plan_memory(lives, {**RANGES, "rows": (1, None)}).slot_of == {2: 0, 0: 1, 1: 2}
 
 
 @pytest.mark.parametrize("early", [0, 2])

@@ -11,7 +11,7 @@ from fusec import symbolic
 from fusec.ir import OPS, Attr, Attrs, TensorType
 from fusec.ir.ops.base import Array
 from fusec.kernels.launch import dense_strides
-from fusec.lower.storage import dense, ordered, reshaped_strides, viewed
+from fusec.lower.storage import dense, merged_axes, ordered, reshaped_strides, viewed
 from fusec.symbolic import Dim, evaluate
 
 BATCH, SEQ = symbolic.symbol("batch"), symbolic.symbol("seq")
@@ -48,6 +48,21 @@ def test_reshape(
         assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("shape", "new_shape", "expected"),
+    [
+        ((BATCH, 4, 1, SEQ, 16), (4 * BATCH, 1, 16 * SEQ), ((0, 1), (), (3, 4))),
+        ((2, 3, 1), (6,), ((0, 1),)),
+        ((4, 6), (8, 3), None),
+        ((6, 4), (2, 3, 4), None),
+    ],
+)
+def test_axes_that_are_joined(
+    shape: tuple[Dim, ...], new_shape: tuple[Dim, ...], expected: object
+) -> None:
+    assert merged_axes(shape, new_shape) == expected
+
+
 @st.composite
 def chains(draw: st.DrawFn) -> tuple[tuple[int, ...], list[tuple[str, dict[str, Attr]]]]:
     shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)))
@@ -70,6 +85,7 @@ def chains(draw: st.DrawFn) -> tuple[tuple[int, ...], list[tuple[str, dict[str, 
             steps.append((op, {"axes": (axis,)}))
         elif op == "expand":
             now = [draw(st.integers(1, 3)) if size == 1 else size for size in now]
+            now = [*draw(st.lists(st.integers(1, 3), max_size=2)), *now]
             steps.append((op, {"shape": tuple(now)}))
         elif len(now) > 1 and draw(st.booleans()):
             first = draw(st.integers(0, len(now) - 2))
