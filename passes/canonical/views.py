@@ -53,8 +53,8 @@ def _one_of_each_group(build: Rewriter, node: Node, picked: Node) -> str | None:
         return None
     (rows,) = grouped.inputs
     shape, columns = build.type(grouped.output).shape, build.type(rows).shape[-1:]
-    axis, start, stop, _ = _window(picked)
-    if axis != len(shape) - 1 or stop != start + 1 or build.type(node.output).shape != shape[:-1]:
+    axis, start, _, _ = _window(picked)
+    if axis != len(shape) - 1 or build.type(node.output).shape != shape[:-1]:
         return None
     if not isinstance(shape[-1], int) or build.type(rows).shape[:-1] != shape[:-2]:
         return None
@@ -171,10 +171,11 @@ def slice_scatter(build: Rewriter, node: Node) -> str | None:
         return None
     position: Dim = 0
     ordered: list[str] = []
-    while len(ordered) < len(pieces):
+    while pieces:
         piece = next((p for p in pieces if p[0] == position), None)
         if piece is None:
             return None
+        pieces.remove(piece)  # one that writes nothing ends where it begins
         ordered.append(piece[2])
         position = piece[1]
     return ordered[0] if len(ordered) == 1 else build.value("concat", ordered, {"axis": axis})
