@@ -45,8 +45,8 @@ _FREE = frozenset(
 
 
 def generated_reason(graph: Graph, node: Node) -> str | None:
-    """Why no code can be generated for `node`; `None` when it can."""
-    if not (is_generated(node.op) or node.op in ROW_OPS or node.op in CREATED | COPIES):
+    """Why no code can be generated for `node`, which is no copy; `None` when it can."""
+    if not (is_generated(node.op) or node.op in ROW_OPS):
         return "no kernel and no generated code computes it"
     for value in (*node.inputs, *node.outputs):
         dtype = graph.type(value).dtype

@@ -273,6 +273,19 @@ def test_operands_of_one_region_join_axes_of_their_own(cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("only_generated")
+def test_what_is_neither_joined_nor_split_is_copied(cache: Path) -> None:
+    graph = graph_of(("x", TensorType("f32", (4, 6))))
+    places = graph.add("iota", [], {"size": 24, "start": 0, "step": 1, "dtype": "f32"}).output
+    turned = graph.add("transpose", ["x"], {"perm": (1, 0)}).output
+    regrouped = graph.add("reshape", [turned], {"shape": (8, 3)}).output
+    numbered = graph.add("reshape", [places], {"shape": (8, 3)}).output
+    finish(graph, graph.add("sub", [regrouped, numbered]).output)
+    compiled = Compiled(graph, cache)
+    assert [step.op for step in compiled.lowered.kernel_steps] == ["iota", "copy", "sub"]
+    assert_agrees(compiled, inputs_of(graph, 0))
+
+
+@pytest.mark.usefixtures("only_generated")
 def test_places_are_numbered_along_whole_axes(cache: Path) -> None:
     graph = graph_of(("x", TensorType("bf16", (BATCH, SEQ, 4, 24))))
     part = graph.add("slice", ["x"], {"axis": 3, "start": 8, "stop": 24, "step": 1}).output
@@ -330,6 +343,39 @@ def test_producers_write_into_concatenations(cache: Path) -> None:
     compiled = Compiled(graph, cache)
     assert compiled.lowered.launches == 1
     assert compiled.lowered.plan.slots == ()
+    assert len(compiled.lowered.kernel_steps[0].launch.operands) == 2 + 3
+    assert_agrees(compiled, inputs_of(graph, 0, batch=3))
+
+
+@pytest.mark.usefixtures("only_generated")
+def test_what_is_read_already_is_not_computed_later(cache: Path) -> None:
+    graph = graph_of(("x", TensorType("f32", (BATCH, SEQ))))
+    powers = graph.add("exp", ["x"]).output
+    total = graph.add("reduce_sum", [powers], {"axes": (0,), "keepdims": True}).output
+    finish(graph, graph.add("div", [powers, total]).output)
+    assert_agrees(Compiled(graph, cache), inputs_of(graph, 0, batch=3, seq=5))
+
+
+def test_a_part_is_written_over_what_was_there(cache: Path) -> None:
+    graph = graph_of(("x", TensorType("f32", (BATCH, 7, 3))), ("y", TensorType("f32", (1, 3, 3))))
+    window: dict[str, Attr] = {"axis": 1, "start": 1, "stop": 7, "step": 2}
+    wide = graph.add("expand", ["y"], {"shape": (BATCH, 3, 3)}).output
+    finish(graph, graph.add("slice_scatter", ["x", wide], window).output)
+    assert_agrees(Compiled(graph, cache), inputs_of(graph, 0, batch=2))
+
+
+def test_kernels_write_into_concatenations_once(cache: Path) -> None:
+    graph = graph_of(("x", TensorType("f32", (BATCH, 8))), ("y", TensorType("f32", (BATCH, 5))))
+    attrs: dict[str, Attr] = {"eps": 1e-6, "has_weight": False, "weight_offset": 0}
+    normed = graph.add("rms_norm", ["x"], attrs).output
+    inner = graph.add("concat", ["y", normed], {"axis": 1}).output
+    outer = graph.add("concat", [inner, "y"], {"axis": 1}).output
+    other = graph.add("rms_norm", ["y"], attrs).output
+    finish(graph, outer, graph.add("concat", [other, other], {"axis": 1}).output)
+    compiled = Compiled(graph, cache)
+    ops = [step.op for step in compiled.lowered.kernel_steps]
+    assert ops == ["rms_norm", "concat", "concat", "rms_norm", "concat", "concat"]
+    assert compiled.lowered.plan.slots == ((graph.type(other).nbytes,),)
     assert_agrees(compiled, inputs_of(graph, 0, batch=3))
 
 
