@@ -478,7 +478,7 @@ class _Lowering:
         outputs: list[Storage] = []
         copies: list[tuple[Storage, Storage]] = []
         for index, (value, layout) in enumerate(zip(node.outputs, layouts, strict=True)):
-            wanted = order if index == 0 and order is not None else None
+            wanted = order if index == 0 else None
             place = self._new(value, wanted or self._preferred_order(value, layout))
             if order is None and not place.meets(layout):
                 whole = dense(

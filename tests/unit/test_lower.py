@@ -278,10 +278,14 @@ def test_what_is_neither_joined_nor_split_is_copied(cache: Path) -> None:
     places = graph.add("iota", [], {"size": 24, "start": 0, "step": 1, "dtype": "f32"}).output
     turned = graph.add("transpose", ["x"], {"perm": (1, 0)}).output
     regrouped = graph.add("reshape", [turned], {"shape": (8, 3)}).output
-    numbered = graph.add("reshape", [places], {"shape": (8, 3)}).output
-    finish(graph, graph.add("sub", [regrouped, numbered]).output)
+    doubled = graph.add("add", [places, places]).output
+    numbered = graph.add("reshape", [doubled], {"shape": (8, 3)}).output
+    pairs = graph.add("reshape", [turned], {"shape": (12, 2)}).output
+    twice = graph.add("concat", [pairs, pairs], {"axis": 1}).output
+    finish(graph, graph.add("sub", [regrouped, numbered]).output, twice)
     compiled = Compiled(graph, cache)
-    assert [step.op for step in compiled.lowered.kernel_steps] == ["iota", "copy", "sub"]
+    ops = sorted(step.op for step in compiled.lowered.kernel_steps)
+    assert ops == ["add", "concat", "concat", "copy", "sub"]
     assert_agrees(compiled, inputs_of(graph, 0))
 
 
