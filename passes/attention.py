@@ -4,20 +4,23 @@ Fuses, over q [B, H, S, D], k [B, H or 1, T, D] and v [B, H or 1, T, Dv],
 
     softmax(mask(softcap(q @ k^T * scale))) @ v        into        attention
 
-where any part but the softmax may be absent: the scale is a constant factor or divisor, the
-softcap is c*tanh(x/c), which may share its factor with the scale, a mask is added, or chosen by
+where any part but the softmax may be absent: the scale is a constant factor or divisor, or numbers
+that do not differ along a row, as one a head is, which multiply q instead; the softcap is
+c*tanh(x/c), which may share its factor with the scale, a mask is added, or chosen by
 `where` with a number that swallows any score; casts to a wider type, lifting the scores to the
 lowest number and subtracting the row maximum change nothing.  A column of sinks joined to the
 scores, whose share is sliced off after the softmax, becomes the operand `sinks`, as do sinks s
 that the result is scaled for, by sigmoid(logsumexp(scores) - s).  Heads folded into the batch,
-[B*H, S, D], are seen through.  A query whose keys are all hidden by minus infinity
-gives zeros, where the model's own softmax has no number to give.
+[B*H, S, D], are seen through, and a batch in groups that share masks, [G, B/G, H, S, T].  A query
+whose keys are all hidden by minus infinity gives zeros, where the model's own softmax has no
+number to give.
 
 Leaves it alone when
   axis              the softmax does not run over the keys
   batch             q, k and v differ in batch
   dtype             q, k and v differ in dtype
   fill              masked scores become a number that is not low enough
+  head-dim          the size of a head is known only when it runs, or no GPU kernel holds it
   heads             the heads of k or v are neither 1 nor those of q
   mask-shape        a mask has more rows than the scores
   rank              the operands are not batches of heads
@@ -39,6 +42,9 @@ from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim
 from fusec.target import Target
+
+_LARGEST_HEAD = 512
+"""Elements of a head, at most, on a GPU."""
 
 MASK_NAMES = ("add", "mask", "hide")
 """How values of a match that are masks begin: added numbers, flags that keep, flags that hide."""
@@ -74,9 +80,24 @@ def _axis(match: Match, target: Target) -> Rejection | None:
 def _dtype(match: Match, target: Target) -> Rejection | None:
     kinds = [match.graph.type(match.values[name]).dtype for name in ("q", "k", "v")]
     if len({*kinds}) == 1:
-        return None
+        rows = match.graph.type(match.values.get("rows", match.values["q"])).dtype
+        if rows == kinds[0]:
+            return None
+        reason = f"scores are multiplied by {rows}, and q is {kinds[0]}"
+        return Rejection("dtype", reason, match.values["rows"])
     reason = f"q, k and v are {', '.join(kinds)}"
     return Rejection("dtype", reason, match.values["q"])
+
+
+def _head_dim(match: Match, target: Target) -> Rejection | None:
+    for size in (_shapes(match)[0][-1], _shapes(match)[2][-1]):
+        if not isinstance(size, int):
+            reason = f"the size of a head, `{size}`, is known only when it runs"
+            return Rejection("head-dim", reason)
+        if size > _LARGEST_HEAD and target.is_gpu:
+            reason = f"a head has {size} elements; kernels of GPUs hold {_LARGEST_HEAD}"
+            return Rejection("head-dim", reason)
+    return None
 
 
 def _shapes(match: Match) -> tuple[tuple[Dim, ...], ...]:
@@ -129,10 +150,15 @@ def _mask_shape(match: Match, target: Target) -> Rejection | None:
     heads = match.facts["heads"]
     lead = heads if isinstance(heads, tuple) else q[:2]
     scores = (*lead, q[-2], k[-1 if "kt" in match.values else -2])
-    for value in _masks(match):
+    for value, group in zip(_masks(match), _groups(match), strict=True):
         shape = _mask_form(match, value)
-        padded = (*(1 for _ in scores[len(shape) :]), *shape)
-        if len(padded) > 4 or any(a not in (1, b) for a, b in zip(padded, scores, strict=True)):
+        wide = scores
+        if group:
+            whole = group[0] * group[1] == scores[0]
+            wide = (*group, *scores[1:]) if whole else (1, 1, 1, *scores[2:])
+        padded = (*(1 for _ in wide[len(shape) :]), *shape)
+        fits = len(padded) == len(wide)
+        if not fits or any(a not in (1, b) for a, b in zip(padded, wide, strict=True)):
             return Rejection("mask-shape", f"mask `%{value}` widens the scores", value)
     return None
 
@@ -159,6 +185,13 @@ def _sinks_shape(match: Match, target: Target) -> Rejection | None:
     return Rejection("sinks-shape", f"`%{value}` is not one number a head", value)
 
 
+def _groups(match: Match) -> list[tuple[Dim, ...]]:
+    """For each mask the two sizes whose product is the batch of its scores, if they have these."""
+    held = match.facts["groups"]
+    assert isinstance(held, tuple)
+    return [dims_attr({"group": group}, "group") for group in held]
+
+
 def _masks(match: Match) -> list[str]:
     return [value for name, value in match.values.items() if name.startswith(MASK_NAMES)]
 
@@ -176,6 +209,7 @@ class Attention(FusionPass):
         _dtype,
         _batch,
         _heads,
+        _head_dim,
         _mask_shape,
         _fill,
         _sinks_shape,
@@ -193,6 +227,8 @@ class Attention(FusionPass):
         """One `attention`; k is transposed back, and heads are given their axis."""
         graph, values = match.graph, match.values
         q, k, v = values["q"], values["k"], values["v"]
+        if "rows" in values:
+            q = build.value("mul", [q, values["rows"]])
         if "base" in values:
             k = _regrouped(build, values["base"], graph.type(values["kt"]).shape)
         elif "kt" in values:
@@ -230,14 +266,21 @@ def _joined(match: Match, build: Builder) -> str | None:
     numbers: list[str] = []
     names = [name for name in match.values if name.startswith(MASK_NAMES)]
     facts = zip(
-        names, _fills(match), _numbers(match, "factors"), _numbers(match, "floors"), strict=True
+        names,
+        _groups(match),
+        _fills(match),
+        _numbers(match, "factors"),
+        _numbers(match, "floors"),
+        strict=True,
     )
-    for name, fill, times, floor in facts:
+    for name, group, fill, times, floor in facts:
         value = match.values[name]
         dtype = graph.type(value).dtype
         form = _mask_form(match, value)
         if form != graph.type(value).shape:
             value = build.value("reshape", [value], {"shape": form})
+        if group and len(form) > 3:
+            value = _ungrouped(build, value, group)
         if name.startswith("hide"):
             value = build.value("not", [value])
         if dtype != "bool" and times != 1:
@@ -257,6 +300,16 @@ def _joined(match: Match, build: Builder) -> str | None:
         return total
     lowest = _number(build, -math.inf, graph.type(total).dtype)
     return build.value("where", [allowed, total, lowest])
+
+
+def _ungrouped(build: Builder, mask: str, group: tuple[Dim, ...]) -> str:
+    """`mask` over scores [*group, H, S, T] as one over scores [B, H, S, T]."""
+    shape = build.graph.type(mask).shape
+    rest = shape[-3:]
+    if all(size == 1 for size in shape[:-3]):
+        return build.value("reshape", [mask], {"shape": rest})
+    mask = build.value("expand", [mask], {"shape": (*group, *rest)})
+    return build.value("reshape", [mask], {"shape": (group[0] * group[1], *rest)})
 
 
 def _number(build: Builder, number: float, dtype: str) -> str:

@@ -13,6 +13,8 @@ from fusec.symbolic import Dim
 FILLED = {"f16": -6e4, "bf16": -1e9, "f32": -1e9, "f64": -1e18}
 """Numbers this low swallow what is added to them in each dtype: adding is as good as choosing."""
 
+MIXED = ("mul", "div", "sub", "conv", "linear", "transpose")
+"""What models put between scores and softmax that no attention has, such as a mixture of heads."""
 
 MOST_STEPS = 64
 """Values that are looked at on the way from a softmax to its product."""
@@ -29,6 +31,7 @@ class AttentionWalk:
         self.fills: list[Attr] = []
         self.factors: list[float] = []
         self.floors: list[float] = []
+        self.groups: list[Attr] = []
         self.floor = -math.inf
         self.scale = 1.0
         self.softcap: float | None = None
@@ -66,7 +69,7 @@ class AttentionWalk:
             self.inner.append(product)
             self._operands(product.inputs[0], product.inputs[1], v)
             self._fold_heads()
-        elif self._leads_to_product(value):
+        elif self._leads_to_product(value, MIXED):
             self.values["scores"] = value
         else:
             return None
@@ -83,6 +86,7 @@ class AttentionWalk:
                 "fills": tuple(self.fills),
                 "factors": tuple(self.factors),
                 "floors": tuple(self.floors),
+                "groups": tuple(self.groups),
             },
         )
 
@@ -247,10 +251,11 @@ class AttentionWalk:
 
         Constant factors may stand anywhere: those outside a mask scale it too, and those outside
         of tanh are the softcap, so that c*tanh(m*x) is a softcap of c on scores scaled by m*c.
+        What multiplies rows stands next to the product, where it has the axes of q.
         """
         graph = self.graph
         while True:
-            value = self._through(value, "cast", "reshape")
+            value = self._through(value, "cast", *(() if "rows" in self.values else ("reshape",)))
             node = graph.producer(value)
             if node is None:
                 return None
@@ -260,6 +265,10 @@ class AttentionWalk:
             if (found := factor(graph, value)) is not None:
                 value, times = found
                 self.scale *= times
+            elif "rows" in self.values:
+                return None
+            elif (rows := _times_rows(graph, node)) is not None:
+                value, self.values["rows"] = rows
             elif self.softcap is None and node.op == "tanh" and self.scale > 0:
                 value, self.softcap = node.inputs[0], self.scale
             elif self.softcap is None and (score := self._unclamped(node)) is not None:
@@ -277,23 +286,25 @@ class AttentionWalk:
             if score is None:
                 return None
             other = node.inputs[0] if node.inputs[1] == score else node.inputs[1]
-            return self._masked("add", other, -math.inf, score)
+            return self._masked("add", node, other, -math.inf, score)
         if node.op != "where":
             return None
         condition, then, other = node.inputs
         if (fill := graph.constant(other)) is not None:
-            return self._masked("mask", condition, fill, then)
+            return self._masked("mask", node, condition, fill, then)
         if (fill := graph.constant(then)) is not None:
-            return self._masked("hide", condition, fill, other)
+            return self._masked("hide", node, condition, fill, other)
         return None
 
-    def _masked(self, kind: str, mask: str, fill: Attr, score: str) -> str:
+    def _masked(self, kind: str, node: Node, mask: str, fill: Attr, score: str) -> str:
         self.values[f"{kind}{len(self.fills)}"] = mask
         number = float(fill) if isinstance(fill, int | float) else None
         added = kind == "add"
         self.fills.append(number if added or number is None else self._lifted(number))
         self.factors.append(self.scale)
         self.floors.append(self.floor)
+        shape = self.graph.type(node.output).shape
+        self.groups.append(shape[:2] if len(shape) == 5 else ())
         return score
 
     def _lifted(self, fill: float) -> float:
@@ -315,8 +326,8 @@ class AttentionWalk:
                 return score
         return None
 
-    def _leads_to_product(self, value: str) -> bool:
-        """Whether `value` comes from a product by what may stand between it and the softmax."""
+    def _leads_to_product(self, value: str, ops: tuple[str, ...] = ()) -> bool:
+        """Whether `value` comes from a product by what may be before the softmax, or by `ops`."""
         graph, waiting, seen = self.graph, [value], {value}
         while waiting and len(seen) < MOST_STEPS:
             current = waiting.pop()
@@ -326,7 +337,7 @@ class AttentionWalk:
             if node.op == "matmul":
                 return True
             before: tuple[str, ...] = ()
-            if node.op in ("add", "maximum"):
+            if node.op in ("add", "maximum", *ops):
                 before = node.inputs
             elif node.op == "where":
                 before = node.inputs[1:]
@@ -334,6 +345,8 @@ class AttentionWalk:
                 before = node.inputs
             elif (found := factor(graph, current)) is not None:
                 before = found[:1]
+            elif (rows := _times_rows(graph, node)) is not None:
+                before = rows[:1]
             waiting += [each for each in before if each not in seen]
             seen.update(before)
         return False
@@ -354,3 +367,14 @@ class AttentionWalk:
             self.heads = (whole, 1)
         elif self.lead[0] * self.lead[1] == whole:
             self.heads = self.lead
+
+
+def _times_rows(graph: Graph, node: Node) -> tuple[str, str] | None:
+    """What `node` multiplies by numbers that do not differ along a row, and these numbers."""
+    if node.op != "mul":
+        return None
+    for scores, other in (node.inputs, node.inputs[::-1]):
+        wide = graph.type(scores).shape == graph.type(node.output).shape
+        if wide and graph.type(other).shape[-1:] == (1,):
+            return scores, other
+    return None

@@ -37,6 +37,7 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "batch": "give q, k and v one batch size",
         "dtype": "cast q, k and v to one dtype before the product",
         "fill": "hide keys by minus infinity, or by the lowest number of the dtype",
+        "head-dim": "give heads a fixed size, at most 512; products of channels stay products",
         "heads": "repeat the heads of k and v up to those of q; the fusion takes that back",
         "mask-shape": "give the mask a shape that broadcasts to [batch, heads, queries, keys]",
         "rank": "give q, k and v as [batch, heads, positions, size]",
