@@ -556,6 +556,27 @@ def test_a_matrix_that_resamples_is_as_wide_as_the_input() -> None:
     check(body, x, y, tolerance=1e-12)
 
 
+def test_the_heads_of_an_attention_are_a_fixed_number() -> None:
+    """Axes in front whose size is not fixed, as heads in the batch or windows, are the batch."""
+
+    def body(x: Tensor, y: Tensor) -> object:
+        wide = x[:, None, None].expand(-1, 2, 3, -1, -1).repeat(1, 1, x.shape[0], 1, 1)
+        shares = x @ x.mT
+        return (
+            F.scaled_dot_product_attention(x, x, x),
+            F.scaled_dot_product_attention(x, x, x, attn_mask=shares),
+            F.scaled_dot_product_attention(x, x, x, attn_mask=shares[:1] > 0),
+            F.scaled_dot_product_attention(wide, wide, wide, attn_mask=shares[0]),
+            F.scaled_dot_product_attention(wide, wide, wide, attn_mask=shares[:, None, None]),
+        )
+
+    dynamic = {"x": {0: torch.export.Dim("batch", min=2)}, "y": None}
+    y, traced = torch.randn(1), torch.randn(5, 4, 6)
+    graph = check(Function(body), torch.randn(3, 4, 6), y, traced=(traced, y), dynamic=dynamic)
+    queries = [node.inputs[0] for node in graph.nodes() if node.op == "attention"]
+    assert [graph.type(q).shape[1] for q in queries] == [1] * 5
+
+
 @pytest.mark.parametrize("rows", [2, 3, 7])
 def test_a_roll_goes_round_more_than_once(rows: int) -> None:
     body = Function(lambda x, y: (x.roll(5, 0), x.roll(-5, 0), x.roll(1, 0), x.roll(-1, 0)))

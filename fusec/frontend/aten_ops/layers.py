@@ -235,7 +235,8 @@ def attention(
     if not enable_gqa:
         lead = broadcast_shape(lead, value.shape[:-2])
         q, k, v = (build.expand(x, (*lead, *x.shape[-2:])) for x in (q, k, v))
-    q4, k4, v4 = (_rank_four(build, x) for x in (q, k, v))
+    folds = not enable_gqa and (q.rank == 3 or (q.rank > 4 and not isinstance(q.shape[-3], int)))
+    q4, k4, v4 = (_rank_four(build, x, folds) for x in (q, k, v))
     rows, columns = q.shape[-2], k.shape[-2]
     causal = is_causal and rows == columns
     mask = attn_mask
@@ -243,7 +244,7 @@ def attention(
         mask = triangle(build, rows, columns, 0, True)
     operands = [q4, k4, v4]
     if mask is not None:
-        operands.append(_mask_for(build, mask, q))
+        operands.append(_mask_for(build, mask, q, folds))
     result = build.emit(
         "attention", *operands, scale=factor, causal=causal, window=None, softcap=None,
         has_mask=mask is not None, has_sinks=False, has_key_padding=False,
@@ -251,8 +252,10 @@ def attention(
     return build.reshape(result, (*q.shape[:-1], v.shape[-1]))
 
 
-def _rank_four(build: Builder, x: Val) -> Val:
-    """[batch, heads, rows, width] from any number of axes in front."""
+def _rank_four(build: Builder, x: Val, folds: bool) -> Val:
+    """[batch, heads, rows, width] from any number of axes in front; `folds`: all are the batch."""
+    if folds:
+        return build.reshape(x, (numel(x.shape[:-2]), 1, *x.shape[-2:]))
     if x.rank == 4:
         return x
     if x.rank < 4:
@@ -260,13 +263,13 @@ def _rank_four(build: Builder, x: Val) -> Val:
     return build.reshape(x, (numel(x.shape[:-3]), *x.shape[-3:]))
 
 
-def _mask_for(build: Builder, mask: Val, query: Val) -> Val:
-    if query.rank > 4 and mask.rank > 4:
-        lead = query.shape[: query.rank - 3]
-        wide = (*lead, *mask.shape[-3:])
-        padded = build.reshape(mask, (1,) * (query.rank - mask.rank) + mask.shape)
-        return _rank_four(build, build.expand(padded, wide))
-    return mask
+def _mask_for(build: Builder, mask: Val, query: Val, folds: bool) -> Val:
+    kept = 2 if folds else 3
+    if mask.rank <= kept or (query.rank <= 4 and not folds):
+        return mask
+    wide = (*query.shape[:-kept], *mask.shape[-kept:])
+    padded = build.reshape(mask, (1,) * (query.rank - mask.rank) + mask.shape)
+    return _rank_four(build, build.expand(padded, wide), folds)
 
 
 @aten("_scaled_dot_product_flash_attention_for_cpu")
