@@ -3,9 +3,10 @@
 Fuses   an operation all of whose operands are weights, or made of weights   into   a weight
 
 Models do such things in every run: `-exp(A_log)`, a router's weight cast to f32, weights side by
-side.  What is rounded in the model is rounded here.  The result is a weight like any other: its
-values are made when they are written, and a source without values has none for it either.  What
-only looks at a weight differently stays: it costs nothing.
+side, a bias for relative positions looked up in a table or made by a small network.  What is
+rounded in the model is rounded here.  The result is a weight like any other: its values are made
+when they are written, and a source without values has none for it either.  What only looks at a
+weight differently stays: it costs nothing.
 
 Leaves alone what would need more than 4 times the bytes of the weights it is made of, and more than
 1 MiB: a table is better computed than read.
@@ -28,7 +29,8 @@ from fusec.symbolic import Expr
 from fusec.target import Target
 
 DTYPES = ("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool")
-MOVES = ("concat", "pad")
+MOVES = ("concat", "pad", "take")
+PRODUCTS = ("linear", "linear_epilogue", "matmul")
 REDUCTIONS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
 VIEWS = ("reshape", "transpose", "slice", "expand", "flip")
 TABLES = ("constant", "iota")
@@ -74,6 +76,7 @@ class FoldWeights(Pass):
         for node in folded:
             made = graph.add_parameter(graph.fresh(node.output), held[node.output].weight)
             graph.replace_uses(node.output, made)
+        log.absorb(node.name for node in folded)
         graph.prune()
         graph.drop_unused_parameters()
         return len(folded)
@@ -99,7 +102,7 @@ def _result(graph: Graph, node: Node, held: dict[str, _Held]) -> _Held | None:
 
 def _is_arithmetic(node: Node) -> bool:
     """Whether the result of `node` is known where its operands are."""
-    if node.op in (*MOVES, *REDUCTIONS, *VIEWS, *TABLES):
+    if node.op in (*MOVES, *PRODUCTS, *REDUCTIONS, *VIEWS, *TABLES):
         return True
     return node.op in OPS and OPS[node.op].elementwise
 
