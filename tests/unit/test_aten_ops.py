@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -554,6 +555,34 @@ def test_a_matrix_that_resamples_is_as_wide_as_the_input() -> None:
     x, y = torch.randn(1, 1, 15, 19, dtype=torch.float64), torch.randn(3, 4)
     body = Function(lambda x, y: F.interpolate(x, size=(30, 40), mode="bilinear"))
     check(body, x, y, tolerance=1e-12)
+
+
+RESAMPLED: tuple[dict[str, Any], ...] = (
+    {"mode": "bilinear"},
+    {"mode": "bilinear", "align_corners": True},
+    {"mode": "bicubic"},
+    {"mode": "bicubic", "align_corners": True},
+    {"mode": "nearest"},
+    {"mode": "nearest-exact"},
+)
+
+
+@pytest.mark.parametrize("sizes", [(4, 6, 9, 5), (9, 7, 3, 7), (2, 5, 8, 11)])
+def test_images_are_resampled_to_sizes_that_are_not_fixed(sizes: tuple[int, ...]) -> None:
+    def body(x: Tensor, y: Tensor) -> object:
+        return (
+            *(F.interpolate(x, tuple(y.shape), **kind) for kind in RESAMPLED),
+            *(F.interpolate(x, scale_factor=2.0, **kind) for kind in RESAMPLED[:2]),
+            F.interpolate(x, (3, 8), mode="bilinear"),
+        )
+
+    height, width, rows, columns = (
+        torch.export.Dim(name, min=2) for name in ("height", "width", "rows", "columns")
+    )
+    dynamic = {"x": {2: height, 3: width}, "y": {0: rows, 1: columns}}
+    traced = torch.randn(2, 3, 10, 12), torch.randn(7, 13)
+    given = torch.randn(2, 3, *sizes[:2]), torch.randn(sizes[2:])
+    check(Function(body), *given, traced=traced, dynamic=dynamic)
 
 
 def test_the_heads_of_an_attention_are_a_fixed_number() -> None:

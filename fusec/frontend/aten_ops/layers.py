@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -599,6 +600,58 @@ def _filter(x: float, cubic: bool) -> float:
     return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
 
 
+def _place(
+    build: Builder, size: Dim, out: Dim, align: bool, scale: float | None
+) -> tuple[Dim, Dim, Dim]:
+    """`times`, `more` and `by`: row r of the result lies at (r*times + more)/by of the operand."""
+    if align:
+        return size - 1, 0, symbolic.maximum(out - 1, 1)
+    times, by = size, out
+    if scale is not None:
+        ratio = Fraction(scale).limit_denominator(1 << 15)
+        if float(ratio) != scale:
+            raise build.unsupported(f"`{build.origin.op}` of a size that is not fixed by {scale}")
+        by, times = ratio.as_integer_ratio()
+    return 2 * times, times - by, 2 * by
+
+
+def _by_position(
+    build: Builder, x: Val, axis: int, out: Dim, place: tuple[Dim, Dim, Dim], cubic: bool
+) -> Val:
+    """Resample one axis whose sizes are known at run time: rows are taken and weighed."""
+    times, more, by = place
+    wide = "f64" if x.dtype == "f64" else "f32"
+    steps = build.scalar(by, "i64")
+    at = build.iota(out) * times + more
+    if not cubic:
+        at = build.emit("maximum", at, build.scalar(0, "i64"))
+    low = build.emit("floordiv", at, steps)
+    share = build.cast(at - low * by, wide) / build.cast(steps, wide)
+    rest = -share + 1.0
+    weights = {0: rest, 1: share}
+    if cubic:
+        weights = {-1: _far(share + 1.0), 0: _near(share), 1: _near(rest), 2: _far(rest + 1.0)}
+    first, last = build.scalar(0, "i64"), build.scalar(x.shape[axis] - 1, "i64")
+    total: Val | None = None
+    for offset, weight in weights.items():
+        row = build.emit("minimum", build.emit("maximum", low + offset, first), last)
+        taken = build.cast(build.emit("take", x, row, axis=axis), wide)
+        part = taken * build.reshape(weight, (out, *(1 for _ in x.shape[axis + 1 :])))
+        total = part if total is None else total + part
+    assert total is not None
+    return build.cast(total, x.dtype)
+
+
+def _near(x: Val, a: float = -0.75) -> Val:
+    """Keys' cubic convolution up to a distance of 1."""
+    return (x * (a + 2) - (a + 3)) * x * x + 1.0
+
+
+def _far(x: Val, a: float = -0.75) -> Val:
+    """Keys' cubic convolution from a distance of 1 to 2."""
+    return ((x * a - 5 * a) * x + 8 * a) * x - 4 * a
+
+
 Resampler = Callable[[int, int, bool, float | None], Array]
 
 
@@ -608,10 +661,13 @@ def _resample(
     out = build.result().shape
     for axis in range(2, x.rank):
         sizes = static((x.shape[axis], out[axis]))
-        if sizes is None:
-            raise build.unsupported(f"`{build.origin.op}` of a size that is not fixed")
         scale = scales[axis - 2] if axis - 2 < len(scales) else None
-        if sizes[0] != sizes[1] or (scale is not None and scale != 1):
+        if sizes is None:
+            if "_aa" in build.origin.op:
+                raise build.unsupported(f"`{build.origin.op}` of a size that is not fixed")
+            place = _place(build, x.shape[axis], out[axis], align, scale)
+            x = _by_position(build, x, axis, out[axis], place, "cubic" in build.origin.op)
+        elif sizes[0] != sizes[1] or (scale is not None and scale != 1):
             x = _along(build, x, axis, make(sizes[0], sizes[1], align, scale))
     return x
 
@@ -676,9 +732,22 @@ def _nearest_by(build: Builder, x: Val, scales: Sequence[float | None]) -> Val:
             continue
         sizes = static((size, wanted))
         if sizes is None:
-            raise build.unsupported(f"`{build.origin.op}` of a size that is not fixed")
+            x = build.emit("take", x, _nearest_rows(build, size, wanted, middle, scale), axis=axis)
+            continue
         ratio = np.float32(1 / scale if scale else sizes[0] / sizes[1])
         rows = np.arange(sizes[1], dtype=np.float32)
         places = np.minimum(np.floor((rows + middle) * ratio), sizes[0] - 1).astype(np.int64)
         x = build.emit("take", x, build.array("nearest", places, "i64"), axis=axis)
     return x
+
+
+def _nearest_rows(build: Builder, size: Dim, out: Dim, middle: float, scale: float | None) -> Val:
+    """Where each row of the result lies in the operand, by numbers in f32 as PyTorch has them."""
+    if scale is not None:
+        ratio = build.scalar(float(np.float32(1 / scale)), "f32")
+    else:
+        ratio, wanted = (build.cast(build.scalar(n, "i64"), "f32") for n in (size, out))
+        ratio = ratio / wanted
+    places = (build.cast(build.iota(out), "f32") + middle) * ratio
+    rows = build.cast(build.emit("floor", places), "i64")
+    return build.emit("minimum", rows, build.scalar(size - 1, "i64"))
