@@ -71,6 +71,15 @@ def gate_up_layout(graph: Graph, gate: Node, up: Node) -> str | None:
     return layouts.get(tuple(windows))
 
 
+def known_length(match: Match, target: Target) -> Rejection | None:
+    """Guard: rows of x have a length known at compile time, which kernels of GPUs need."""
+    x = match.graph.type(match.values["x"])
+    if not target.is_gpu or isinstance(x.shape[-1], int):
+        return None
+    reason = f"rows of `{x}` have no length known at compile time"
+    return Rejection("length", reason, match.root.name)
+
+
 def keeps_shape(match: Match, target: Target) -> Rejection | None:
     """Guard: the result has the shape of x, so that no constant on the way widens it."""
     x, result = (match.graph.type(value) for value in (match.values["x"], match.root.output))

@@ -6,10 +6,11 @@ Fuses   x * rsqrt(sum(x * x) + eps)                      into   l2_norm(x) {mode
 Upcasts inside go: the operation accumulates in f32.
 
 Leaves it alone when
-  axis   the sum is not over the last axis alone
-  bound  the length is bounded from above as well
-  dtype  the result is rounded to another dtype than that of x
-  shape  a constant on the way widens x
+  axis    the sum is not over the last axis alone
+  bound   the length is bounded from above as well
+  dtype   the result is rounded to another dtype than that of x
+  length  on a GPU, the elements of a row are counted only when it runs
+  shape   a constant on the way widens x
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Attr
-from fusec.passes.facts import keeps_dtype, keeps_shape, reduces_rows, with_cast
+from fusec.passes.facts import keeps_dtype, keeps_shape, known_length, reduces_rows, with_cast
 from fusec.rewrite import FusionPass, Guard, Match, Maybe, Number, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -62,7 +63,13 @@ class L2Norm(FusionPass):
         ),
         Op("cast", (Op("l2_norm", (WIDENED,), name="norm"),)),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_axis, _bound, keeps_dtype, keeps_shape)
+    guards: ClassVar[tuple[Guard, ...]] = (
+        _axis,
+        _bound,
+        keeps_dtype,
+        keeps_shape,
+        known_length,
+    )
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the norm."""

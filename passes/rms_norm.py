@@ -13,6 +13,7 @@ Leaves it alone when
   axis    the mean is not over the last axis alone
   weight  the factor is not one number for each element of a row
   dtype   the mean is taken in fewer bits, or the result is rounded to another dtype, than x has
+  length  on a GPU, the elements of a row are counted only when it runs
   shape   a constant on the way widens x, or a row is normed in several groups
 """
 
@@ -26,6 +27,7 @@ from fusec.passes.facts import (
     before_widening,
     keeps_dtype,
     keeps_shape,
+    known_length,
     mean_of_rows,
     weighs_columns,
     with_cast,
@@ -82,6 +84,7 @@ class RmsNorm(FusionPass):
         weighs_columns,
         _dtype,
         keeps_shape,
+        known_length,
         _one_group,
     )
 
