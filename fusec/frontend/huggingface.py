@@ -152,6 +152,7 @@ def prepare_folder(
         weights = {**weights, **added}
         notes.append(f"the adapter `{adapter.name}` is beside {len(added) // 2} linear layers")
     call = model_call(model, dims, attention_mask)
+    notes += _left_out(model, call)
     return Prepared(model, call, weights, bool(stored), tuple(notes))
 
 
@@ -234,8 +235,9 @@ def build_on_meta(config: Any, model_class: Any, dtype: str | None) -> Any:
 
     from fusec.frontend.tensors import dtype_of
 
-    config.use_cache = False
     config.return_dict = True
+    for part in _configs(config):
+        part.use_cache = False
     wanted = dtype_of(dtype) if dtype else _config_dtype(config)
     # What a class refuses is left to it: gpt-oss has no sdpa, a dense model no experts.
     options = {"attn_implementation": "sdpa", "experts_implementation": "grouped_mm"}
@@ -292,8 +294,8 @@ def load_model(folder: Path, dtype: str | None, trust_remote_code: bool) -> Any:
     except BUILD_FAILURES as error:
         message = f"transformers cannot load the model: {_first_line(error)}"
         raise InputError(message, at=str(folder)) from error
-    if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False
+    for part in _configs(model.config):
+        part.use_cache = False
     return model.eval()
 
 
@@ -377,17 +379,34 @@ def model_call(model: Any, dims: Mapping[str, DimRequest] | None, attention_mask
     return Call((), kwargs, tuple(axes for _ in kwargs), specs)
 
 
+def _left_out(model: Any, call: Call) -> list[str]:
+    """That a model of texts and more, such as images, is compiled for texts alone."""
+    takes = model.input_modalities
+    others = {takes} - {"text"} if isinstance(takes, str) else set(takes) - {"text"}
+    if "input_ids" not in call.kwargs or not others:
+        return []
+    listed = ", ".join(sorted(others))
+    return [f"`{type(model).__name__}` is compiled for text alone, without {listed}"]
+
+
 @contextmanager
 def without_cache(model: Any) -> Iterator[None]:
     """`model` as one that gives no cache of keys and values; as before afterwards."""
-    config = model.config
-    before = {name: getattr(config, name, None) for name in ("use_cache", "return_dict")}
-    config.use_cache, config.return_dict = False, True
+    parts = _configs(model.config)
+    before = [(getattr(p, "use_cache", None), getattr(p, "return_dict", None)) for p in parts]
+    for part in parts:
+        part.use_cache, part.return_dict = False, True
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(config, name, value)
+        for part, (cache, result) in zip(parts, before, strict=True):
+            part.use_cache, part.return_dict = cache, result
+
+
+def _configs(config: Any) -> list[Any]:
+    """A configuration and all those in it, such as of the text model of a model of images."""
+    inner = (getattr(config, name, None) for name in getattr(config, "sub_configs", ()))
+    return [config, *(part for each in inner if each is not None for part in _configs(each))]
 
 
 @contextmanager

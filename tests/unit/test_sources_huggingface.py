@@ -277,6 +277,22 @@ def test_models_of_texts_and_images(tmp_path: Path) -> None:
         load_source(tmp_path)
 
 
+def test_a_model_of_texts_and_images_is_read_for_texts(tmp_path: Path) -> None:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    texts = LlamaConfig(**size, **heads, vocab_size=111, max_position_embeddings=64)
+    images = CLIPVisionConfig(**size, num_attention_heads=2, image_size=16, patch_size=8)
+    kind = "LlavaForConditionalGeneration"
+    config = LlavaConfig(vision_config=images, text_config=texts, architectures=[kind])
+    config.save_pretrained(tmp_path)
+    source = load_source(tmp_path)
+    assert (source.graph.inputs, source.graph.output_names) == (["input_ids"], ["logits"])
+    assert source.graph.symbols["seq"] == (1, 64)
+    assert f"`{kind}` is compiled for text alone, without image" in source.notes
+
+
 def test_an_image_classifier_of_no_size(tmp_path: Path) -> None:
     settings = {"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}
     small = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
