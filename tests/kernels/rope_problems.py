@@ -127,7 +127,8 @@ def norms() -> Iterator[Problem]:
     yield layer_norm((7, 100), "f16")
     yield layer_norm((5,), "f32")
     yield layer_norm((3, 768), "bf16", vectors="f32")
-    yield layer_norm((2, 17001), "bf16")
+    yield layer_norm((2, 17001), "bf16", pitch=17008)
+    yield layer_norm((2, 40000), "f32", weight=False, bias=False)
     yield replace(layer_norm((5, 96), "f32"), special="extreme")
     for mode in ("add", "max"):
         attrs: dict[str, Attr] = {"eps": 1e-6, "mode": mode}

@@ -7,7 +7,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from gpu_cases import GpuCase, gpu_cases
+from gpu_cases import ROWS, GpuCase, gpu_cases
 from row_problems import triton_record
 
 from fusec.ir import Graph, TensorType
@@ -52,6 +52,23 @@ def test_code_objects(target_name: str, case: GpuCase) -> None:
         built.resources[name] for name in ("vgpr_spills", "sgpr_spills", "scratch_bytes")
     )
     assert built.resources["vgpr"] <= 96
+
+
+@pytest.mark.parametrize("target_name", GPU_TARGETS)
+def test_layer_norm_of_rows_whose_length_is_not_known(target_name: str) -> None:
+    """As of a group norm over images or sounds of any size."""
+    target = target_named(target_name)
+    attrs: dict[str, Attr] = {"eps": 1e-5, "has_weight": False, "has_bias": False}
+    case = GpuCase("layer_norm", "groups", (TensorType("bf16", (32, ROWS)),), attrs)
+    graph, node = case.node()
+    record = triton_record("layer_norm")
+    assert record.supports(graph, node, target) is None
+    (launch,) = record.launches(case.call(graph, node, target))
+    assert isinstance(launch.code, TritonSource)
+    built = fitted(build_triton(launch.code, target), launch.code, target)
+    assert not any(
+        built.resources[name] for name in ("vgpr_spills", "sgpr_spills", "scratch_bytes")
+    )
 
 
 @pytest.mark.parametrize("length", [2, 24, 40, 80, 96, 128, 192, 256, 576, 16384])
