@@ -347,9 +347,11 @@ class _Translation:
                 notes.append(f"the model writes to its input `{label}`; the caller's array is kept")
             elif label in self.graph.parameters:
                 raise UnsupportedError(
-                    f"the model keeps state in its buffer `{label}` from one call to the next",
+                    f"the model keeps state in its buffer or weight `{label}` from call to call",
                     at=label,
-                    hint="make the buffer an input and an output of the model",
+                    hint="make it an input and an output of the model; where the first call alone "
+                    "changes weights, call the model before it is exported, or switch that off, "
+                    'as `"rescale_every": 0` does in the configuration of RWKV',
                 )
             else:
                 notes.append(
