@@ -183,6 +183,9 @@ def _export(
     if isinstance(failure, GuardOnDataDependentSymNode):
         why = f"a branch or a loop is data-dependent, by `{failure.cond}`, and no graph holds it"
         hint = "let that line compute all elements alike, for example with a mask, not a selection"
+    elif "Unsupported input type" in why or "not a known type" in why:
+        hint = "export a module around the model that takes and returns tensors, and makes of them "
+        hint += "what else the model takes, such as a cache of keys and values"
     message = f"`torch.export` cannot export `{kind}`: {why}"
     raise InputError(message, at=_line_of_model(failure), hint=hint) from failure
 

@@ -225,7 +225,7 @@ def test_a_buffer_that_counts_is_dropped_with_a_note() -> None:
 
 
 def test_state_between_calls_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="keeps state in its buffer or weight `count`") as caught:
+    with pytest.raises(UnsupportedError, match=r"keeps state in its .* `count`") as caught:
         import_module(Counter(True), (torch.randn(2, 3),))
     assert caught.value.hint is not None
 

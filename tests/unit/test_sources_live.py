@@ -166,6 +166,27 @@ def test_a_refusal_of_torch_comes_without_its_graph(capfd: pytest.CaptureFixture
     assert refused.value.hint is not None and "mask" in refused.value.hint
 
 
+class Kept:
+    """A cache, of which torch does not know what it holds."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+
+class Keeping(torch.nn.Module):
+    """Takes and returns a cache."""
+
+    def forward(self, x: torch.Tensor, kept: Kept | None = None) -> tuple[torch.Tensor, Kept]:
+        return (x if kept is None else x + kept.x), Kept(x)
+
+
+@pytest.mark.parametrize("given", [{}, {"kept": Kept(torch.ones(3))}])
+def test_a_cache_that_is_no_tensor_is_refused_with_the_way_to_wrap_it(given: Any) -> None:
+    with pytest.raises(InputError, match="cannot export `Keeping`") as refused:
+        load_source(Keeping(), example_inputs={"x": torch.ones(3), **given})
+    assert refused.value.hint is not None and "takes and returns tensors" in refused.value.hint
+
+
 def test_a_size_that_export_cuts_is_narrowed_and_reported() -> None:
     options: dict[str, Any] = {
         "example_inputs": torch.randn(10, 3),
