@@ -123,6 +123,7 @@ FUSIONS = (
     "attention_mask",
     "attention_quant",
     "gated_delta_rule",
+    "selective_scan",
     "moe",
     "moe_fp8",
     "moe_mxfp4_native",

@@ -6,6 +6,7 @@ its code names, never by import path or class name.
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from fusec.frontend.live import EXPORT_FAILURES, quiet
+from fusec.rewrite.decisions import Decision
 
 Roles: TypeAlias = tuple[frozenset[str], ...]
 """What the first parameters of a callable may be called, in lower case."""
@@ -138,6 +140,43 @@ def run(function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, 
         except EXPORT_FAILURES:
             continue
     return None
+
+
+def extra_given(function: Callable[..., Any], extra: Mapping[str, Any]) -> str | None:
+    """The first of the arguments in `**kwargs` that may change the result; `None` if none does."""
+    ignored = _ignores_rest(function)
+    for key, value in extra.items():
+        packed = key.startswith(("cu_seq", "seq_idx", "initial_state"))
+        if value is not None and value is not False and (packed or not ignored):
+            return key
+    return None
+
+
+def _ignores_rest(function: Callable[..., Any]) -> bool:
+    """Whether the code of `function` never reads the `**kwargs` it takes."""
+    inner = innermost(function)
+    if not isinstance(inner, FunctionType):
+        return False
+    rest = [
+        name
+        for name, parameter in inspect.signature(inner).parameters.items()
+        if parameter.kind is parameter.VAR_KEYWORD
+    ]
+    used: set[object] = set()
+    for step in dis.get_instructions(inner):
+        if "LOAD" in step.opname:  # from Python 3.13 one instruction may load two variables
+            used |= set(step.argval) if isinstance(step.argval, tuple) else {step.argval}
+    return used.isdisjoint(rest)
+
+
+def refuse(log: list[Decision], fusion: str, code: str, candidate: Candidate, reason: str) -> None:
+    """Record once for each site that a callable is left alone; `reason` follows its name."""
+    name = getattr(candidate.function, "__qualname__", type(candidate.function).__name__)
+    hint = "it is exported as it is written, for the lengths that this allows"
+    known = {(held.fusion, held.site, held.code) for held in log}
+    for site in candidate.sites:
+        if (fusion, site, code) not in known:
+            log.append(Decision(fusion, site, "refused", code, f"`{name}` {reason}", hint, node=""))
 
 
 @contextmanager

@@ -11,18 +11,16 @@ for the kind of gate, the grouping of heads and the normalisation that it is the
 
 from __future__ import annotations
 
-import dis
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
-from fusec.frontend.callables import Candidate, find, holding, innermost, run
+from fusec.frontend.callables import Candidate, extra_given, find, holding, refuse, run
 from fusec.rewrite.decisions import Decision
 
 FUSION = "gated_delta_rule"
@@ -261,8 +259,8 @@ def replaced(module: nn.Module) -> Iterator[list[Decision]]:
         if any(rule.forms.values()):
             stand_ins.append((candidate, _stand_in(rule, candidate, log)))
         else:
-            reason = f"`{_title(candidate.function)}` does not compute the gated delta rule"
-            _refuse(log, candidate, "delta_rule.not_confirmed", reason)
+            why = "does not compute the gated delta rule"
+            refuse(log, FUSION, "delta_rule.not_confirmed", candidate, why)
     with holding(stand_ins):
         yield log
 
@@ -270,15 +268,13 @@ def replaced(module: nn.Module) -> Iterator[list[Decision]]:
 def _stand_in(
     rule: _Rule, candidate: Candidate, log: list[Decision]
 ) -> Callable[..., torch.Tensor | tuple[torch.Tensor, None]]:
-    ignores_rest = _ignores_rest(rule.function)
-
     def call(*args: Any, **kwargs: Any) -> Any:
         given = rule.signature.bind(*args, **kwargs)
         given.apply_defaults()
         names = list(rule.signature.parameters)
         q, k, v, g, beta = (given.arguments[name] for name in names[: len(ROLES)])
         rest = {name: given.arguments[name] for name in names[len(ROLES) :]}
-        why = _unfit(rule, rest, ignores_rest)
+        why = _unfit(rule, rest)
         if why is None and not (q.dtype == k.dtype == v.dtype):
             why = "queries, keys and values have different dtypes"
         scale = rest.get("scale")
@@ -288,8 +284,7 @@ def _stand_in(
         if why is None and meaning is None:
             why = "it does not compute the gated delta rule for this gate and these heads"
         if why is not None or meaning is None:
-            reason = f"`{_title(rule.function)}`: {why}"
-            _refuse(log, candidate, "delta_rule.call_not_confirmed", reason)
+            refuse(log, FUSION, "delta_rule.call_not_confirmed", candidate, f"is left alone: {why}")
             return rule.function(*args, **kwargs)
         factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
         eps = meaning.eps
@@ -301,15 +296,13 @@ def _stand_in(
     return call
 
 
-def _unfit(rule: _Rule, rest: Mapping[str, Any], ignores_rest: bool) -> str | None:
+def _unfit(rule: _Rule, rest: Mapping[str, Any]) -> str | None:
     """Why a call with these further arguments is not the plain rule; `None` if it is."""
     for name, value in rest.items():
         parameter = rule.signature.parameters[name]
         if parameter.kind is parameter.VAR_KEYWORD:
-            for key, extra in value.items():
-                packed = key.startswith(("cu_seq", "seq_idx", "initial_state"))
-                if extra is not None and extra is not False and (packed or not ignores_rest):
-                    return f"it is given `{key}`"
+            if (key := extra_given(rule.function, value)) is not None:
+                return f"it is given `{key}`"
         elif name == "output_final_state":
             if value:
                 return "its final state is asked for"
@@ -317,32 +310,3 @@ def _unfit(rule: _Rule, rest: Mapping[str, Any], ignores_rest: bool) -> str | No
             if value is not None and value is not False and value is not parameter.default:
                 return f"it is given `{name}`"
     return None
-
-
-def _ignores_rest(function: Callable[..., Any]) -> bool:
-    """Whether the code of `function` never reads the `**kwargs` it takes."""
-    inner = innermost(function)
-    if not isinstance(inner, FunctionType):
-        return False
-    rest = [
-        name
-        for name, parameter in inspect.signature(inner).parameters.items()
-        if parameter.kind is parameter.VAR_KEYWORD
-    ]
-    used: set[object] = set()
-    for step in dis.get_instructions(inner):
-        if "LOAD" in step.opname:  # from Python 3.13 one instruction may load two variables
-            used |= set(step.argval) if isinstance(step.argval, tuple) else {step.argval}
-    return used.isdisjoint(rest)
-
-
-def _refuse(log: list[Decision], candidate: Candidate, code: str, reason: str) -> None:
-    hint = "the loop is exported step by step, for the length of the example alone"
-    known = {(held.site, held.code) for held in log}
-    for site in candidate.sites:
-        if (site, code) not in known:
-            log.append(Decision(FUSION, site, "refused", code, reason, hint, node=""))
-
-
-def _title(function: Callable[..., Any]) -> str:
-    return str(getattr(function, "__qualname__", type(function).__name__))

@@ -499,11 +499,11 @@ def _export(module: Any, call: Call) -> tuple[AtenProgram, Exported, tuple[Decis
     with ExitStack() as stack:
         stack.enter_context(fixed_frequencies(module, call))
         stack.enter_context(masks_by_broadcast())
-        stack.enter_context(selective_scan.replaced(module))
-        log = stack.enter_context(delta_rule.replaced(module))
+        scans = stack.enter_context(selective_scan.replaced(module))
+        rules = stack.enter_context(delta_rule.replaced(module))
         exported = export_module(module, call)
     aten, program = _translated(exported.program)
-    return aten, replace(exported, program=program), tuple(log)
+    return aten, replace(exported, program=program), (*scans, *rules)
 
 
 def _translated(program: Any) -> tuple[AtenProgram, Any]:
@@ -523,11 +523,11 @@ def _translated(program: Any) -> tuple[AtenProgram, Any]:
 
 
 def _fired(graph: Graph) -> tuple[Decision, ...]:
-    """The delta rules that were replaced before export."""
+    """What was replaced by one operation before export."""
     return tuple(
         Decision(node.op, node.origin.path, "fired", node=node.name)
         for node in graph.nodes()
-        if node.op == "gated_delta_rule"
+        if node.op in ("gated_delta_rule", "selective_scan")
     )
 
 

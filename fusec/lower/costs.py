@@ -326,8 +326,9 @@ def _gated_delta_rule(shapes: Shapes) -> tuple[Work, ...]:
 
 
 def _selective_scan(shapes: Shapes) -> tuple[Work, ...]:
-    """dt a, its exponential, the state, what it takes in and gives out: 7 for each state."""
-    return (Work(7 * shapes.outputs[0].elements * shapes.inputs[2].shape[1]),)
+    """The state decays, takes in and gives out: 5 for each, and 2 for a decay of its own."""
+    each = 5 if shapes.inputs[2].shape[1] == 1 else 7
+    return (Work(each * shapes.outputs[0].elements * shapes.inputs[3].shape[3]),)
 
 
 # --- experts --------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from fusec.ir import Graph, Node
 from fusec.kernels.cpu import cpp_kernel, float_kernel, operands
 from fusec.kernels.launch import Call, Launch, Layout
@@ -16,29 +18,19 @@ def _supports(graph: Graph, node: Node, target: Target) -> str | None:
 
 
 def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
-    return ("strided", "strided", "contiguous", "strided", "strided", "strided")
-
-
-def _output_order(graph: Graph, node: Node) -> tuple[int, ...]:
-    # Channels innermost: what comes after is [batch, sequence, channels].
-    return (0, 2, 1)
+    return ("rows", "strided", "contiguous", "rows", "rows", "rows")
 
 
 def _selective_scan(call: Call) -> Launch:
     u, dt, a, b, c = call.inputs
     out = call.outputs[0]
-    strides = (step for storage in (u, dt, b, c, out) for step in storage.strides)
+    strides = (u.strides[:2], dt.strides, b.strides[:3], c.strides[:3], out.strides[:2])
+    kind = "_heads" if a.shape[1] == 1 else ""
     return Launch(
-        f"fusec_selective_scan_{u.dtype}", operands(call), (*u.shape, a.shape[1], *strides)
+        f"fusec_selective_scan{kind}_{u.dtype}",
+        operands(call),
+        (*u.shape, b.shape[3], dt.shape[2], b.shape[2], *itertools.chain(*strides)),
     )
 
 
-KERNELS = (
-    cpp_kernel(
-        "selective_scan",
-        _selective_scan,
-        supports=_supports,
-        layouts=_layouts,
-        output_order=_output_order,
-    ),
-)
+KERNELS = (cpp_kernel("selective_scan", _selective_scan, supports=_supports, layouts=_layouts),)

@@ -1,66 +1,189 @@
-// selective_scan: the recurrence of Mamba, a vector of channels at a time.
+// selective_scan: the recurrences of Mamba and Mamba-2.
+//
+// Where each state of a channel has a decay, a vector of channels goes along the sequence at a time,
+// and most of the time goes into exponentials. Where the channels of a head share one, all that a
+// step does to a state is three operations: some states of a head stay in registers for a few steps,
+// then others follow.
 #include <fusec/rows.h>
 
 namespace fusec {
 namespace {
 
-enum ScanParam { BATCH, CHANNELS, STEPS, STATES, U, DT = 7, B = 10, C = 13, OUT = 16 };
+struct ScanParams {
+  int64_t batch, steps, channels, states, heads, groups;
+  const int64_t *u, *dt, *b, *c, *out;  // strides (b, s), those of heads in dt, of groups in b and c
+
+  explicit ScanParams(const int64_t* p)
+      : batch(p[0]), steps(p[1]), channels(p[2]), states(p[3]), heads(p[4]), groups(p[5]), u(p + 6),
+        dt(p + 8), b(p + 11), c(p + 14), out(p + 17) {}
+};
+
+// ---- a decay for each state of each channel ----
 
 template <class T>
-void selective_scan(void* const* buffers, const int64_t* p) {
+void selective_scan(void* const* buffers, const int64_t* params) {
+  ScanParams p(params);
   const T* u = static_cast<const T*>(buffers[0]);
   const float* dt = static_cast<const float*>(buffers[1]);
   const float* a = static_cast<const float*>(buffers[2]);
   const T* b = static_cast<const T*>(buffers[3]);
   const T* c = static_cast<const T*>(buffers[4]);
-  T* out = static_cast<T*>(buffers[5]);
-  int64_t channels = p[CHANNELS], steps = p[STEPS], states = p[STATES];
-  int64_t groups = ceil_div(channels, LANES);
-  parallel_for(p[BATCH] * groups, grain_for(steps * states * LANES * 8),
+  float* out = static_cast<float*>(buffers[5]);
+  int64_t states = p.states, groups = ceil_div(p.channels, LANES);
+  parallel_for(p.batch * groups, grain_for(p.steps * states * LANES * 8),
                [&](int64_t begin, int64_t end, int) {
     Scratch<float> decay(states * LANES), state(states * LANES);
     for (int64_t task = begin; task < end; ++task) {
       int64_t batch = task / groups, first = task % groups * LANES;
-      int64_t count = min_of<int64_t>(LANES, channels - first);
+      int count = static_cast<int>(min_of<int64_t>(LANES, p.channels - first));
       for (int64_t n = 0; n < states; ++n) {
         for (int64_t i = 0; i < LANES; ++i) {
           decay[n * LANES + i] = i < count ? a[(first + i) * states + n] : 0.0f;
           state[n * LANES + i] = 0.0f;
         }
       }
-      const T* input = u + batch * p[U] + first * p[U + 1];
-      const float* rate = dt + batch * p[DT] + first * p[DT + 1];
-      const T* in = b + batch * p[B];
-      const T* read = c + batch * p[C];
-      T* target = out + batch * p[OUT] + first * p[OUT + 1];
-      float line[LANES] = {}, times[LANES] = {};
-      for (int64_t step = 0; step < steps; ++step) {
-        for (int64_t i = 0; i < count; ++i) {
-          line[i] = to_float(input[i * p[U + 1] + step * p[U + 2]]);
-          times[i] = rate[i * p[DT + 1] + step * p[DT + 2]];
-        }
-        Vec time = load(times), taken = time * load(line), sum = zero();
+      float times[LANES] = {};
+      for (int64_t step = 0; step < p.steps; ++step) {
+        const float* rate = dt + batch * p.dt[0] + step * p.dt[1] + first * p.dt[2];
+        const T* in = b + batch * p.b[0] + step * p.b[1];
+        const T* read = c + batch * p.c[0] + step * p.c[1];
+        for (int64_t i = 0; i < count; ++i) times[i] = rate[i * p.dt[2]];
+        Vec time = load(times), sum = zero();
+        Vec taken = time * load_some(u + batch * p.u[0] + step * p.u[1] + first, count);
         for (int64_t n = 0; n < states; ++n) {
-          Vec enters = taken * set(to_float(in[n * p[B + 1] + step * p[B + 2]]));
+          Vec enters = taken * set(to_float(in[n]));
           Vec held = fma(exp(time * load(decay + n * LANES)), load(state + n * LANES), enters);
           store(state + n * LANES, held);
-          sum = fma(held, set(to_float(read[n * p[C + 1] + step * p[C + 2]])), sum);
+          sum = fma(held, set(to_float(read[n])), sum);
         }
-        store(line, sum);
-        for (int64_t i = 0; i < count; ++i) {
-          target[i * p[OUT + 1] + step * p[OUT + 2]] = from_float<T>(line[i]);
+        store_some(out + batch * p.out[0] + step * p.out[1] + first, sum, count);
+      }
+    }
+  });
+}
+
+// ---- one decay a head ----
+
+constexpr int64_t STEPS = 16;  // of a chunk: its rows stay in the nearest cache
+constexpr int ROWS = 4;        // states in registers at a time
+constexpr int MOST_VECTORS = LANES == 16 ? 4 : 2;
+
+// target = source * factor in f32, with zeros behind it.
+template <class T>
+FUSEC_INLINE void widen(const T* source, int64_t count, float factor, int64_t padded,
+                        float* target) {
+  for_vectors(count, [=](int64_t i, int some) {
+    store_some(target + i, load_some(source + i, some) * set(factor), some);
+  });
+  for (int64_t i = count; i < padded; ++i) target[i] = 0.0f;
+}
+
+// ROWS states of some channels over the steps of a chunk; what they give is added to `sums`.
+// state [ROWS][WIDTH], taken and sums [steps][WIDTH], b and c [steps][pitch]
+template <int VECTORS>
+FUSEC_INLINE void advance(int64_t steps, const float* decay, const float* taken, const float* b,
+                          const float* c, int64_t pitch, float* state, float* sums) {
+  constexpr int64_t WIDTH = VECTORS * LANES;
+  Vec held[ROWS][VECTORS];
+  for (int row = 0; row < ROWS; ++row) {
+    for (int v = 0; v < VECTORS; ++v) held[row][v] = load(state + row * WIDTH + v * LANES);
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    Vec kept = set(decay[step]), enters[VECTORS], sum[VECTORS];
+    FUSEC_UNROLL
+    for (int v = 0; v < VECTORS; ++v) {
+      enters[v] = load(taken + step * WIDTH + v * LANES);
+      sum[v] = load(sums + step * WIDTH + v * LANES);
+    }
+    FUSEC_UNROLL
+    for (int row = 0; row < ROWS; ++row) {
+      Vec in = set(b[step * pitch + row]), read = set(c[step * pitch + row]);
+      FUSEC_UNROLL
+      for (int v = 0; v < VECTORS; ++v) {
+        held[row][v] = fma(in, enters[v], held[row][v] * kept);
+        sum[v] = fma(read, held[row][v], sum[v]);
+      }
+    }
+    FUSEC_UNROLL
+    for (int v = 0; v < VECTORS; ++v) store(sums + step * WIDTH + v * LANES, sum[v]);
+  }
+  for (int row = 0; row < ROWS; ++row) {
+    for (int v = 0; v < VECTORS; ++v) store(state + row * WIDTH + v * LANES, held[row][v]);
+  }
+}
+
+template <class T, int VECTORS>
+void scan_heads(void* const* buffers, const ScanParams& p) {
+  constexpr int64_t WIDTH = VECTORS * LANES;
+  const T* u = static_cast<const T*>(buffers[0]);
+  const float* dt = static_cast<const float*>(buffers[1]);
+  const float* a = static_cast<const float*>(buffers[2]);
+  const T* b = static_cast<const T*>(buffers[3]);
+  const T* c = static_cast<const T*>(buffers[4]);
+  float* out = static_cast<float*>(buffers[5]);
+  int64_t width = p.channels / p.heads, parts = ceil_div(width, WIDTH);
+  int64_t pitch = round_up(p.states, ROWS);
+  parallel_for(p.batch * p.heads * parts, grain_for(p.steps * pitch * WIDTH),
+               [&](int64_t begin, int64_t end, int) {
+    Scratch<float> state(pitch * WIDTH), wide_b(STEPS * pitch), wide_c(STEPS * pitch);
+    alignas(64) float taken[STEPS * WIDTH], sums[STEPS * WIDTH], decay[STEPS];
+    for (int64_t task = begin; task < end; ++task) {
+      int64_t head = task / parts % p.heads, batch = task / parts / p.heads;
+      int64_t group = head / (p.heads / p.groups), channel = task % parts * WIDTH;
+      int64_t count = min_of(WIDTH, width - channel);
+      channel += head * width;
+      memset(state, 0, static_cast<size_t>(pitch * WIDTH) * sizeof(float));
+      for (int64_t first = 0; first < p.steps; first += STEPS) {
+        int64_t steps = min_of(STEPS, p.steps - first);
+        for (int64_t i = 0; i < steps; ++i) {
+          int64_t step = first + i;
+          float time = dt[batch * p.dt[0] + step * p.dt[1] + head * p.dt[2]];
+          decay[i] = time * a[head];
+          widen(u + batch * p.u[0] + step * p.u[1] + channel, count, time, WIDTH,
+                taken + i * WIDTH);
+          widen(b + batch * p.b[0] + step * p.b[1] + group * p.b[2], p.states, 1.0f, pitch,
+                wide_b + i * pitch);
+          widen(c + batch * p.c[0] + step * p.c[1] + group * p.c[2], p.states, 1.0f, pitch,
+                wide_c + i * pitch);
+        }
+        for_vectors(steps, [&](int64_t i, int some) {
+          store_some(decay + i, exp(load_some(decay + i, some)), some);
+        });
+        memset(sums, 0, sizeof(sums));
+        for (int64_t n = 0; n < pitch; n += ROWS) {
+          advance<VECTORS>(steps, decay, taken, wide_b + n, wide_c + n, pitch, state + n * WIDTH,
+                           sums);
+        }
+        for (int64_t i = 0; i < steps; ++i) {
+          float* target = out + batch * p.out[0] + (first + i) * p.out[1] + channel;
+          memcpy(target, sums + i * WIDTH, static_cast<size_t>(count) * sizeof(float));
         }
       }
     }
   });
 }
 
+template <class T>
+void selective_scan_heads(void* const* buffers, const int64_t* params) {
+  ScanParams p(params);
+  int64_t vectors = ceil_div(p.channels / p.heads, LANES);
+  if (vectors == 1) {
+    scan_heads<T, 1>(buffers, p);
+  } else if (vectors == 2) {
+    scan_heads<T, 2>(buffers, p);
+  } else {
+    scan_heads<T, MOST_VECTORS>(buffers, p);
+  }
+}
+
 }  // namespace
 }  // namespace fusec
 
 // h[n] = exp(dt a[n]) h[n] + dt u b[n]; out = sum over n of c[n] h[n], for each channel from h = 0
-// buffers: u [B, D, S], dt [B, D, S] f32, a [D, N] f32, b and c [B, N, S], out [B, D, S] (not u)
-// params:  B, D, S, N, strides of u, dt, b, c and out, three each
+// buffers: u [B, S, D], dt [B, S, H] f32, a f32, b and c [B, S, G, N], out [B, S, D] f32; stride 1
+//          along D and N
+// params:  B, S, D, N, H, G, strides (b, s) of u, (b, s, h) of dt, (b, s, g) of b and c, (b, s) of out
+// A decay for each state: a [D, N], H = D, G = 1.
 FUSEC_KERNEL void fusec_selective_scan_f32(void* const* buffers, const int64_t* params) {
   fusec::selective_scan<float>(buffers, params);
 }
@@ -69,4 +192,14 @@ FUSEC_KERNEL void fusec_selective_scan_bf16(void* const* buffers, const int64_t*
 }
 FUSEC_KERNEL void fusec_selective_scan_f16(void* const* buffers, const int64_t* params) {
   fusec::selective_scan<fusec::f16>(buffers, params);
+}
+// One a head: a [H, 1].
+FUSEC_KERNEL void fusec_selective_scan_heads_f32(void* const* buffers, const int64_t* params) {
+  fusec::selective_scan_heads<float>(buffers, params);
+}
+FUSEC_KERNEL void fusec_selective_scan_heads_bf16(void* const* buffers, const int64_t* params) {
+  fusec::selective_scan_heads<fusec::bf16>(buffers, params);
+}
+FUSEC_KERNEL void fusec_selective_scan_heads_f16(void* const* buffers, const int64_t* params) {
+  fusec::selective_scan_heads<fusec::f16>(buffers, params);
 }

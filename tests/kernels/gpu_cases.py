@@ -514,9 +514,13 @@ def _recurrences(fp8: str) -> Iterator[GpuCase]:
         values = TensorType("bf16", (1, ROWS, 32, 128))
         gates, beta = TensorType("f32", (1, ROWS, 32, *gate)), TensorType("bf16", (1, ROWS, 32))
         yield GpuCase("gated_delta_rule", label, (keys, keys, values, gates, beta), attrs)
-    u, dt = (TensorType(dtype, (1, 8192, ROWS)) for dtype in ("bf16", "f32"))
-    a, b = TensorType("f32", (8192, 16)), TensorType("bf16", (1, 16, ROWS))
-    yield GpuCase("selective_scan", "Falcon-Mamba 8192 of 16 states", (u, dt, a, b, b), {})
+    for label, heads, decays, groups, states in (
+        ("Falcon-Mamba 8192 of 16 states", 8192, 16, 1, 16),
+        ("Codestral-Mamba 128 heads of 64 by 128 states", 128, 1, 8, 128),
+    ):
+        u, dt = TensorType("bf16", (1, ROWS, 8192)), TensorType("f32", (1, ROWS, heads))
+        a, b = TensorType("f32", (heads, decays)), TensorType("bf16", (1, ROWS, groups, states))
+        yield GpuCase("selective_scan", label, (u, dt, a, b, b), {})
     system, right = TensorType("f32", (ROWS, 64, 64)), TensorType("f32", (ROWS, 64, 128))
     triangle: dict[str, Attr] = {"upper": False, "unit_diagonal": True, "left": True}
     yield GpuCase("solve_triangular", "chunks of 64", (system, right), triangle)

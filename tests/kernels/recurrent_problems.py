@@ -144,7 +144,8 @@ def solve(problem: Problem, run: Run, target: Target, answer: float = 1.0) -> fl
     (wanted,) = OPS[problem.op].reference(values, node.attrs, (kind,))
     off = np.abs(got - wanted * answer)
     largest = float(np.abs(wanted).max(initial=1e-30))
-    allowed = ROUNDING[kind.dtype] * np.abs(wanted) + SUMMING[kind.dtype] * largest
+    summing = SUMMING[problem.operands[0].dtype]
+    allowed = ROUNDING[kind.dtype] * np.abs(wanted) + summing * largest
     assert (off <= allowed).all(), f"off by {np.nanmax(off)}, {np.isnan(off).sum()} NaN"
     return float(off.max(initial=0.0)) / largest
 
@@ -315,7 +316,15 @@ DELTA_PROBLEMS = [
 
 
 def scan_problem(
-    channels: int, states: int, steps: int, *, batch: int = 1, dtype: str = "bf16"
+    channels: int,
+    states: int,
+    steps: int,
+    *,
+    batch: int = 1,
+    heads: int = 0,
+    groups: int = 1,
+    decay: float = 4.0,
+    dtype: str = "bf16",
 ) -> Problem:
     """A selective scan; b and c are slices of the rows of a projection.
 
@@ -324,21 +333,26 @@ def scan_problem(
         states: of a channel.
         steps: of the sequence.
         batch: sequences.
+        heads: that share steps of time and decays; 0 where each state of a channel has its decay.
+        groups: that share b and c.
+        decay: decays are between minus this and 0.
         dtype: of all but the steps of time and the decays.
     """
     rng = np.random.default_rng([channels, states, steps])
-    row = 3 + 2 * states
-    slices = (steps * row, 1, row)
-    sequence, state = (batch, channels, steps), (batch, states, steps)
+    row = 3 + 2 * groups * states
+    slices = (steps * row, row, states, 1)
+    sequence, state = (batch, steps, channels), (batch, steps, groups, states)
+    rates = (batch, steps, heads or channels)
+    wider = (steps * (channels + 5), channels + 5, 1)
     operands = (
-        Operand(rng.standard_normal(sequence), dtype, (steps * channels, 1, channels), 2, steps=2),
-        Operand(rng.random(sequence), "f32", steps=2),
-        Operand(-4 * rng.random((channels, states)), "f32"),
-        Operand(rng.standard_normal(state), dtype, slices, 3, steps=2),
-        Operand(rng.standard_normal(state), dtype, slices, 3 + states, steps=2),
+        Operand(rng.standard_normal(sequence), dtype, wider, 2, steps=1),
+        Operand(rng.random(rates), "f32", steps=1),
+        Operand(-decay * rng.random((heads, 1) if heads else (channels, states)), "f32"),
+        Operand(rng.standard_normal(state), dtype, slices, 3, steps=1),
+        Operand(rng.standard_normal(state), dtype, slices, 3 + groups * states, steps=1),
     )
-    name = f"scan-{batch}x{channels}x{steps}-{states}"
-    return Problem(name, "selective_scan", operands, order=(0, 2, 1), gap=6)
+    name = f"scan-{batch}x{channels}x{steps}-{heads}x{groups}x{states}-{decay:g}"
+    return Problem(name, "selective_scan", operands, gap=6)
 
 
 SCAN_PROBLEMS = [
@@ -346,6 +360,11 @@ SCAN_PROBLEMS = [
     scan_problem(70, 16, 9, batch=2),
     scan_problem(64, 5, 40, dtype="f32"),
     scan_problem(3, 256, 7, dtype="f16"),
+    scan_problem(48, 20, 1, heads=3),
+    scan_problem(72, 24, 133, batch=2, heads=6, groups=3, dtype="f32"),
+    scan_problem(80, 16, 70, heads=2),
+    scan_problem(35, 9, 66, heads=5, decay=100.0, dtype="f16"),
+    scan_problem(20, 130, 40, heads=2, groups=2, decay=0.1),
 ]
 
 

@@ -288,16 +288,24 @@ CASES = (
         {"scale": 0.3, "qk_l2_norm": True, "eps": 1e-6},
         tolerance=40,
     ),
-    Case(
-        "selective_scan",
-        (
-            x(2, 19, 13),
-            Operand((2, 19, 13), "f32", low=0, high=3),
-            Operand((19, 5), "f32", low=-3, high=0),
-            x(2, 5, 13),
-            x(2, 5, 13),
-        ),
-        tolerance=40,
+    *(
+        Case(
+            "selective_scan",
+            (
+                x(2, steps, channels),
+                Operand((2, steps, heads), "f32", low=0, high=3),
+                Operand((heads, decays), "f32", low=-3, high=0),
+                x(2, steps, groups, 5),
+                x(2, steps, groups, 5),
+            ),
+            tolerance=40,
+        )
+        for channels, heads, decays, groups, steps in (
+            (19, 19, 5, 1, 13),
+            (12, 6, 1, 2, 1),
+            (54, 2, 1, 1, 37),
+            (3 * 75, 3, 1, 3, 16),
+        )
     ),
     Case("conv", (x(2, 6, 8, 9), weight(12, 2, 3, 2), weight(12)), CONV2D),
     Case("conv", (x(2, 3, 20), weight(40, 3, 4)), CONV1D),

@@ -57,15 +57,18 @@ def solve_case(a: tuple[Dim, ...], b: tuple[Dim, ...], dtype: str = "f32", **mor
     return GpuCase("solve_triangular", "a system", operands, attrs)
 
 
-def scan_case(channels: Dim, states: int, dtype: str = "bf16") -> GpuCase:
-    u, b = TensorType(dtype, (1, channels, ROWS)), TensorType(dtype, (1, states, ROWS))
-    dt, a = TensorType("f32", u.shape), TensorType("f32", (channels, states))
-    return GpuCase("selective_scan", f"{channels} channels", (u, dt, a, b, b), {})
+def scan_case(
+    channels: Dim, states: int, dtype: str = "bf16", *, heads: int = 0, groups: int = 1
+) -> GpuCase:
+    u, b = TensorType(dtype, (1, ROWS, channels)), TensorType(dtype, (1, ROWS, groups, states))
+    dt = TensorType("f32", (1, ROWS, heads or channels))
+    a = TensorType("f32", (heads, 1) if heads else (channels, states))
+    return GpuCase("selective_scan", f"{heads} of {channels}x{states}", (u, dt, a, b, b), {})
 
 
 REFUSED = [
     (scan_case(64, 16, "f64"), "dtype: `%x0` is f64"),
-    (scan_case(ROWS, 16), "shape: channels and states are not known at compile time"),
+    (scan_case(ROWS, 16), "shape: channels, heads and states are not known at compile time"),
     (scan_case(64, 257), "states: a channel has 257; a program holds 256"),
     (conv_case(64, "f64"), "dtype: it takes f32, bf16, f16, not f64"),
     (conv_case(64, taps=65), "taps: filters have up to 64 steps, not 65"),
@@ -182,6 +185,11 @@ OTHERS = [
     scan_case(8192, 16),
     scan_case(70, 5, "f32"),
     scan_case(64, 256),
+    scan_case(8192, 128, heads=128, groups=8),
+    scan_case(8192, 256, heads=128),
+    scan_case(8192, 128, "f32", heads=128),
+    scan_case(8192, 256, "f32", heads=128),
+    scan_case(80, 9, "f16", heads=5),
     conv_case(8192, "f32", bias=True),
     conv_case(70, "f16", bias=True),
     delta_case(2, 4, 24, 40, dtype="f32"),

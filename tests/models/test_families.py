@@ -18,7 +18,13 @@ FAMILIES: dict[str, dict[str, int]] = {
     "deepseek_v2": {"router": 1, "moe": 1, "topk": 0},
     "ernie4_5_moe": {"router": 1, "moe": 1, "topk": 0},
     "gemma3n": {"attention": 2, "aten.erfinv.default": 0},
-    "granite_hybrid": {"gated_rms_norm": 1, "causal_conv1d": 1, "router": 2, "moe": 2},
+    "granite_hybrid": {
+        "selective_scan": 1,
+        "gated_rms_norm": 1,
+        "causal_conv1d": 1,
+        "router": 2,
+        "moe": 2,
+    },
     "jamba": {"selective_scan": 1, "causal_conv1d": 1, "attention": 1, "router": 1, "moe": 1},
     "nanochat": {"attention": 2, "qk_norm_rope": 2},
 }

@@ -528,29 +528,43 @@ def _gated_delta_rule(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tu
 
 
 def _infer_selective_scan(types: Types, attrs: Attrs) -> Types:
-    """u [B, D, S], dt [B, D, S], a [D, N], b and c [B, N, S]: y like u.
+    """u [B, S, D], dt [B, S, H], a [H, N] or [H, 1], b and c [B, S, G, N]: y [B, S, D] like dt.
 
     The recurrence of Mamba (Gu and Dao, 2023): for each channel d and state n,
-    h = exp(dt_t a) h + dt_t u_t b_t; y_t = sum over n of c_t h, from h = 0.  dt and a may be wider
-    than the others.
+    h = exp(dt_t a) h + dt_t u_t b_t; y_t = sum over n of c_t h, from h = 0.  In Mamba-2 (Dao and
+    Gu, 2024) D / H channels side by side are a head, which has one dt and one a for all of its
+    states, and H / G heads side by side share b and c.  A decay for each state is for heads of one
+    channel that all share b and c.  dt and a may be wider than the others.
     """
     arity(types, 5)
     u, dt, a, b, c = types
-    if u.rank != 3 or a.rank != 2 or dt.shape != u.shape or a.shape[0] != u.shape[1]:
+    if u.rank != 3 or a.rank != 2 or b.rank != 4 or dt.shape != (*u.shape[:2], a.shape[0]):
         raise VerifyError(f"`{u}`, `{dt}` and `{a}` do not fit a selective scan")
-    if b.shape != c.shape or b.shape != (u.shape[0], a.shape[1], u.shape[2]):
-        raise VerifyError(f"`{b}` and `{c}` do not fit `{u}` and `{a}`")
-    return (u,)
+    if b.shape != c.shape or b.shape[:2] != u.shape[:2]:
+        raise VerifyError(f"`{b}` and `{c}` do not fit `{u}`")
+    channels, heads, (groups, states) = u.shape[2], a.shape[0], b.shape[2:]
+    if a.shape[1] == 1:
+        for many, few in ((channels, heads), (heads, groups)):
+            if isinstance(many, int) and isinstance(few, int) and many % few:
+                raise VerifyError(f"`{u}`, `{a}` and `{b}`: {many} is not a multiple of {few}")
+    elif (a.shape, groups) != ((channels, states), 1):
+        raise VerifyError(f"decays `{a}` of each state do not fit `{u}` and `{b}`")
+    return (dt.with_shape(u.shape),)
 
 
 def _selective_scan(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
     u, dt, a, b, c = arrays
-    state = np.zeros((*u.shape[:2], a.shape[1]))
-    result = np.zeros_like(u)
-    for step in range(u.shape[2]):
-        taken = (dt * u)[:, :, step, None] * b[:, None, :, step]
-        state = np.exp(dt[:, :, step, None] * a) * state + taken
-        result[:, :, step] = (state * c[:, None, :, step]).sum(-1)
+    channels = u.shape[2]
+    a = np.repeat(a, channels // a.shape[0], axis=0)
+    state = np.zeros((u.shape[0], channels, b.shape[3]))
+    result = np.zeros(u.shape)
+    for step in range(u.shape[1]):
+        time, takes, gives = (
+            np.repeat(part[:, step], channels // part.shape[2], axis=1) for part in (dt, b, c)
+        )
+        taken = (time * u[:, step])[..., None] * takes
+        state = np.exp(time[..., None] * a) * state + taken
+        result[:, step] = (state * gives).sum(-1)
     return (result_array(result, types[0]),)
 
 
