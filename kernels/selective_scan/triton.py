@@ -23,11 +23,12 @@ program."""
 LEAST = 16
 """What the matrix units take at least along each axis."""
 
-COLUMNS = 32
+COLUMNS: dict[Family, int] = {"amdgpu": 32, "nvidia": 16}
 """Channels of a program that takes chunks: few, so that every compute unit has a program."""
 
 CHUNKS: dict[Family, int] = {"amdgpu": 64, "nvidia": 32}
-"""Steps of a chunk; half as many where a channel has more than LONG states."""
+"""Steps of a chunk; half as many where a channel has more than LONG states, or where an NVIDIA GPU
+holds operands as f32, for which it then has no room beyond LONG."""
 
 LONG = 128
 
@@ -49,9 +50,15 @@ def _supports(graph: Graph, node: Node, target: Target) -> str | None:
     if not all(isinstance(size, int) for size in sizes):
         return "shape: channels, heads and states are not known at compile time"
     states = known(b.shape[3])
-    if states > MOST_STATES:
-        return f"states: a channel has {states}; a program holds {MOST_STATES}"
+    most = LONG if a.shape[1] == 1 and _holds_f32(target, u.dtype) else MOST_STATES
+    if states > most:
+        return f"states: a channel has {states}; a program holds {most}"
     return None
+
+
+def _holds_f32(target: Target, dtype: str) -> bool:
+    """Whether chunks of an NVIDIA GPU are f32."""
+    return target.family == "nvidia" and dtype != "bf16"
 
 
 def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
@@ -81,14 +88,15 @@ def _launch(call: Call) -> Launch:
     units = {name: 1 for name, stride in strides.items() if stride == 1}
     if by_head:
         width, padded = channels // heads, power_above(states, LEAST)
-        block = min(COLUMNS, power_above(width, LEAST))
+        block = min(COLUMNS[family], power_above(width, LEAST))
         programs = heads * -(-width // block)
+        fewer = padded > LONG or _holds_f32(call.target, u.dtype)
         constants = {
             "HEADS": heads,
             "GROUP": heads // groups,
             "WIDTH": width,
-            "CHUNK": CHUNKS[family] // (1 if padded <= LONG else 2),
-            "PARTS": 1 if u.dtype == "f32" else 2,
+            "CHUNK": CHUNKS[family] // (2 if fewer else 1),
+            "PARTS": 2 if u.dtype == "bf16" else 1,
         }
     else:
         padded = power_above(states, 1)

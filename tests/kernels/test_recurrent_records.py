@@ -188,7 +188,6 @@ OTHERS = [
     scan_case(8192, 128, heads=128, groups=8),
     scan_case(8192, 256, heads=128),
     scan_case(8192, 128, "f32", heads=128),
-    scan_case(8192, 256, "f32", heads=128),
     scan_case(80, 9, "f16", heads=5),
     conv_case(8192, "f32", bias=True),
     conv_case(70, "f16", bias=True),
