@@ -334,7 +334,17 @@ def compile(
     if json and str(dump_ir) == "-":
         raise UsageError("`--json` and `--dump-ir -` exclude each other", hint="name a folder")
     if stop_after is not None:
-        refuse_artifact_options(output=output, require=require, json=json)
+        refuse_artifact_options(
+            output=output,
+            require=require,
+            weights=weights is not WeightsChoice.embed,
+            allow_host_fallback=allow_host_fallback,
+            provider=provider,
+            tuning=tuning,
+            jobs=jobs,
+            toolchain=toolchain,
+            json=json,
+        )
         graphs = rewrite(source, reporter=Stages(), stop_after=stop_after, **shaping)
         if dump_ir is None:
             print_graphs({name: graph for name, (graph, _) in graphs.items()})
@@ -365,7 +375,7 @@ def refuse_artifact_options(**given: object) -> None:
     for name, value in given.items():
         if value:
             raise UsageError(
-                f"`--{name}` and `--stop-after` exclude each other",
+                f"`--{name.replace('_', '-')}` and `--stop-after` exclude each other",
                 hint="with `--stop-after` no artifact is written",
             )
 

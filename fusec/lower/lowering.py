@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from fusec import symbolic
-from fusec.diagnostics import InternalError, UnsupportedError
+from fusec.diagnostics import InputError, InternalError, UnsupportedError
 from fusec.dtypes import DTYPES
 from fusec.ir import OPS, Graph, Node, Weight
 from fusec.ir.interpret import encoded
@@ -40,6 +40,7 @@ from fusec.lower.regions import (
     free_region,
     group_region,
 )
+from fusec.lower.residual import build_residual
 from fusec.lower.steps import Buffer, KernelStep, Lowered, OnnxStep, Residual, Step, step_buffers
 from fusec.lower.storage import VIEWS, dense, merged_axes, of_type, ordered, viewed
 from fusec.symbolic import Dim, Expr
@@ -97,8 +98,26 @@ def _not_lowered(lowered: Lowered) -> UnsupportedError:
         f"{len(residual)} of {total} operations are not lowered for `{lowered.target.name}` yet",
         at=lowered.graph.name,
         detail=tuple(lines),
-        hint="compile for `cpu`, or allow these to run on the host with `--allow-host-fallback`",
+        hint=_elsewhere(lowered.graph, [lowered.graph.node(node.node) for node in first.values()]),
     )
+
+
+def _elsewhere(graph: Graph, nodes: Sequence[Node]) -> str:
+    """What to do about nodes that a GPU does not run: who else runs all of them, if anybody."""
+    refused: list[Node] = []
+    for node in nodes:
+        try:
+            build_residual(graph, node)
+        except UnsupportedError:
+            refused.append(node)
+        except InputError:  # what it takes to tell is not installed
+            continue
+    for node in refused:
+        if is_opaque(node.op):
+            return f"change the model so that it does without `{node.op}`, which no target runs"
+    if refused:
+        return "compile for `cpu`"
+    return "compile for `cpu`, or allow these to run on the host with `--allow-host-fallback`"
 
 
 def _check_sizes(graph: Graph) -> None:

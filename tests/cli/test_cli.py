@@ -798,6 +798,8 @@ def test_a_file_of_no_records_is_said_to_be_empty(
     assert f"  --> {path}\n" in done.err
 
 
+STOPPED = ("compile", "ARCHIVE", "--target", "cpu", "--stop-after", "rope")
+
 CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("compile", "ARCHIVE"), 2, "--target"),
     (("compile", "ARCHIVE", "--target", "gfx999"), 2, "unknown target `gfx999`"),
@@ -838,6 +840,9 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("compile", "ARCHIVE", "--target", "cpu", "--stop-after", "magic"), 2, "no pass `magic`"),
     (("compile", "ARCHIVE", "--target", "cpu", "--stop-after", "rope", "-o", "x"), 2, "--output"),
     (("compile", "ARCHIVE", "--target", "cpu", "--stop-after", "rope", "--json"), 2, "--json"),
+    ((*STOPPED, "--weights", "none"), 2, "`--weights` and `--stop-after`"),
+    ((*STOPPED, "--provider", "aiter==0.1.14"), 2, "`--provider` and `--stop-after`"),
+    ((*STOPPED, "--allow-host-fallback"), 2, "`--allow-host-fallback` and `--stop-after`"),
     (("compile", "ARCHIVE", "--target", "cpu", "--dump-ir-after", "rope"), 2, "--dump-ir DIR"),
     (("compile", "ARCHIVE", "--target", "cpu", "--dump-ir", "ROWS"), 2, "is not a folder"),
     (("compile", "ARCHIVE", "--target", "cpu", "--dump-ir", "-", "--json"), 2, "exclude"),

@@ -71,6 +71,18 @@ def unary_of_integers(x: Tensor, y: Tensor) -> object:
     )
 
 
+def special(x: Tensor, y: Tensor) -> object:
+    odd = torch.tensor([0.0, -0.0, -1.0, 1.0, 2.0, 1e-30, 9.99, 171.5, 1e36, math.inf, math.nan])
+    negative = torch.tensor([-0.5, -1.5, -7.25, -1e-30, -100.3, -math.inf])
+    bessel = torch.tensor([0.0, 1e-20, -3.0, 85.0, -88.0, math.nan])
+    double, i = (x * 30).double(), (x * 5).to(torch.int32)
+    return (
+        *(f(v) for f in (torch.lgamma, torch.digamma) for v in (x * 9, odd, negative, double, i)),
+        *(f(v) for f in (torch.i0, torch.special.i1) for v in (x * 9, bessel, double, i)),
+        torch.i0(double * 9),
+    )  # fmt: skip
+
+
 def activations(x: Tensor, y: Tensor) -> object:
     return (
         F.relu(x), F.relu6(x * 4), F.silu(x), F.gelu(x), F.gelu(x, approximate="tanh"),
@@ -164,7 +176,7 @@ def scalars(x: Tensor, y: Tensor) -> object:
     return (
         *s.sort(), s.argsort(0), *s.topk(1), *s.kthvalue(1), s.msort(), s.softmax(-1),
         s.log_softmax(0), s.unfold(0, 1, 1), s.unfold(0, 0, 1), s.cumsum(0), s.cumprod(-1),
-        s.logcumsumexp(0), s.flip(0), s.median(),
+        s.logcumsumexp(0), *s.cummax(0), s.flip(0), s.median(),
         *s.median(0, keepdim=True), s.index_select(0, place), s.index_add(0, place, s, alpha=3),
         s.index_copy(0, place, other[0]), s.index_fill(0, place, 2.0), s.scatter(0, place, other),
         s.scatter_add(0, place, other), s.scatter_reduce(0, place, other, "prod"),
@@ -214,6 +226,7 @@ def comparisons(x: Tensor, y: Tensor) -> object:
 def reductions(x: Tensor, y: Tensor) -> object:
     z = torch.stack([x, x * 2 + 1])
     i = (x * 3).to(torch.int32)
+    odd = torch.tensor([-math.inf, 1.0, 0.0, 1.0, math.nan, 2.0, math.nan, 3.0])
     return (
         z.sum(), z.sum(1), z.sum((0, 2), keepdim=True), i.sum(), (x > 0).sum(1), z.mean(),
         z.mean(-1), z.mean((0, 1)), x.mean(0, dtype=torch.float64), x.prod(), x.prod(1),
@@ -227,7 +240,8 @@ def reductions(x: Tensor, y: Tensor) -> object:
         torch.linalg.vector_norm(x, 1, dim=1), x.norm(), x.norm(dim=1),
         torch.linalg.vector_norm(x, math.inf, dim=0, keepdim=True), x.norm(3, dim=1),
         torch.linalg.norm(x, dim=1), F.normalize(x, dim=1), x.sum(()), (x > 0).cumsum(1),
-        x.cumsum(0), x.cumprod(1), i.cumsum(1), (x * 99).logcumsumexp(1),
+        x.cumsum(0), x.cumprod(1), i.cumsum(1), (x * 99).logcumsumexp(1), *z.cummax(0),
+        *z.round().cummin(-1), *i.cummax(1), *(x > 0).cummin(0), *odd.cummax(0), *odd.cummin(0),
         x.softmax(-1), x.log_softmax(0),
         F.softmax(x, 1, dtype=torch.float64), (x > 0).max(1).values,
         x.trace() if x.shape[0] == x.shape[1] else x[:, :3].trace(),
@@ -492,9 +506,9 @@ def fourier(x: Tensor, y: Tensor) -> object:
 
 
 BODIES: list[Body] = [
-    unary, unary_of_integers, activations, binary, promotion, comparisons, reductions, ordering,
-    defaults_and_corners, scalars, nothing, integers_wrap, views, moving, creation, indexing,
-    bags, products, norms, attention, convolutions, resampling, complex_numbers, fourier,
+    unary, unary_of_integers, special, activations, binary, promotion, comparisons, reductions,
+    ordering, defaults_and_corners, scalars, nothing, integers_wrap, views, moving, creation,
+    indexing, bags, products, norms, attention, convolutions, resampling, complex_numbers, fourier,
 ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from fusec.ir.weights import from_array
 from fusec.kernels.registry import Choice
 from fusec.lower import lower
 from fusec.lower.steps import KernelStep, step_buffers
+from fusec.target import target_named
 
 
 @pytest.fixture(scope="module")
@@ -467,6 +468,24 @@ def test_what_nothing_computes_is_residual_with_a_reason() -> None:
     assert [each.op for each in residual] == ["aten.special_i0", "sort"]
     assert "aten.special_i0" in residual[0].reason
     assert residual[0].model != residual[1].model
+
+
+@pytest.mark.parametrize(
+    ("op", "hint"),
+    [
+        ("aten.acosh.default", "allow these to run on the host with `--allow-host-fallback`"),
+        ("aten.nextafter.default", "does without `aten.nextafter.default`, which no target runs"),
+    ],
+)
+def test_a_gpu_that_lacks_an_operation_says_what_has_it(op: str, hint: str) -> None:
+    kind = TensorType("f32", (BATCH, 8))
+    graph = graph_of(("x", kind))
+    operands = ["x", "x"] if "nextafter" in op else ["x"]
+    args = tuple(f"%{place}" for place in range(len(operands)))
+    finish(graph, graph.add(op, operands, {"args": args, "kwargs": ()}, types=[kind]).output)
+    with pytest.raises(UnsupportedError) as refused:
+        lower(graph, target_named("gfx942"))
+    assert hint in str(refused.value.hint)
 
 
 def test_a_size_that_depends_on_data_is_refused() -> None:

@@ -9,6 +9,7 @@ from fusec.frontend.aten_ops import (
     linear_algebra,
     moving,
     reductions,
+    special,
     symbols,
     views,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "linear_algebra",
     "moving",
     "reductions",
+    "special",
     "symbols",
     "views",
 ]

@@ -285,12 +285,35 @@ def _logcumsumexp(build: Builder, x: Val, dim: int) -> Val:
     if not x.rank:
         return x
     axis = x.axis(dim)
-    last = build.swap(x, axis, -1)
-    size = last.shape[-1]
-    each = build.expand(build.unsqueeze(last, -2), (*last.shape, size))
-    seen = triangle(build, size, size, 0, lower=True)
+    each, seen = _each_up_to(build, build.swap(x, axis, -1))
     result = build.reduce("logsumexp", build.where(seen, each, -math.inf), (-1,))
     return build.swap(result, axis, -1)
+
+
+@aten("cummax", "cummin")
+def _cumulative_extreme(build: Builder, x: Val, dim: int) -> tuple[Val, Val]:
+    """Where several elements are the extreme one, the last counts, and so does the last NaN."""
+    if not x.rank:
+        return x, build.scalar(0, "i64")
+    which = "max" if "cummax" in build.origin.op else "min"
+    axis = x.axis(dim)
+    last = build.swap(x, axis, -1)
+    each, seen = _each_up_to(build, last)
+    first = build.slice(each, -1, 0, 1)
+    found = _extreme(build, which, build.where(seen, each, first), (-1,), True)
+    extreme = build.emit("eq", each, found)
+    if x.type.element.is_float:
+        extreme = build.emit("or", extreme, build.emit("isnan", each))
+    place = build.where(build.emit("and", seen, extreme), build.iota(last.shape[-1]), 0)
+    places = build.reduce("reduce_max", place, (-1,))
+    return build.swap(build.squeeze(found, -1), axis, -1), build.swap(places, axis, -1)
+
+
+def _each_up_to(build: Builder, x: Val) -> tuple[Val, Val]:
+    """[..., n, n]: for each element of the last axis all of them; [n, n]: which are up to it."""
+    size = x.shape[-1]
+    each = build.expand(build.unsqueeze(x, -2), (*x.shape, size))
+    return each, triangle(build, size, size, 0, lower=True)
 
 
 @aten("softmax.int", "special_softmax")
