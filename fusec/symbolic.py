@@ -483,7 +483,7 @@ FUNCTIONS: Mapping[str, Callable[..., Dim]] = {
     "Max": maximum,
 }
 
-_TOKEN = re.compile(r"\s*(?:(\d+)|([A-Za-z_][\w.]*)|(\*\*|//|[-+*%(),]))")
+_TOKEN = re.compile(r"\s*(?:(\d+)|([A-Za-z_][\w.]*)|(\*\*|//|[-+*%(),]))", re.ASCII)
 
 
 class _Parser:

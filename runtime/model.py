@@ -383,8 +383,9 @@ def _wrong_dtype(spec: TensorSpec, array: Array, declared: bool) -> InputError:
     if not declared:
         words = {"int": "integers", "uint": "integers", "bool": "`true` or `false`"}
         hint = f"give a rectangular array of {words.get(dtype.kind, 'numbers')}"
+    given = {"U": "text", "O": "something else"}.get(array.dtype.kind, str(array.dtype))
     return InputError(
-        f"the input `{spec.name}` must be {spec.dtype}, but {array.dtype} was given", hint=hint
+        f"the input `{spec.name}` must be {spec.dtype}, but {given} was given", hint=hint
     )
 
 

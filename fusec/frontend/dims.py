@@ -12,8 +12,8 @@ from fusec.symbolic import Range
 
 MAX_SIZE = 1 << 40
 
-RESERVED = frozenset(("threads", "min", "max", "Min", "Max", "Mod", "FloorDiv"))
-"""Names that expressions over sizes give another meaning."""
+RESERVED = frozenset(("threads", "min", "max", "Min", "Max", "Mod", "FloorDiv", "inf", "nan"))
+"""Names that expressions over sizes, or texts of graphs, give another meaning."""
 
 DimRequest: TypeAlias = "DimSpec | str | int | tuple[int, ...]"
 """`4`, `(1, 64)`, `(1, 8, 64)`, `"1:8:64"` or a `DimSpec`."""

@@ -27,6 +27,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import fusec
 from fusec.diagnostics import InputError, UsageError
@@ -146,13 +147,6 @@ def _export(
     module: nn.Module, call: Call, named: Mapping[str, Any], *, deferred: bool
 ) -> torch.export.ExportedProgram:
     shapes = tuple(_with_dims(entry, named) for entry in call.shapes)
-    positional = len(call.args)
-    spread: Any = None
-    if named:
-        by_name = dict(zip(call.kwargs, shapes[positional:], strict=True))
-        spread = (*shapes[:positional], *by_name.values()) if not call.kwargs else by_name
-        if call.kwargs and positional:
-            spread = {**dict(zip(_names(module, positional), shapes, strict=False)), **by_name}
     # Code that makes tensors without saying where is met by a second attempt, with meta as default.
     first = next(module.parameters(), None)
     on_meta = first is not None and first.device.type == "meta"
@@ -161,15 +155,22 @@ def _export(
     failure: BaseException | None = None
     for place in places:
         try:
-            with quiet(), evaluating(module), _ConstantsOnMeta(), place:
-                return torch.export.export(
+            with (
+                quiet(),
+                evaluating(module),
+                _naming(module, call.kwargs),
+                _ConstantsOnMeta(),
+                place,
+            ):
+                program = torch.export.export(
                     module,
                     call.args,
                     dict(call.kwargs),
-                    dynamic_shapes=spread,
+                    dynamic_shapes=_by_parameter(module, call, shapes) if named else None,
                     strict=False,
                     prefer_deferred_runtime_asserts_over_guards=deferred,
                 )
+                return unwrapped(program)
         except EXPORT_FAILURES as error:
             if named and _about_dims(str(error)):
                 raise _DimsRefusedError(str(error)) from None
@@ -220,6 +221,41 @@ def _with_dims(entry: Any, named: Mapping[str, Any]) -> Any:
 
 def _names(module: nn.Module, count: int) -> list[str]:
     return list(inspect.signature(module.forward).parameters)[:count]
+
+
+@contextmanager
+def _naming(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """`forward` has parameters called `names`, for `torch.export` fails for `**kwargs`."""
+    forward = module.forward
+    parameters = dict(inspect.signature(forward).parameters)
+    unnamed = [name for name in names if name not in parameters]
+    if not unnamed:
+        yield
+        return
+    kept = [each for each in parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in unnamed]
+
+    def named(*args: object, **kwargs: object) -> object:
+        return forward(*args, **kwargs)
+
+    named.__signature__ = inspect.Signature([*kept, *added])  # type: ignore[attr-defined]
+    own = "forward" in vars(module)
+    module.forward = named
+    try:
+        yield
+    finally:
+        if own:
+            module.forward = forward
+        else:
+            del module.forward
+
+
+def _by_parameter(module: nn.Module, call: Call, shapes: Sequence[Any]) -> dict[str, Any]:
+    """`shapes` by the parameters of `forward`, as `torch.export` wants; `*args` is one of them."""
+    positional = len(call.args)
+    by_name = dict(zip(call.kwargs, shapes[positional:], strict=True))
+    bound = inspect.signature(module.forward).bind(*shapes[:positional], **by_name)
+    return dict(bound.arguments)
 
 
 def _symbol_names(program: torch.export.ExportedProgram, call: Call) -> dict[str, str]:
@@ -428,6 +464,15 @@ def guard_facts(
     return guards, guard_shapes(text, names, users), hints
 
 
+def unwrapped(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program on the plain tensors in its weights, such as the codes and scales of torchao."""
+    if not any(map(is_traceable_wrapper_subclass, program.state_dict.values())):
+        return program
+    with quiet():
+        plain: torch.export.ExportedProgram = program.run_decompositions({})
+    return plain
+
+
 def decomposed(
     program: torch.export.ExportedProgram, targets: Iterable[str]
 ) -> torch.export.ExportedProgram | None:
@@ -490,7 +535,7 @@ def module_call(
             raise UsageError(f"no axis of the inputs is called `{name}`", hint=hint)
     wanted = {}
     for name, size in sizes.items():
-        if not name.isidentifier() or name in RESERVED:
+        if not (name.isidentifier() and name.isascii()) or name in RESERVED:
             reserved = ", ".join(f"`{word}`" for word in sorted(RESERVED))
             hint = f"take another word of letters, digits and `_`; reserved are {reserved}"
             raise UsageError(f"a size cannot be called `{name}`", hint=hint)

@@ -237,7 +237,10 @@ class _Reader:
             for entry, held in self._json(config)["config"].items():
                 if held.get("use_pickle") or held.get("tensor_meta") is None:
                     message = f"`{entry}` is a pickled object, which runs code when it is read"
-                    hint = "export the model with plain tensors for its weights and constants"
+                    hint = (
+                        "weights have to be plain tensors: those of quantised modules are after "
+                        "`program = program.run_decompositions({})`"
+                    )
                     raise InputError(message, at=f"{self.path}: {config}", hint=hint)
                 self.payloads[entry] = (folder, held)
 

@@ -433,9 +433,10 @@ def _from_object(held: Any, name: str, options: Options) -> Source:
 
 
 def _from_program(program: Any, name: str, options: Options) -> Source:
-    from fusec.frontend.live import guard_facts
+    from fusec.frontend.live import guard_facts, unwrapped
 
     _no_model_options(options, "an `ExportedProgram`")
+    program = unwrapped(program)
     aten, _ = _translated(program)
     names = name_symbols(aten)
     specs = dim_specs(options.dims, names.values())
@@ -572,7 +573,7 @@ def _graph(
     names = {symbol: outer for symbol, outer in promised.names.items() if outer != symbol}
     graph = build_graph(
         promised.program,
-        name=re.sub(r"\W", "_", name),
+        name=re.sub(r"\W", "_", name, flags=re.ASCII),
         rename=names,
         ranges=promised.ranges,
         output_names=output_names,

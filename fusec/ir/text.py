@@ -118,7 +118,7 @@ _TOKEN = re.compile(
     r"""(?P<string>"(?:[^"\\]|\\.)*")
       | (?P<value>%[A-Za-z0-9_.]+)
       | (?P<number>-?(?:\d+\.\d*(?:e[-+]?\d+)?|\d+e[-+]?\d+|\d+|inf|nan)(?![\w.]))
-      | (?P<name>@?[A-Za-z_][A-Za-z0-9_.]*)
+      | (?P<name>@[A-Za-z0-9_.]+|[A-Za-z_][A-Za-z0-9_.]*)
       | (?P<size><[^>]*>)
       | (?P<mark>[][(){}=,:@~])""",
     re.X,

@@ -22,7 +22,7 @@ from onnx_models import (
 )
 
 from fusec.diagnostics import InputError, UnsupportedError, UsageError
-from fusec.ir import Graph
+from fusec.ir import Graph, parse_graph, print_graph
 
 
 def _node(op: str, inputs: str, outputs: str, **attrs: Any) -> onnx.NodeProto:
@@ -286,11 +286,20 @@ def test_a_symbol_for_a_sum(tmp_path: Path) -> None:
     assert str(graph.type("mask").shape[1]) == "length + past"
 
 
-def test_names_that_expressions_reserve(tmp_path: Path) -> None:
-    inputs = {"x": random(2, 5)}
-    model = model_of([_node("Relu", "x", "y")], inputs, ["y"], shapes={"x": ("threads", "a-b:c")})
+@pytest.mark.parametrize(
+    ("shape", "symbols"),
+    [
+        (("threads", "a-b:c"), ["threads_", "a_b_c"]),
+        (("größe", "inf"), ["gr_e", "inf_"]),
+    ],
+)
+def test_names_that_texts_of_graphs_do_not_take(
+    shape: tuple[str, str], symbols: list[str], tmp_path: Path
+) -> None:
+    model = model_of([_node("Relu", "x", "y")], {"x": random(2, 5)}, ["y"], shapes={"x": shape})
     graph = imported(model, tmp_path)
-    assert list(graph.symbols) == ["threads_", "a_b_c"]
+    assert list(graph.symbols) == symbols
+    assert list(parse_graph(print_graph(graph)).symbols) == symbols
 
 
 @pytest.mark.parametrize("shape", [(None, 0), ("?", "?")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from fusec.diagnostics import InputError, UsageError
 from fusec.frontend import load_source
 from fusec.frontend.pt2 import _read_expression, output_names, read_pt2
 from fusec.frontend.tensors import tensor_of
+from fusec.ir import parse_graph, print_graph
 from fusec.ir.interpret import interpret
 
 
@@ -114,6 +116,13 @@ def test_the_graph_computes_what_the_program_does(many: Path) -> None:
     flat = {"y": expected["y"], "z_0": expected["z"][0], "z_1": expected["z"][1]}
     for name, value in {**flat, "n": expected["n"]}.items():
         np.testing.assert_allclose(found[name], value.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_may_have_any_name(many: Path, tmp_path: Path) -> None:
+    path = tmp_path / "7é 模型.pt2"
+    shutil.copyfile(many, path)
+    graph = load_source(path).graph
+    assert print_graph(parse_graph(print_graph(graph))) == print_graph(graph)
 
 
 def test_symbols_are_named_by_what_they_size(many: Path) -> None:

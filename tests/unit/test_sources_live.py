@@ -54,6 +54,71 @@ def test_sizes_are_static_unless_named(inputs: dict[str, torch.Tensor]) -> None:
     assert _types(source.graph) == ["f32[4, 5, 6]", "f32[4, 5]"]
 
 
+class Wrapper(torch.nn.Module):
+    """Passes everything on, as PEFT's models do."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_module_that_passes_all_arguments_on(
+    inputs: dict[str, torch.Tensor], by_name: bool
+) -> None:
+    given = inputs if by_name else tuple(inputs.values())
+    source = load_source(Wrapper(Net()), example_inputs=given, dims={"batch": (1, 8)})
+    assert list(source.graph.symbols) == ["batch"]
+
+
+class Codes(torch.Tensor):
+    """A weight of codes and scales, as quantised modules hold them."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor, scales: torch.Tensor) -> Codes:
+        made: Codes = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scales.dtype)
+        made.codes, made.scales = codes, scales
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scales"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner: dict[str, torch.Tensor], *about: object) -> Codes:
+        return cls(inner["codes"], inner["scales"])
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].codes, args[0].scales)
+        plain = [each.codes * each.scales if isinstance(each, cls) else each for each in args]
+        return function(*plain, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_weights_of_codes_and_scales(live: bool) -> None:
+    module = torch.nn.Linear(6, 4).eval()
+    codes = torch.randint(-128, 127, (4, 6), dtype=torch.int8)
+    module.weight = torch.nn.Parameter(Codes(codes, torch.rand(4, 1)), requires_grad=False)
+    x = torch.randn(3, 6)
+    dims = {"batch": (1, 8)}
+    held: Any = module
+    if not live:
+        held = torch.export.export(module, (x,), dynamic_shapes=({0: Dim("batch", max=8)},))
+    source = load_source(held, example_inputs=x if live else None, dims=dims)
+    assert "i8" in {weight.type.dtype for weight in source.graph.parameters.values()}
+    (found,) = interpret(source.graph, {"input": x.numpy()}).values()
+    np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_named_sizes_are_shared_and_the_numbers_are_eager(
     inputs: dict[str, torch.Tensor],
 ) -> None:
@@ -142,6 +207,13 @@ def test_the_dtype_is_changed_in_a_copy(inputs: dict[str, torch.Tensor]) -> None
                 "dynamic_shapes": ({0: "my rows"}, None),
             },
             "a size cannot be called `my rows`",
+        ),
+        (
+            {
+                "example_inputs": (torch.ones(2, 3, 6), torch.ones(2, 3)),
+                "dynamic_shapes": ({0: "größe"}, None),
+            },
+            "a size cannot be called `größe`",
         ),
     ],
 )
