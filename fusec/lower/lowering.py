@@ -40,7 +40,6 @@ from fusec.lower.regions import (
     free_region,
     group_region,
 )
-from fusec.lower.residual import build_residual
 from fusec.lower.steps import Buffer, KernelStep, Lowered, OnnxStep, Residual, Step, step_buffers
 from fusec.lower.storage import VIEWS, dense, merged_axes, of_type, ordered, viewed
 from fusec.symbolic import Dim, Expr
@@ -104,6 +103,9 @@ def _not_lowered(lowered: Lowered) -> UnsupportedError:
 
 def _elsewhere(graph: Graph, nodes: Sequence[Node]) -> str:
     """What to do about nodes that a GPU does not run: who else runs all of them, if anybody."""
+    # Takes the frontend's tables of ONNX, which lowering itself does without.
+    from fusec.lower.residual import build_residual
+
     refused: list[Node] = []
     for node in nodes:
         try:
