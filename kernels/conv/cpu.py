@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from fusec.ir import Graph, Node
 from fusec.ir.types import int_attr, ints_attr
 from fusec.kernels.cpu import any_float_kernel, cpp_kernel, operands
-from fusec.kernels.launch import Call, Launch, Layout
-from fusec.symbolic import Dim
+from fusec.kernels.launch import Call, Launch, Layout, Storage
+from fusec.symbolic import Dim, product
 from fusec.target import Target
 
 AXES = 3
@@ -29,10 +32,27 @@ def _three(values: tuple[Dim, ...], fill: int) -> tuple[Dim, ...]:
     return (*(fill,) * (AXES - len(values)), *values)
 
 
+def _is_pointwise(kernel: Sequence[Dim], call: Call) -> bool:
+    """Whether each output position reads the input position of the same number."""
+    steps = (*kernel, *ints_attr(call.attrs, "stride"))
+    return all(step == 1 for step in steps) and not any(ints_attr(call.attrs, "padding"))
+
+
+def _one_axis(x: Storage) -> Storage:
+    """`x` [B, C, axes...] with its positions along one axis, if they lie evenly apart."""
+    shape, strides = x.shape[2:], x.strides[2:]
+    inner = zip(shape[1:], strides[1:], strides, strict=False)
+    if not shape or any(step * size != outer for size, step, outer in inner):
+        return x
+    return replace(x, shape=(*x.shape[:2], product(shape)), strides=(*x.strides[:2], strides[-1]))
+
+
 def _conv(call: Call) -> Launch:
     x, out = call.inputs[0], call.outputs[0]
     weight = call.input_type(1)
     attrs = call.attrs
+    if _is_pointwise(weight.shape[2:], call):
+        x, out = _one_axis(x), _one_axis(out)
     params = (
         *(x.shape[0], x.shape[1], weight.shape[0], int_attr(attrs, "groups")),
         *_three(x.shape[2:], 1),

@@ -21,6 +21,12 @@ CASES: list[tuple[Sizes, int, int, int, Sizes, Sizes, Sizes, Sizes]] = [
     ((4, 5, 6), 2, 3, 1, (2, 3, 1), (1, 2, 1), (1, 0, 0), (2, 1, 1)),
     ((3,), 2, 4, 1, (3,), (1,), (5,), (1,)),
     ((16, 16), 3, 150, 1, (16, 16), (16, 16), (0, 0), (1, 1)),
+    # More than one stretch of the depth, block of filters and panel.
+    ((10, 11), 60, 100, 1, (3, 3), (1, 1), (1, 1), (1, 1)),
+    # Planes that no tap reads, two that lie apart, and several channels to add up.
+    ((9, 10), 4, 4, 4, (1, 2), (3, 2), (1, 1), (1, 3)),
+    ((7, 5), 12, 4, 2, (3, 3), (2, 1), (0, 1), (2, 1)),
+    ((1, 1), 70, 6, 2, (1, 1), (1, 1), (0, 0), (1, 1)),
 ]
 
 

@@ -93,6 +93,7 @@ NORM: dict[str, Attr] = {"eps": 1e-5, "weight_offset": 0, "has_weight": True}
 GATED: dict[str, Attr] = {**NORM, "activation": "silu", "norm_before_gate": True}
 CONV1D: dict[str, Attr] = {"stride": (2,), "padding": (1,), "dilation": (1,), "groups": 1}
 CONV2D: dict[str, Attr] = {"stride": (1, 2), "padding": (1, 0), "dilation": (2, 1), "groups": 3}
+POINTWISE: dict[str, Attr] = {**CONV2D, "stride": (1, 1), "padding": (0, 0), "groups": 1}
 ANY = ("f32", "bf16", "f16", "f64")
 EXACT = ("f32", "i64", "i32", "bf16")
 
@@ -309,6 +310,8 @@ CASES = (
     ),
     Case("conv", (x(2, 6, 8, 9), weight(12, 2, 3, 2), weight(12)), CONV2D),
     Case("conv", (x(2, 3, 20), weight(40, 3, 4)), CONV1D),
+    Case("conv", (x(2, 6, 8, 9), weight(12, 6, 1, 1), weight(12)), POINTWISE),
+    Case("conv", (x(3, 7, 1, 1), weight(5, 7, 1, 1)), POINTWISE),
     Case("take", (x(9, 6), index(9, 2, 3, low=-9)), {"axis": 0}, dtypes=EXACT),
     Case("take", (x(3, 9, 2), index(9, dtype="i32")), {"axis": 1}, dtypes=EXACT),
     Case("gather", (x(4, 5, 6), index(5, 4, 3, 6)), {"axis": 1}, dtypes=EXACT),
