@@ -38,12 +38,12 @@ def _is_pointwise(kernel: Sequence[Dim], call: Call) -> bool:
     return all(step == 1 for step in steps) and not any(ints_attr(call.attrs, "padding"))
 
 
-def _one_axis(x: Storage) -> Storage:
-    """`x` [B, C, axes...] with its positions along one axis, if they lie evenly apart."""
+def _one_axis(x: Storage) -> Storage | None:
+    """`x` [B, C, axes...] with its positions along one axis; `None` if they lie unevenly apart."""
     shape, strides = x.shape[2:], x.strides[2:]
     inner = zip(shape[1:], strides[1:], strides, strict=False)
-    if not shape or any(step * size != outer for size, step, outer in inner):
-        return x
+    if any(step * size != outer for size, step, outer in inner):
+        return None
     return replace(x, shape=(*x.shape[:2], product(shape)), strides=(*x.strides[:2], strides[-1]))
 
 
@@ -52,7 +52,9 @@ def _conv(call: Call) -> Launch:
     weight = call.input_type(1)
     attrs = call.attrs
     if _is_pointwise(weight.shape[2:], call):
-        x, out = _one_axis(x), _one_axis(out)
+        read, written = _one_axis(x), _one_axis(out)
+        if read is not None and written is not None:
+            x, out = read, written
     params = (
         *(x.shape[0], x.shape[1], weight.shape[0], int_attr(attrs, "groups")),
         *_three(x.shape[2:], 1),

@@ -225,7 +225,9 @@ class Conv {
     int64_t size = panel_size<T>(stretch_of(depth)), pitch = block_pitch<T>(stretch_of(depth));
     Scratch<T> packed(panels * size);
     Scratch<Activations<T>> block(BLOCK_FILTERS * pitch);
-    Scratch<float> sums(panels * filters * PANEL);
+    // Sums are kept from one stretch to the next.
+    bool is_one = depth <= STRETCH_DEPTH;
+    Scratch<float> sums((is_one ? min_of(BLOCK_FILTERS, filters) : panels * filters) * PANEL);
     TileScope scope;
     int64_t begin = 0;
     do {
@@ -242,7 +244,7 @@ class Conv {
           fill_block_row(weight, 1, stretch.count, block + i * pitch);
         }
         for (int64_t i = 0; i < panels; ++i) {
-          float* c = sums + (i * filters + row) * PANEL;
+          float* c = sums + (is_one ? 0 : (i * filters + row) * PANEL);
           auto write = [&](int64_t first, int64_t count) {
             for (int64_t j = first; j < first + count; ++j) {
               int64_t to = of_group + filter + row + j;
