@@ -1,14 +1,17 @@
-"""Passes keep the meaning of graphs that nobody wrote: idioms, near misses, soup around them."""
+"""Passes and lowering keep the meaning of graphs that nobody wrote: idioms, near misses, soup."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
+from lowered_runner import Compiled, assert_close, inputs_of
 
-from fusec.ir import Graph, TensorType, print_graph
+from fusec.ir import Graph, TensorType, parse_graph, print_graph
 from fusec.ir.interpret import interpret
 from fusec.ir.types import broadcast
 from fusec.passes import PIPELINE
@@ -223,6 +226,25 @@ def test_passes_keep_the_meaning(graph: Graph, seed: int, verify_each: bool) -> 
     for each in PIPELINE:
         each().run(graph, TARGET, DecisionLog())
     assert print_graph(graph) == after, "a second run of the pipeline rewrites something"
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+@given(graph=soups())
+def test_lowering_keeps_the_meaning(graph: Graph, tmp_path: Path) -> None:
+    """On the CPU; in f32 alone, for roundings of narrower types add up."""
+    assume(all(graph.type(v).dtype == "f32" for node in graph.nodes() for v in node.outputs))
+    written = parse_graph(print_graph(graph))
+    run_pipeline([each() for each in PIPELINE], graph, TARGET, DecisionLog())
+    compiled = Compiled(graph, tmp_path)
+    for n in (3, 1, 8):
+        inputs = inputs_of(written, n, n=n)
+        assert_close(written, compiled(inputs), inputs)
 
 
 def test_soups_hold_what_they_are_for() -> None:
