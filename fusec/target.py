@@ -17,6 +17,10 @@ Family = Literal["cpu", "amdgpu", "nvidia"]
 Fp32Precision = Literal["highest", "high", "medium"]
 
 
+LONGEST_HEAD = 512
+"""Elements of an attention head whose tiles fit in the registers of every GPU."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One architecture, as facts that guards, kernels and code generators read.

@@ -41,10 +41,7 @@ from fusec.passes.attention_walk import FILLED, AttentionWalk
 from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim
-from fusec.target import Target
-
-_LARGEST_HEAD = 512
-"""Elements of a head, at most, on a GPU."""
+from fusec.target import LONGEST_HEAD, Target
 
 MASK_NAMES = ("add", "mask", "hide")
 """How values of a match that are masks begin: added numbers, flags that keep, flags that hide."""
@@ -94,8 +91,8 @@ def _head_dim(match: Match, target: Target) -> Rejection | None:
         if not isinstance(size, int):
             reason = f"the size of a head, `{size}`, is known only when it runs"
             return Rejection("head-dim", reason)
-        if size > _LARGEST_HEAD and target.is_gpu:
-            reason = f"a head has {size} elements; kernels of GPUs hold {_LARGEST_HEAD}"
+        if size > LONGEST_HEAD and target.is_gpu:
+            reason = f"a head has {size} elements; kernels of GPUs hold {LONGEST_HEAD}"
             return Rejection("head-dim", reason)
     return None
 

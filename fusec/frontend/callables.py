@@ -144,10 +144,9 @@ def run(function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, 
 
 def extra_given(function: Callable[..., Any], extra: Mapping[str, Any]) -> str | None:
     """The first of the arguments in `**kwargs` that may change the result; `None` if none does."""
-    ignored = _ignores_rest(function)
     for key, value in extra.items():
         packed = key.startswith(("cu_seq", "seq_idx", "initial_state"))
-        if value is not None and value is not False and (packed or not ignored):
+        if value is not None and value is not False and (packed or not _ignores_rest(function)):
             return key
     return None
 

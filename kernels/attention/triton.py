@@ -22,7 +22,7 @@ from fusec.kernels.triton_gemm import MFMA_16, UNITS, known
 from fusec.kernels.triton_launch import triton_launch
 from fusec.kernels.triton_rows import FAMILIES, FLOATS, power_above
 from fusec.symbolic import Dim
-from fusec.target import Family, Target
+from fusec.target import LONGEST_HEAD, Family, Target
 
 MODULE = "fusec.kernels.attention.triton_kernel"
 
@@ -34,9 +34,6 @@ FEW_QUERIES = 16
 
 LEAST_ROWS = 16
 """What the matrix units take at least."""
-
-LONGEST_HEAD = 512
-"""Elements of a head whose tiles fit in registers."""
 
 PROGRAMS = 2
 """Programs that a compute unit should have, where keys are divided."""

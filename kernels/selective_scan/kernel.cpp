@@ -18,17 +18,30 @@ struct ScanParams {
         dt(p + 8), b(p + 11), c(p + 14), out(p + 17) {}
 };
 
+template <class T>
+struct ScanBuffers {
+  const T* u;
+  const float *dt, *a;
+  const T *b, *c;
+  float* out;
+
+  explicit ScanBuffers(void* const* buffers) {
+    Operands operands(buffers);
+    u = operands.take<T>();
+    dt = operands.take<float>();
+    a = operands.take<float>();
+    b = operands.take<T>();
+    c = operands.take<T>();
+    out = operands.take<float>();
+  }
+};
+
 // ---- a decay for each state of each channel ----
 
 template <class T>
 void selective_scan(void* const* buffers, const int64_t* params) {
   ScanParams p(params);
-  const T* u = static_cast<const T*>(buffers[0]);
-  const float* dt = static_cast<const float*>(buffers[1]);
-  const float* a = static_cast<const float*>(buffers[2]);
-  const T* b = static_cast<const T*>(buffers[3]);
-  const T* c = static_cast<const T*>(buffers[4]);
-  float* out = static_cast<float*>(buffers[5]);
+  const ScanBuffers<T> at(buffers);
   int64_t states = p.states, groups = ceil_div(p.channels, LANES);
   parallel_for(p.batch * groups, grain_for(p.steps * states * LANES * 8),
                [&](int64_t begin, int64_t end, int) {
@@ -38,25 +51,25 @@ void selective_scan(void* const* buffers, const int64_t* params) {
       int count = static_cast<int>(min_of<int64_t>(LANES, p.channels - first));
       for (int64_t n = 0; n < states; ++n) {
         for (int64_t i = 0; i < LANES; ++i) {
-          decay[n * LANES + i] = i < count ? a[(first + i) * states + n] : 0.0f;
+          decay[n * LANES + i] = i < count ? at.a[(first + i) * states + n] : 0.0f;
           state[n * LANES + i] = 0.0f;
         }
       }
       float times[LANES] = {};
       for (int64_t step = 0; step < p.steps; ++step) {
-        const float* rate = dt + batch * p.dt[0] + step * p.dt[1] + first * p.dt[2];
-        const T* in = b + batch * p.b[0] + step * p.b[1];
-        const T* read = c + batch * p.c[0] + step * p.c[1];
+        const float* rate = at.dt + batch * p.dt[0] + step * p.dt[1] + first * p.dt[2];
+        const T* in = at.b + batch * p.b[0] + step * p.b[1];
+        const T* read = at.c + batch * p.c[0] + step * p.c[1];
         for (int64_t i = 0; i < count; ++i) times[i] = rate[i * p.dt[2]];
         Vec time = load(times), sum = zero();
-        Vec taken = time * load_some(u + batch * p.u[0] + step * p.u[1] + first, count);
+        Vec taken = time * load_some(at.u + batch * p.u[0] + step * p.u[1] + first, count);
         for (int64_t n = 0; n < states; ++n) {
           Vec enters = taken * set(to_float(in[n]));
           Vec held = fma(exp(time * load(decay + n * LANES)), load(state + n * LANES), enters);
           store(state + n * LANES, held);
           sum = fma(held, set(to_float(read[n])), sum);
         }
-        store_some(out + batch * p.out[0] + step * p.out[1] + first, sum, count);
+        store_some(at.out + batch * p.out[0] + step * p.out[1] + first, sum, count);
       }
     }
   });
@@ -115,12 +128,7 @@ FUSEC_INLINE void advance(int64_t steps, const float* decay, const float* taken,
 template <class T, int VECTORS>
 void scan_heads(void* const* buffers, const ScanParams& p) {
   constexpr int64_t WIDTH = VECTORS * LANES;
-  const T* u = static_cast<const T*>(buffers[0]);
-  const float* dt = static_cast<const float*>(buffers[1]);
-  const float* a = static_cast<const float*>(buffers[2]);
-  const T* b = static_cast<const T*>(buffers[3]);
-  const T* c = static_cast<const T*>(buffers[4]);
-  float* out = static_cast<float*>(buffers[5]);
+  const ScanBuffers<T> at(buffers);
   int64_t width = p.channels / p.heads, parts = ceil_div(width, WIDTH);
   int64_t pitch = round_up(p.states, ROWS);
   parallel_for(p.batch * p.heads * parts, grain_for(p.steps * pitch * WIDTH),
@@ -137,13 +145,13 @@ void scan_heads(void* const* buffers, const ScanParams& p) {
         int64_t steps = min_of(STEPS, p.steps - first);
         for (int64_t i = 0; i < steps; ++i) {
           int64_t step = first + i;
-          float time = dt[batch * p.dt[0] + step * p.dt[1] + head * p.dt[2]];
-          decay[i] = time * a[head];
-          widen(u + batch * p.u[0] + step * p.u[1] + channel, count, time, WIDTH,
+          float time = at.dt[batch * p.dt[0] + step * p.dt[1] + head * p.dt[2]];
+          decay[i] = time * at.a[head];
+          widen(at.u + batch * p.u[0] + step * p.u[1] + channel, count, time, WIDTH,
                 taken + i * WIDTH);
-          widen(b + batch * p.b[0] + step * p.b[1] + group * p.b[2], p.states, 1.0f, pitch,
+          widen(at.b + batch * p.b[0] + step * p.b[1] + group * p.b[2], p.states, 1.0f, pitch,
                 wide_b + i * pitch);
-          widen(c + batch * p.c[0] + step * p.c[1] + group * p.c[2], p.states, 1.0f, pitch,
+          widen(at.c + batch * p.c[0] + step * p.c[1] + group * p.c[2], p.states, 1.0f, pitch,
                 wide_c + i * pitch);
         }
         for_vectors(steps, [&](int64_t i, int some) {
@@ -155,7 +163,7 @@ void scan_heads(void* const* buffers, const ScanParams& p) {
                            sums);
         }
         for (int64_t i = 0; i < steps; ++i) {
-          float* target = out + batch * p.out[0] + (first + i) * p.out[1] + channel;
+          float* target = at.out + batch * p.out[0] + (first + i) * p.out[1] + channel;
           memcpy(target, sums + i * WIDTH, static_cast<size_t>(count) * sizeof(float));
         }
       }

@@ -11,7 +11,7 @@ beginning of the chunk and the states h before it,
 import triton
 import triton.language as tl
 
-from fusec.kernels.gated_delta_rule.triton_kernel import product
+from fusec.kernels.gated_delta_rule.triton_kernel import load_rows, product
 
 
 @triton.jit
@@ -70,13 +70,6 @@ def selective_scan_kernel(
 
 
 @triton.jit
-def load_tile(p_tile, m_row, m_column):
-    """A tile in f32 if not in bf16; zeros where there is nothing."""
-    b_tile = tl.load(p_tile, mask=m_row[:, None] & m_column[None, :], other=0.0)
-    return b_tile if b_tile.dtype == tl.bfloat16 else b_tile.to(tl.float32)
-
-
-@triton.jit
 def selective_scan_heads_kernel(
     p_u,
     p_dt,
@@ -112,26 +105,24 @@ def selective_scan_heads_kernel(
     n_heads = tl.num_programs(0) // ((WIDTH + BLOCK - 1) // BLOCK)
     i_batch = (tl.program_id(0) % n_heads // HEADS).to(tl.int64)
     i_head = (tl.program_id(0) % n_heads % HEADS).to(tl.int64)
-    o_width = tl.program_id(0) // n_heads * BLOCK + tl.arange(0, BLOCK)
-    o_state = tl.arange(0, BLOCK_N)
+    i_width = tl.program_id(0) // n_heads * BLOCK
+    o_width = i_width + tl.arange(0, BLOCK)
     o_chunk = tl.arange(0, CHUNK)
-    m_width, m_state = o_width < WIDTH, o_state < STATES
     m_seen = o_chunk[:, None] >= o_chunk[None, :]
-    o_channel = i_head * WIDTH + o_width
-    p_u += i_batch * u_batch + o_channel[None, :]
-    p_y += i_batch * y_batch + o_channel[None, :]
+    p_u += i_batch * u_batch + i_head * WIDTH
+    p_y += i_batch * y_batch + i_head * WIDTH
     p_dt += i_batch * dt_batch + i_head * dt_head
-    p_b += i_batch * b_batch + i_head // GROUP * b_group + o_state[None, :]
-    p_c += i_batch * c_batch + i_head // GROUP * c_group + o_state[None, :]
+    p_b += i_batch * b_batch + i_head // GROUP * b_group
+    p_c += i_batch * c_batch + i_head // GROUP * c_group
     b_a = tl.load(p_a + i_head).to(tl.float32)
     b_h = tl.zeros([BLOCK_N, BLOCK], dtype=tl.float32)
     for first in range(0, steps, CHUNK):
         o_step = (first + o_chunk).to(tl.int64)
         m_step = o_step < steps
         b_dt = tl.load(p_dt + o_step * dt_step, mask=m_step, other=0.0).to(tl.float32)
-        b_u = load_tile(p_u + (o_step * u_step)[:, None], m_step, m_width)
-        b_b = load_tile(p_b + (o_step * b_step)[:, None], m_step, m_state)
-        b_c = load_tile(p_c + (o_step * c_step)[:, None], m_step, m_state)
+        b_u = load_rows(p_u, o_step, m_step, u_step, i_width, WIDTH, BLOCK)
+        b_b = load_rows(p_b, o_step, m_step, b_step, 0, STATES, BLOCK_N)
+        b_c = load_rows(p_c, o_step, m_step, c_step, 0, STATES, BLOCK_N)
         b_sum = tl.cumsum(b_dt * b_a, axis=0)
         b_total = tl.sum(b_dt * b_a, axis=0)
         b_between = tl.exp(tl.where(m_seen, b_sum[:, None] - b_sum[None, :], float("-inf")))
@@ -139,5 +130,6 @@ def selective_scan_heads_kernel(
         b_y = product(b_c, b_h, PARTS) * tl.exp(b_sum)[:, None] + product(b_scores, b_u, PARTS)
         b_kept = b_b * (tl.exp(b_total - b_sum) * b_dt)[:, None]
         b_h = b_h * tl.exp(b_total) + product(tl.trans(b_kept), b_u, PARTS)
-        m_tile = m_step[:, None] & m_width[None, :]
-        tl.store(p_y + (o_step * y_step)[:, None], b_y.to(p_y.dtype.element_ty), mask=m_tile)
+        p_tile = p_y + (o_step * y_step)[:, None] + o_width[None, :]
+        m_tile = m_step[:, None] & (o_width < WIDTH)[None, :]
+        tl.store(p_tile, b_y.to(p_y.dtype.element_ty), mask=m_tile)

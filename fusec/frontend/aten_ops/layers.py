@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 import numpy as np
 
@@ -539,6 +540,22 @@ def _im2col(
     return build.squeeze(result, 0) if alone else result
 
 
+T = TypeVar("T", float, Val)
+
+SHARPNESS = -0.75
+"""The constant a of Keys' cubic convolution (1981); with antialiasing it is -0.5."""
+
+
+def _near(x: T, a: float) -> T:
+    """The weight of Keys' cubic convolution up to a distance `x` of 1."""
+    return (x * (a + 2) - (a + 3)) * x * x + 1.0
+
+
+def _far(x: T, a: float) -> T:
+    """The same from a distance of 1 to 2."""
+    return ((x * a - 5 * a) * x + 8 * a) * x - 4 * a
+
+
 def _scale_of(size: int, out: int, align: bool, scale: float | None) -> float:
     if align:
         return (size - 1) / (out - 1) if out > 1 else 0.0
@@ -558,17 +575,15 @@ def _linear_matrix(size: int, out: int, align: bool, scale: float | None) -> Arr
 
 
 def _cubic_matrix(size: int, out: int, align: bool, scale: float | None) -> Array:
-    """Keys' cubic convolution with a = -0.75."""
-    ratio, a = _scale_of(size, out, align, scale), -0.75
+    ratio = _scale_of(size, out, align, scale)
     matrix = np.zeros((out, size))
     for row in range(out):
         place = row * ratio if align else (row + 0.5) * ratio - 0.5
         low = math.floor(place)
         for tap in range(-1, 3):
             x = abs(place - (low + tap))
-            near = ((a + 2) * x - (a + 3)) * x * x + 1
-            far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-            matrix[row, min(max(low + tap, 0), size - 1)] += near if x <= 1 else far
+            weight = _near(x, SHARPNESS) if x <= 1 else _far(x, SHARPNESS)
+            matrix[row, min(max(low + tap, 0), size - 1)] += weight
     return matrix
 
 
@@ -594,10 +609,9 @@ def _filter(x: float, cubic: bool) -> float:
     x = abs(x)
     if not cubic:
         return max(1 - x, 0.0)
-    a = -0.5
     if x < 1:
-        return ((a + 2) * x - (a + 3)) * x * x + 1
-    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+        return _near(x, -0.5)
+    return _far(x, -0.5) if x < 2 else 0.0
 
 
 def _place(
@@ -630,7 +644,12 @@ def _by_position(
     rest = -share + 1.0
     weights = {0: rest, 1: share}
     if cubic:
-        weights = {-1: _far(share + 1.0), 0: _near(share), 1: _near(rest), 2: _far(rest + 1.0)}
+        weights = {
+            -1: _far(share + 1.0, SHARPNESS),
+            0: _near(share, SHARPNESS),
+            1: _near(rest, SHARPNESS),
+            2: _far(rest + 1.0, SHARPNESS),
+        }
     first, last = build.scalar(0, "i64"), build.scalar(x.shape[axis] - 1, "i64")
     total: Val | None = None
     for offset, weight in weights.items():
@@ -640,16 +659,6 @@ def _by_position(
         total = part if total is None else total + part
     assert total is not None
     return build.cast(total, x.dtype)
-
-
-def _near(x: Val, a: float = -0.75) -> Val:
-    """Keys' cubic convolution up to a distance of 1."""
-    return (x * (a + 2) - (a + 3)) * x * x + 1.0
-
-
-def _far(x: Val, a: float = -0.75) -> Val:
-    """Keys' cubic convolution from a distance of 1 to 2."""
-    return ((x * a - 5 * a) * x + 8 * a) * x - 4 * a
 
 
 Resampler = Callable[[int, int, bool, float | None], Array]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from fusec.frontend.aten_ops.base import Builder, Val, aten
 
 _STIRLING = (
@@ -96,9 +98,9 @@ def _bessel(build: Builder, x: Val, function: str, order: int) -> Val:
     is infinite.
     """
     points = 60 if x.dtype == "f64" else 21
-    x = _wide(build, x)
-    total = build.scalar(0.0, "f64")
-    for point in range(points):
-        cosine = math.cos(math.pi * (2 * point + 1) / (4 * points))
-        total = total + build.emit(function, x * cosine) * cosine**order
-    return _result(build, total / points)
+    angles = math.pi * (2 * np.arange(points) + 1) / (4 * points)
+    cosines = build.array("cosines", np.cos(angles), "f64")
+    each = build.emit(function, build.unsqueeze(_wide(build, x), -1) * cosines)
+    if order:
+        each = each * cosines
+    return _result(build, build.reduce("reduce_mean", each, (-1,)))
