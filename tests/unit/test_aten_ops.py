@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from aten_check import check, import_module
+from aten_check import check, import_module, plain
 from torch import Tensor
 
 import fusec
@@ -20,6 +20,7 @@ from fusec.diagnostics import UnsupportedError
 from fusec.frontend.aten_ops import TABLE
 from fusec.frontend.exported import from_exported_program
 from fusec.frontend.translate import build_graph, unknown_ops
+from fusec.ir.interpret import interpret
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
@@ -453,6 +454,8 @@ def convolutions(x: Tensor, y: Tensor) -> object:
         F.max_pool2d(image, 2), F.max_pool2d(image, 2, 2, 0, 1, True),
         F.avg_pool2d(image, 2, 2, ceil_mode=True), F.avg_pool2d(image, 3, 2, 1, ceil_mode=True),
         F.avg_pool2d(image, 3, 2, 1, ceil_mode=True, count_include_pad=False),
+        F.avg_pool2d(image, (1280, 3), ceil_mode=True), F.max_pool2d(image, (640, 1), 1, (320, 0)),
+        F.max_pool1d(line[..., :1], 2, 1, 1, 2), F.max_pool1d(line, 3, 1, 1, 2),
         F.adaptive_avg_pool1d(line, 1), F.adaptive_avg_pool2d(image, (2, 3)),
         F.adaptive_avg_pool2d(image, 1), F.adaptive_max_pool2d(image, (2, 2)),
         F.adaptive_max_pool3d(image, (2, 1, 2)),
@@ -563,6 +566,41 @@ def dynamic_sizes(x: Tensor, y: Tensor) -> object:
 def test_the_epsilon_of_a_norm_is_that_of_what_it_computes_in(dtype: torch.dtype) -> None:
     x, y = torch.randn(3, 16).to(dtype) * 1e-3, torch.randn(3, 4)
     check(Function(lambda x, y: F.rms_norm(x, (16,))), x, y, tolerance=8e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_pooled_and_resampled_in_f32(dtype: torch.dtype) -> None:
+    def body(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return (
+            F.avg_pool2d(x, 7),
+            F.adaptive_avg_pool2d(x, (3, 5)),
+            F.interpolate(x, (15, 33), mode="bilinear"),
+        )
+
+    x = (torch.randn(1, 2, 28, 14) + 3).to(dtype)
+    results = _interpreted(body, x)
+    for ours, meant in zip(results, body(x.double(), x), strict=True):
+        error = np.linalg.norm(ours - meant.numpy()) / float(meant.norm())
+        assert error < torch.finfo(dtype).eps / 4, meant.shape
+
+
+def test_bytes_are_resampled_to_the_nearest_of_256_values() -> None:
+    """PyTorch rounds the weights, too."""
+
+    def body(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return (
+            F.interpolate(x, (7, 9), mode="bilinear"),
+            F.interpolate(x, (8, 9), mode="bicubic"),
+        )
+
+    x = torch.randint(0, 256, (1, 2, 5, 6), dtype=torch.uint8)
+    for ours, meant in zip(_interpreted(body, x), body(x, x), strict=True):
+        np.testing.assert_allclose(ours, meant.numpy().astype(int), atol=1)
+
+
+def _interpreted(body: Body, x: Tensor) -> list[np.ndarray]:
+    graph = import_module(Function(body), [x, x])
+    return list(interpret(graph, dict.fromkeys(graph.inputs, plain(x))).values())
 
 
 def test_a_matrix_that_resamples_is_as_wide_as_the_input() -> None:

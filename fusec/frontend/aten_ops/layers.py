@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -40,6 +41,11 @@ def _rows(build: Builder, x: Val, count: int) -> Val:
 
 def _flat(build: Builder, weight: Val | None) -> Val | None:
     return None if weight is None else build.reshape(weight, (weight.type.elements,))
+
+
+def _widened(build: Builder, x: Val) -> Val:
+    """`x` in what PyTorch computes sums of its dtype in."""
+    return build.cast(x, "f64" if x.dtype == "f64" else "f32")
 
 
 @aten("layer_norm")
@@ -187,7 +193,7 @@ def _by_batch(
     build: Builder, x: Val, weight: Val | None, bias: Val | None, eps: float
 ) -> tuple[Val, Val, Val]:
     axes = (0, *range(2, x.rank))
-    wide = build.cast(x, "f64" if x.dtype == "f64" else "f32")
+    wide = _widened(build, x)
     mean = build.reduce("reduce_mean", wide, axes)
     centred = wide - _per_channel(build, mean, x.rank)
     variance = build.reduce("reduce_mean", centred * centred, axes)
@@ -383,41 +389,36 @@ def _transposed(
 # --- pools ----------------------------------------------------------------------------------
 
 
-def _windows(
-    build: Builder, x: Val, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
-    out: Sequence[Dim],
-) -> list[Val]:  # fmt: skip
-    """For each place in the window, the elements there of all windows."""
-    parts: list[Val] = []
-    first = x.rank - len(kernel)
-    for taps in itertools.product(*map(range, kernel)):
-        part = x
-        for index, tap in enumerate(taps):
-            start, step = tap * dilation[index], stride[index]
-            stop = start + (out[index] - 1) * step + 1
-            part = build.slice(part, first + index, start, stop, step)
-        parts.append(part)
-    return parts
-
-
 def _pooled(
     build: Builder, x: Val, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], fill: Number, combine: Callable[[Val, Val], Val],
+    dilation: Sequence[int], fill: Number, op: Literal["max", "sum"],
 ) -> Val:  # fmt: skip
-    count = len(kernel)
-    out = build.result().shape[-count:]
-    low: list[Dim] = [*[0] * (x.rank - count), *padding]
-    high: list[Dim] = [0] * (x.rank - count)
-    for index in range(count):
-        size = x.shape[x.rank - count + index]
-        reach = (out[index] - 1) * stride[index] + dilation[index] * (kernel[index] - 1) + 1
-        high.append(reach - size - padding[index])
-    x = build.pad(x, low, high, fill)
-    parts = _windows(build, x, kernel, stride, dilation, out)
-    result = parts[0]
-    for part in parts[1:]:
-        result = combine(result, part)
-    return result
+    """The largest element or the sum of each window; one axis after the other."""
+    first, out = x.rank - len(kernel), build.result().shape[-len(kernel) :]
+    places: list[list[int]] = []
+    high: list[Dim] = []
+    for size, count, taps, step, low, spread in zip(
+        x.shape[first:], out, kernel, stride, padding, dilation, strict=True
+    ):
+        at = [tap * spread for tap in range(taps)]
+        if isinstance(size, int) and isinstance(count, int):  # without what sees padding alone
+            at = [p for p in at if -(count - 1) * step <= p - low < size] or at[:1]
+        places.append(at)
+        high.append((count - 1) * step + at[-1] + 1 - size - low)
+    around = (0,) * first
+    x = build.pad(x, (*around, *padding), (*around, *high), fill)
+    whole = []
+    for index, (count, at) in enumerate(zip(out, places, strict=True)):
+        axis = first + index
+        if count == 1:
+            x = build.slice(x, axis, at[0], at[-1] + 1, dilation[index])
+            whole.append(axis)
+            continue
+        reach, step = (count - 1) * stride[index] + 1, stride[index]
+        parts = [build.slice(x, axis, p, p + reach, step) for p in at]
+        join = "maximum" if op == "max" else "add"
+        x = functools.reduce(lambda a, b: build.emit(join, a, b), parts)
+    return build.reduce(f"reduce_{op}", x, tuple(whole), True) if whole else x
 
 
 @aten("max_pool1d", "max_pool2d", "max_pool3d")
@@ -428,10 +429,8 @@ def max_pool(
     count = int(build.origin.op.split("pool")[1][0])
     kernel = pair(kernel_size, count)
     strides = kernel if stride == () else pair(stride, count)
-    return _pooled(
-        build, x, kernel, strides, pair(padding, count), pair(dilation, count), -math.inf,
-        lambda a, b: build.emit("maximum", a, b),
-    )  # fmt: skip
+    paddings, dilations = pair(padding, count), pair(dilation, count)
+    return _pooled(build, x, kernel, strides, paddings, dilations, -math.inf, "max")
 
 
 @aten("max_pool2d_with_indices", "max_pool3d_with_indices")
@@ -456,25 +455,23 @@ def _avg_pool(
     paddings = pair(padding, count)
 
     def total(part: Val, around: Sequence[int] = paddings) -> Val:
-        ones = (1,) * count
-        return _pooled(build, part, kernel, strides, around, ones, 0.0, lambda a, b: a + b)
+        return _pooled(build, part, kernel, strides, around, (1,) * count, 0.0, "sum")
 
-    if divisor_override is not None:
-        return total(x) / float(divisor_override)
-    if not ceil_mode and (count_include_pad or not any(paddings)):
-        return total(x) / float(math.prod(kernel))
-    counted = build.full(x.shape, 1.0, x.dtype)
-    if not count_include_pad:
-        return total(x) / total(counted)
-    sides = (*(0,) * (x.rank - count), *paddings)
-    return total(x) / total(build.pad(counted, sides, sides, 1.0), (0,) * count)
+    wide = _widened(build, x)
+    elements: Val | float = float(divisor_override or math.prod(kernel))
+    if divisor_override is None and (ceil_mode or (any(paddings) and not count_include_pad)):
+        ones = build.full(x.shape[-count:], 1.0, wide.dtype)
+        if count_include_pad:
+            elements = total(build.pad(ones, paddings, paddings, 1.0), (0,) * count)
+        else:
+            elements = total(ones)
+    return build.cast(total(wide) / elements, x.dtype)
 
 
 def _along(build: Builder, x: Val, axis: int, matrix: Array) -> Val:
-    """`matrix` [out, in] times `x` along one axis."""
-    wide = "f64" if x.dtype == "f64" else "f32"
-    held = matrix.astype(np.float64 if wide == "f64" else np.float32)
-    weight = build.cast(build.array("resample", held, wide), x.dtype)
+    """`matrix` [out, in] times `x`, f32 or f64, along one axis."""
+    held = matrix.astype(np.float64 if x.dtype == "f64" else np.float32)
+    weight = build.array("resample", held, x.dtype)
     moved = build.move(x, axis, x.rank - 1)
     return build.move(build.emit("linear", moved, weight), x.rank - 1, axis)
 
@@ -482,9 +479,10 @@ def _along(build: Builder, x: Val, axis: int, matrix: Array) -> Val:
 @aten("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d",
       "adaptive_avg_pool3d", "_adaptive_avg_pool3d")  # fmt: skip
 def _adaptive_avg_pool(build: Builder, x: Val, output_size: Sequence[int]) -> Val:
-    first = x.rank - len(output_size)
+    first, dtype = x.rank - len(output_size), x.dtype
     if all(size == 1 for size in output_size):
         return build.reduce("reduce_mean", x, tuple(range(first, x.rank)), True)
+    x = _widened(build, x)
     for index, out in enumerate(output_size):
         axis = first + index
         size = x.shape[axis]
@@ -496,7 +494,7 @@ def _adaptive_avg_pool(build: Builder, x: Val, output_size: Sequence[int]) -> Va
             begin, end = row * known // out, -(-(row + 1) * known // out)
             matrix[row, begin:end] = 1 / (end - begin)
         x = _along(build, x, axis, matrix)
-    return x
+    return build.cast(x, dtype)
 
 
 @aten("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
@@ -534,7 +532,13 @@ def _im2col(
         + 1
         for i in range(2)
     ]
-    parts = _windows(build, x, kernel_size, stride, dilation, out)
+    parts: list[Val] = []
+    for taps in itertools.product(*map(range, kernel_size)):
+        part = x
+        for index, tap in enumerate(taps):
+            start, step = tap * dilation[index], stride[index]
+            part = build.slice(part, index + 2, start, start + (out[index] - 1) * step + 1, step)
+        parts.append(part)
     stacked = build.concat([build.unsqueeze(part, 2) for part in parts], 2)
     result = build.reshape(stacked, (batch, channels * len(parts), out[0] * out[1]))
     return build.squeeze(result, 0) if alone else result
@@ -632,15 +636,14 @@ def _place(
 def _by_position(
     build: Builder, x: Val, axis: int, out: Dim, place: tuple[Dim, Dim, Dim], cubic: bool
 ) -> Val:
-    """Resample one axis whose sizes are known at run time: rows are taken and weighed."""
+    """Resample an axis of `x`, f32 or f64, of unknown sizes: rows are taken and weighed."""
     times, more, by = place
-    wide = "f64" if x.dtype == "f64" else "f32"
     steps = build.scalar(by, "i64")
     at = build.iota(out) * times + more
     if not cubic:
         at = build.emit("maximum", at, build.scalar(0, "i64"))
     low = build.emit("floordiv", at, steps)
-    share = build.cast(at - low * by, wide) / build.cast(steps, wide)
+    share = build.cast(at - low * by, x.dtype) / build.cast(steps, x.dtype)
     rest = -share + 1.0
     weights = {0: rest, 1: share}
     if cubic:
@@ -654,11 +657,11 @@ def _by_position(
     total: Val | None = None
     for offset, weight in weights.items():
         row = build.emit("minimum", build.emit("maximum", low + offset, first), last)
-        taken = build.cast(build.emit("take", x, row, axis=axis), wide)
+        taken = build.emit("take", x, row, axis=axis)
         part = taken * build.reshape(weight, (out, *(1 for _ in x.shape[axis + 1 :])))
         total = part if total is None else total + part
     assert total is not None
-    return build.cast(total, x.dtype)
+    return total
 
 
 Resampler = Callable[[int, int, bool, float | None], Array]
@@ -667,8 +670,9 @@ Resampler = Callable[[int, int, bool, float | None], Array]
 def _resample(
     build: Builder, x: Val, align: bool, scales: Sequence[float | None], make: Resampler
 ) -> Val:
-    out = build.result().shape
-    for axis in range(2, x.rank):
+    out, dtype = build.result().shape, x.dtype
+    x = _widened(build, x)
+    for axis in reversed(range(2, x.rank)):
         sizes = static((x.shape[axis], out[axis]))
         scale = scales[axis - 2] if axis - 2 < len(scales) else None
         if sizes is None:
@@ -678,7 +682,10 @@ def _resample(
             x = _by_position(build, x, axis, out[axis], place, "cubic" in build.origin.op)
         elif sizes[0] != sizes[1] or (scale is not None and scale != 1):
             x = _along(build, x, axis, make(sizes[0], sizes[1], align, scale))
-    return x
+        if dtype == "u8":  # after each axis, as PyTorch does
+            x = build.emit("maximum", build.emit("floor", x + 0.5), build.scalar(0.0, x.dtype))
+            x = build.emit("minimum", x, build.scalar(255.0, x.dtype))
+    return build.cast(x, dtype)
 
 
 @aten("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
