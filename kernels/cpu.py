@@ -47,6 +47,8 @@ ACTIVATIONS = {
     "quick_gelu": 7,
     "swiglu_oai": 8,
     "swiglu_limit": 9,
+    "relu6": 10,
+    "hardswish": 11,
 }
 """Numbers of `fusec::Activation` in `include/fusec/simd.h`."""
 

@@ -10,6 +10,7 @@ from fusec.passes.attention_heads import AttentionHeads
 from fusec.passes.attention_mask import AttentionMask
 from fusec.passes.canonicalise import Canonicalise
 from fusec.passes.causal_conv1d import CausalConv1d
+from fusec.passes.conv_epilogue import ConvEpilogue
 from fusec.passes.dense_experts import DenseExperts
 from fusec.passes.dual_rms_norm import DualRmsNorm
 from fusec.passes.dual_rms_norm_quant import DualRmsNormQuant
@@ -96,6 +97,7 @@ PIPELINE: tuple[type[Pass], ...] = (
     SwigluOaiQuant,
     LinearGlu,
     LinearEpilogue,
+    ConvEpilogue,
     FoldWeights,
 )
 """Every pass.  `after` of each one is checked against this order by a test."""
@@ -115,6 +117,7 @@ FUSIONS = (
     "swiglu_oai",
     "swiglu_oai_quant",
     "linear_epilogue",
+    "conv_epilogue",
     "linear_glu",
     "qk_norm_rope",
     "qk_rope",

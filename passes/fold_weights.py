@@ -57,7 +57,7 @@ class FoldWeights(Pass):
 
     name: ClassVar[str] = "fold_weights"
     rounds: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("linear_epilogue",)
+    after: ClassVar[tuple[str, ...]] = ("linear_epilogue", "conv_epilogue")
 
     def run(self, graph: Graph, target: Target, log: DecisionLog) -> int:
         """Change `graph` in place and say how many nodes became weights."""

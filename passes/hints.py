@@ -83,6 +83,12 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "output-not-quantised": _NOT_QUANTISED,
         "shape": "quantise rows of the size that is computed",
     },
+    "conv_epilogue": {
+        "channel": "give a batch norm one factor and one offset for each channel",
+        "dtype": "compile in `--dtype bf16`, `f16` or `f32`",
+        "shape": "give the residual the shape of the result",
+        "weight": "give the sizes of the filters with `--dim`",
+    },
     "linear_epilogue": {
         "dtype": "compile in `--dtype bf16`, `f16` or `f32`",
         "shape": "give the residual the shape of the product",

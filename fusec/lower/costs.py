@@ -422,6 +422,7 @@ TABLE: Mapping[str, Row] = {
     "mxfp4_linear": Row(_linear(1, packed=2), product=True),
     "grouped_mm": Row(_grouped_mm, _grouped_share, product=True),
     "conv": Row(_conv, product=True),
+    "conv_epilogue": Row(_conv, product=True),
     "causal_conv1d": Row(_causal_conv1d),
     "solve_triangular": Row(_solve_triangular),
     "attention": Row(_attention, product=True),

@@ -1,4 +1,4 @@
-"""conv on the CPU."""
+"""conv and conv_epilogue on the CPU."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fusec.ir import Graph, Node
-from fusec.ir.types import int_attr, ints_attr
-from fusec.kernels.cpu import any_float_kernel, cpp_kernel, operands
+from fusec.ir.types import bool_attr, int_attr, ints_attr, str_attr
+from fusec.kernels.cpu import (
+    ACTIVATIONS,
+    any_float_kernel,
+    cpp_kernel,
+    flags,
+    float_kernel,
+    operands,
+)
 from fusec.kernels.launch import Call, Launch, Layout, Storage
 from fusec.symbolic import Dim, product
 from fusec.target import Target
@@ -16,11 +23,17 @@ AXES = 3
 """Spatial axes that the kernel walks."""
 
 
+BIAS_SAME, BIAS_F32 = 1, 2
+"""Kinds of a bias, by its dtype: that of x, or f32."""
+
+
 def _supports(graph: Graph, node: Node, target: Target) -> str | None:
     axes = graph.type(node.inputs[0]).rank - 2
     if axes > AXES:
         return f"it takes up to {AXES} spatial axes, not {axes}"
-    return any_float_kernel(graph, node, target)
+    if node.op == "conv":
+        return any_float_kernel(graph, node, target)
+    return float_kernel(graph, node, target)
 
 
 def _layouts(graph: Graph, node: Node) -> tuple[Layout, ...]:
@@ -48,6 +61,18 @@ def _one_axis(x: Storage) -> Storage | None:
 
 
 def _conv(call: Call) -> Launch:
+    return _launch(call, (BIAS_SAME if len(call.inputs) == 3 else 0, 0, 0, ACTIVATIONS["none"]))
+
+
+def _conv_epilogue(call: Call) -> Launch:
+    has_scale, has_bias, has_residual = (
+        bool_attr(call.attrs, name) for name in ("has_scale", "has_bias", "has_residual")
+    )
+    activation = ACTIVATIONS[str_attr(call.attrs, "activation")]
+    return _launch(call, (BIAS_F32 if has_bias else 0, *flags(has_scale, has_residual), activation))
+
+
+def _launch(call: Call, epilogue: tuple[Dim, ...]) -> Launch:
     x, out = call.inputs[0], call.outputs[0]
     weight = call.input_type(1)
     attrs = call.attrs
@@ -65,9 +90,14 @@ def _conv(call: Call) -> Launch:
         *_three(ints_attr(attrs, "dilation"), 1),
         *x.strides[:2],
         *_three(x.strides[2:], 0),
-        int(len(call.inputs) == 3),
+        *epilogue,
     )
     return Launch(f"fusec_conv_{x.dtype}", operands(call), params)
 
 
-KERNELS = (cpp_kernel("conv", _conv, supports=_supports, layouts=_layouts),)
+KERNELS = (
+    cpp_kernel("conv", _conv, supports=_supports, layouts=_layouts),
+    cpp_kernel(
+        "conv_epilogue", _conv_epilogue, supports=_supports, layouts=_layouts, source="conv"
+    ),
+)

@@ -3,6 +3,8 @@
 // The weight is the left operand and 32 output positions at a time are a panel, so that results come
 // out in the order in which they are stored. With one or two filters per group, as in depthwise
 // convolutions, packing would cost more than the product: those add up shifted planes.
+//
+// Sums become results in f32: activation(sum * scale + bias + residual), rounded once.
 #include <fusec/gemm.h>
 
 namespace fusec {
@@ -13,16 +15,18 @@ struct ConvParams {
   int64_t batch, channels, filters, groups;
   const int64_t *in, *out, *kernel, *stride, *padding, *dilation;  // per axis
   const int64_t* x_strides;                                        // b, c, then the axes
-  bool has_bias;
+  int64_t bias_kind, has_scale, has_residual, activation;
 
   explicit ConvParams(const int64_t* p)
       : batch(p[0]), channels(p[1]), filters(p[2]), groups(p[3]), in(p + 4), out(p + 7),
         kernel(p + 10), stride(p + 13), padding(p + 16), dilation(p + 19), x_strides(p + 22),
-        has_bias(p[27] != 0) {}
+        bias_kind(p[27]), has_scale(p[28]), has_residual(p[29]), activation(p[30]) {}
 
   int64_t positions() const { return out[0] * out[1] * out[2]; }
   int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
 };
+
+enum BiasKind : int64_t { BIAS_NONE = 0, BIAS_SAME = 1, BIAS_F32 = 2 };
 
 // The indices [first, last) of those `count` whose place shift + index * stride is in [0, size).
 FUSEC_INLINE void inside(int64_t shift, int64_t stride, int64_t size, int64_t count, int64_t* first,
@@ -74,10 +78,14 @@ class Conv {
   Conv(const ConvParams& params, void* const* buffers)
       : p_(params), x_(static_cast<const T*>(buffers[0])),
         weight_(static_cast<const T*>(buffers[1])),
-        bias_(params.has_bias ? static_cast<const T*>(buffers[2]) : nullptr),
-        out_(static_cast<T*>(buffers[params.has_bias ? 3 : 2])),
         group_channels_(params.channels / params.groups),
-        group_filters_(params.filters / params.groups) {}
+        group_filters_(params.filters / params.groups) {
+    int next = 2;
+    scale_ = params.has_scale ? static_cast<const float*>(buffers[next++]) : nullptr;
+    bias_ = params.bias_kind ? buffers[next++] : nullptr;
+    residual_ = params.has_residual ? static_cast<const T*>(buffers[next++]) : nullptr;
+    out_ = static_cast<T*>(buffers[next]);
+  }
 
   void run() const {
     if (p_.batch == 0 || p_.filters == 0 || p_.positions() == 0) return;
@@ -91,7 +99,32 @@ class Conv {
   }
 
  private:
-  float bias_of(int64_t filter) const { return bias_ ? to_float(bias_[filter]) : 0.0f; }
+  float bias_of(int64_t filter) const {
+    if (p_.bias_kind == BIAS_F32) return static_cast<const float*>(bias_)[filter];
+    return bias_ ? to_float(static_cast<const T*>(bias_)[filter]) : 0.0f;
+  }
+
+  // Results [at, at + count), all of one filter, from their sums.
+  FUSEC_INLINE void write(const float* sums, int64_t filter, int64_t at, int64_t count) const {
+    if (p_.activation == ACTIVATION_NONE) {
+      write(sums, filter, at, count, [](Vec x) { return x; });
+    } else if (p_.activation == ACTIVATION_RELU) {
+      write(sums, filter, at, count, [](Vec x) { return max(zero(), x); });
+    } else {
+      write(sums, filter, at, count, AnyActivation{p_.activation});
+    }
+  }
+
+  template <class Activated>
+  FUSEC_INLINE void write(const float* sums, int64_t filter, int64_t at, int64_t count,
+                          const Activated& activated) const {
+    Vec scale = set(scale_ ? scale_[filter] : 1.0f), bias = set(bias_of(filter));
+    for_vectors(count, [&](int64_t i, int lanes) {
+      Vec result = fma(load_some(sums + i, lanes), scale, bias);
+      if (residual_) result = result + load_some(residual_ + at + i, lanes);
+      store_some(out_ + at + i, activated(result), lanes);
+    });
+  }
 
   // As after a mean of all positions: a panel would have one column.
   void at_one_position() const {
@@ -108,7 +141,7 @@ class Conv {
         float sum = sum_row(group_channels_, [&](int64_t i, int count) {
           return load_some(weight + i, count) * load_some(given + i, count);
         });
-        out_[task] = from_float<T>(sum + bias_of(filter));
+        write(&sum, filter, task, 1);
       }
     });
   }
@@ -248,8 +281,9 @@ class Conv {
           auto write = [&](int64_t first, int64_t count) {
             for (int64_t j = first; j < first + count; ++j) {
               int64_t to = of_group + filter + row + j;
-              write_row(c + j * PANEL, columns_of(i), bias_of(to),
-                        out_ + (batch * p_.filters + to) * positions + (panel + i) * PANEL);
+              this->write(c + j * PANEL, to,
+                          (batch * p_.filters + to) * positions + (panel + i) * PANEL,
+                          columns_of(i));
             }
           };
           bool is_last = begin + stretch.count == depth;
@@ -260,12 +294,6 @@ class Conv {
       }
       begin += stretch.count;
     } while (begin < depth);
-  }
-
-  static FUSEC_INLINE void write_row(const float* sums, int64_t count, float bias, T* target) {
-    for_vectors(count, [&](int64_t i, int lanes) {
-      store_some(target + i, load_some(sums + i, lanes) + set(bias), lanes);
-    });
   }
 
   // ---- planes ----
@@ -324,10 +352,14 @@ class Conv {
           fill(planes, x_ + batch * p_.x_strides[0] + (channel + i) * p_.x_strides[1], held);
           const T* weight = weight_ + (filter * group_channels_ + i) * taps;
           for (int64_t at = 0; at < outputs; at += TOGETHER) {
-            add_taps(held + at, weight, shifts, bias_of(filter), i > 0, sums + at);
+            add_taps(held + at, weight, shifts, i > 0, sums + at);
           }
         }
-        write(planes, sums, out_ + task * p_.positions());
+        for (int64_t z = 0, to = task * p_.positions(); z < p_.out[0]; ++z) {
+          for (int64_t y = 0; y < p_.out[1]; ++y, to += p_.out[2]) {
+            write(sums + (z * planes.size[1] + y) * planes.size[2], filter, to, p_.out[2]);
+          }
+        }
       }
     });
   }
@@ -362,12 +394,12 @@ class Conv {
     }
   }
 
-  void add_taps(const float* held, const T* weight, const int64_t* shifts, float bias,
-                bool accumulate, float* sums) const {
+  void add_taps(const float* held, const T* weight, const int64_t* shifts, bool accumulate,
+                float* sums) const {
     constexpr int VECTORS = TOGETHER / LANES;
     Vec sum[VECTORS];
     FUSEC_UNROLL
-    for (int i = 0; i < VECTORS; ++i) sum[i] = accumulate ? load(sums + i * LANES) : set(bias);
+    for (int i = 0; i < VECTORS; ++i) sum[i] = accumulate ? load(sums + i * LANES) : zero();
     for (int64_t tap = 0, taps = p_.taps(); tap < taps; ++tap) {
       Vec factor = set(to_float(weight[tap]));
       const float* source = held + shifts[tap];
@@ -378,21 +410,13 @@ class Conv {
     for (int i = 0; i < VECTORS; ++i) store(sums + i * LANES, sum[i]);
   }
 
-  void write(const Planes& planes, const float* sums, T* target) const {
-    for (int64_t z = 0; z < p_.out[0]; ++z) {
-      for (int64_t y = 0; y < p_.out[1]; ++y, target += p_.out[2]) {
-        const float* row = sums + (z * planes.size[1] + y) * planes.size[2];
-        for_vectors(p_.out[2], [&](int64_t i, int count) {
-          store_some(target + i, load_some(row + i, count), count);
-        });
-      }
-    }
-  }
-
   const ConvParams& p_;
-  const T *x_, *weight_, *bias_;
-  T* out_;
+  const T *x_, *weight_;
   int64_t group_channels_, group_filters_;
+  const float* scale_;
+  const void* bias_;
+  const T* residual_;
+  T* out_;
 };
 
 template <class T>
@@ -405,8 +429,8 @@ void conv_f64(void* const* buffers, const int64_t* params) {
   ConvParams p(params);
   const double* x = static_cast<const double*>(buffers[0]);
   const double* weight = static_cast<const double*>(buffers[1]);
-  const double* bias = p.has_bias ? static_cast<const double*>(buffers[2]) : nullptr;
-  double* out = static_cast<double*>(buffers[p.has_bias ? 3 : 2]);
+  const double* bias = p.bias_kind ? static_cast<const double*>(buffers[2]) : nullptr;
+  double* out = static_cast<double*>(buffers[p.bias_kind ? 3 : 2]);
   int64_t group_channels = p.channels / p.groups, group_filters = p.filters / p.groups;
   int64_t positions = p.positions(), taps = p.taps();
   parallel_for(p.batch * p.filters * positions, grain_for(group_channels * taps * 4),
@@ -440,11 +464,12 @@ void conv_f64(void* const* buffers, const int64_t* params) {
 }  // namespace
 }  // namespace fusec
 
-// buffers: x [B, C, axes...], weight [O, C/groups, kernel...], [bias [O]], out [B, O, axes...];
-//          weight and out are dense
+// buffers: x [B, C, axes...], weight [O, C/groups, kernel...], [scale [O], f32], [bias [O]],
+//          [residual like out], out [B, O, axes...]; all but x are dense
 // params:  B, C, O, groups, then three numbers each, for the axes from the outermost (1, and stride
 //          and dilation 1, padding 0, for axes that are not there): input sizes, output sizes,
-//          kernel, stride, padding, dilation; x strides (b, c, three axes), has_bias
+//          kernel, stride, padding, dilation; x strides (b, c, three axes), bias_kind (0 none, 1
+//          dtype of x, 2 f32), has_scale, has_residual, activation (simd.h). In f64 only the bias.
 FUSEC_KERNEL void fusec_conv_f32(void* const* buffers, const int64_t* params) {
   fusec::conv<float>(buffers, params);
 }

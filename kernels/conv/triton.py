@@ -8,13 +8,13 @@ convolutions, they go tap by tap; else patches are gathered for a product as the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fusec import symbolic
 from fusec.ir import Graph, Node
-from fusec.ir.types import int_attr, ints_attr
+from fusec.ir.types import bool_attr, int_attr, ints_attr, str_attr
 from fusec.kernels.launch import Call, Launch, Layout, Storage
-from fusec.kernels.linear.triton import linear_launches
+from fusec.kernels.linear.triton import ACTIVATIONS, linear_launches
 from fusec.kernels.registry import Kernel, all_contiguous
 from fusec.kernels.triton_gemm import (
     LEAST_ROWS,
@@ -51,8 +51,14 @@ DIRECT_BLOCK = 256
 """Places of a program that goes tap by tap, at most."""
 
 
+OPERANDS = ("scale", "bias", "residual")
+"""What may follow the filters among the operands of `conv_epilogue`; of `conv` the bias."""
+
+
 def _refusal(graph: Graph, node: Node) -> str | None:
     """What no kernel of this file does."""
+    if node.op == "conv_epilogue" and str_attr(node.attrs, "activation") not in ACTIVATIONS:
+        return f"activation: it computes {', '.join(ACTIVATIONS)}"
     x, weight = map(graph.type, node.inputs[:2])
     if x.dtype not in (*FLOATS, "f64"):
         return f"dtype: it computes {', '.join(FLOATS)} and f64, not {x.dtype}"
@@ -108,8 +114,12 @@ def _strided(graph: Graph, node: Node) -> tuple[Layout, ...]:
     return ("strided", *all_contiguous(graph, node)[1:])
 
 
-def _bias(call: Call) -> Storage | None:
-    return call.inputs[2] if len(call.inputs) == 3 else None
+def _following(call: Call) -> dict[str, Storage]:
+    """The operands after the filters, by their names."""
+    if call.node.op == "conv":
+        return dict(zip(("bias",), call.inputs[2:], strict=False))
+    names = [name for name in OPERANDS if bool_attr(call.attrs, f"has_{name}")]
+    return dict(zip(names, call.inputs[2:], strict=True))
 
 
 def _patches(call: Call) -> tuple[Launch, ...]:
@@ -123,7 +133,7 @@ def _patches(call: Call) -> tuple[Launch, ...]:
         return dataclasses.replace(storage, shape=shape, strides=(columns, 1))
 
     flat = dataclasses.replace(call, outputs=(matrix(call.outputs[0], filters),))
-    operands = (matrix(x, length), matrix(weight, length), _bias(call))
+    operands = (matrix(x, length), matrix(weight, length), _following(call).get("bias"))
     return linear_launches(flat, *operands, rows, filters, length)
 
 
@@ -156,8 +166,9 @@ def _direct(call: Call) -> Launch:
 def _launch(
     call: Call, function: str, constants: dict[str, int], grid: tuple[Dim, Dim, Dim], tile: Tile
 ) -> Launch:
-    x, weight, bias, out = *call.inputs[:2], _bias(call), call.outputs[0]
+    x, weight, following, out = *call.inputs[:2], _following(call), call.outputs[0]
     attrs = call.attrs
+    activation = "none" if call.node.op == "conv" else str_attr(attrs, "activation")
     groups = int_attr(attrs, "groups")
     stride, padding, dilation = (
         ints_attr(attrs, name) for name in ("stride", "padding", "dilation")
@@ -178,12 +189,17 @@ def _launch(
         **{
             name: step for name, step in strides.items() if isinstance(step, int) and step in (0, 1)
         },
-        **({"p_bias": 0} if bias is None else {}),
+        **{f"p_{name}": 0 for name in OPERANDS if name not in following},
     }
     return triton_launch(
         "fusec.kernels.conv.triton_kernel",
         function,
-        {"p_x": x, "p_w": weight, **({} if bias is None else {"p_bias": bias}), "p_y": out},
+        {
+            "p_x": x,
+            "p_w": weight,
+            **{f"p_{name}": operand for name, operand in following.items()},
+            "p_y": out,
+        },
         sizes={name: size for name, size in sizes.items() if name not in fixed},
         params={name: step for name, step in strides.items() if name not in fixed},
         constants={
@@ -196,7 +212,8 @@ def _launch(
             **{name: known(step) for name, step in _of_axes("STRIDE_", stride, 1).items()},
             **{name: known(size) for name, size in _of_axes("PADDING_", padding, 0).items()},
             **{name: known(step) for name, step in _of_axes("DILATION_", dilation, 1).items()},
-            "BIAS": int(bias is not None),
+            **{name.upper(): int(name in following) for name in OPERANDS},
+            "ACTIVATION": ACTIVATIONS[activation],
             "PADDED": int(any(padding)),
         },
         grid=grid,
@@ -211,27 +228,38 @@ def _of_axes(prefix: str, values: tuple[Dim, ...], fill: int) -> dict[str, Dim]:
     return {f"{prefix}{axis}": value for axis, value in enumerate(padded)}
 
 
-KERNELS = tuple(
-    Kernel(
-        op="conv",
+def _kernel(
+    name: str,
+    supports: Callable[[Graph, Node, Target], str | None],
+    launch: Callable[[Call], Launch],
+) -> Kernel:
+    return Kernel(
+        op=name.split(".")[0],
         name=name,
         provider="triton",
         families=FAMILIES,
-        source=source,
+        source="conv/triton_kernel.py",
         supports=supports,
         launch=launch,
-        layouts=layouts,
+        layouts=_strided,
         scalar_spills=SCALAR_SPILLS,
     )
-    for name, source, supports, launch, layouts in (
-        (
-            "conv.triton_patches",
-            "linear/triton_kernel.py",
-            _supports_patches,
-            _patches,
-            all_contiguous,
-        ),
-        ("conv.triton", "conv/triton_kernel.py", _supports_product, _product, _strided),
-        ("conv.triton_direct", "conv/triton_kernel.py", _supports_direct, _direct, _strided),
-    )
+
+
+KERNELS = (
+    Kernel(
+        op="conv",
+        name="conv.triton_patches",
+        provider="triton",
+        families=FAMILIES,
+        source="linear/triton_kernel.py",
+        supports=_supports_patches,
+        launch=_patches,
+        layouts=all_contiguous,
+        scalar_spills=SCALAR_SPILLS,
+    ),
+    _kernel("conv.triton", _supports_product, _product),
+    _kernel("conv.triton_direct", _supports_direct, _direct),
+    _kernel("conv_epilogue.triton", _supports_product, _product),
+    _kernel("conv_epilogue.triton_direct", _supports_direct, _direct),
 )

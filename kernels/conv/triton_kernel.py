@@ -6,6 +6,8 @@ There are three axes always; the leading ones have size 1 if there are fewer.
 import triton
 import triton.language as tl
 
+from fusec.kernels.linear.triton_kernel import activated
+
 
 @triton.jit
 def is_inside(
@@ -28,7 +30,9 @@ def is_inside(
 def conv_kernel(
     p_x,
     p_w,
+    p_scale,
     p_bias,
+    p_residual,
     p_y,
     B,
     D0,
@@ -58,13 +62,18 @@ def conv_kernel(
     DILATION_0: tl.constexpr,
     DILATION_1: tl.constexpr,
     DILATION_2: tl.constexpr,
+    SCALE: tl.constexpr,
     BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Y [B, GROUPS * FILTERS, P0, P1, P2] of x [B, GROUPS * CHANNELS, D0, D1, D2].
+
+    Sums are scaled, biased, added to a residual like Y and activated, as the constants say.
 
     The weight [GROUPS * FILTERS, CHANNELS, K0, K1, K2] is the left operand, so that results come
     out in the order in which they are stored.  A tile is BLOCK_M filters of a group at BLOCK_N
@@ -112,18 +121,26 @@ def conv_kernel(
         b_w = tl.load(p_tile, mask=m_m[:, None] & m_k[None, :], other=0.0)
         b_y = tl.dot(b_w, b_x, b_y, input_precision="ieee")
     o_filter = i_group * FILTERS + o_m
+    if SCALE:
+        b_y *= tl.load(p_scale + o_filter, mask=m_m, other=0.0).to(tl.float32)[:, None]
     if BIAS:
         b_y += tl.load(p_bias + o_filter, mask=m_m, other=0.0).to(tl.float32)[:, None]
-    p_row = p_y + (i_batch * (GROUPS * FILTERS) * n_places + i_place)[None, :]
-    p_tile = p_row + (o_filter.to(tl.int64) * n_places)[:, None]
-    tl.store(p_tile, b_y.to(p_y.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+    o_row = (i_batch * (GROUPS * FILTERS) * n_places + i_place)[None, :]
+    o_y = o_row + (o_filter.to(tl.int64) * n_places)[:, None]
+    m_y = m_m[:, None] & m_n[None, :]
+    if RESIDUAL:
+        b_y += tl.load(p_residual + o_y, mask=m_y, other=0.0).to(tl.float32)
+    b_y = activated(b_y, ACTIVATION)
+    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
 def conv_direct_kernel(
     p_x,
     p_w,
+    p_scale,
     p_bias,
+    p_residual,
     p_y,
     B,
     D0,
@@ -153,7 +170,10 @@ def conv_direct_kernel(
     DILATION_0: tl.constexpr,
     DILATION_1: tl.constexpr,
     DILATION_2: tl.constexpr,
+    SCALE: tl.constexpr,
     BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PADDED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -184,7 +204,12 @@ def conv_direct_kernel(
         p_tap = p_places + (i_k // TAPS * x_channel + k_0 * x_0 + k_1 * x_1 + k_2 * x_2)
         b_x = tl.load(p_tap, mask=m_inside & m_place, other=0.0)
         b_y += b_x.to(b_y.dtype) * tl.load(p_w + i_k).to(b_y.dtype)
+    if SCALE:
+        b_y *= tl.load(p_scale + i_filter).to(b_y.dtype)
     if BIAS:
         b_y += tl.load(p_bias + i_filter).to(b_y.dtype)
-    p_row = p_y + i_row.to(tl.int64) * n_places
-    tl.store(p_row + i_place, b_y.to(p_y.dtype.element_ty), mask=m_place)
+    o_y = i_row.to(tl.int64) * n_places + i_place
+    if RESIDUAL:
+        b_y += tl.load(p_residual + o_y, mask=m_place, other=0.0).to(b_y.dtype)
+    b_y = activated(b_y, ACTIVATION)
+    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_place)

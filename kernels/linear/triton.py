@@ -23,7 +23,16 @@ RAGGED_DEPTH: dict[Family, int] = {"amdgpu": 64, "nvidia": 32}
 """The depth of a tile at most where rows of the operands are not whole vectors: elements that are
 moved one by one take a register and a mask each."""
 
-ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "quick_gelu": 4, "relu": 5}
+ACTIVATIONS = {
+    "none": 0,
+    "silu": 1,
+    "gelu": 2,
+    "gelu_tanh": 3,
+    "quick_gelu": 4,
+    "relu": 5,
+    "relu6": 6,
+    "hardswish": 7,
+}
 """Numbers of `activated` in `triton_kernel.py`."""
 
 VECTOR_BYTES = 16

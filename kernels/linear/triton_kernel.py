@@ -20,6 +20,10 @@ def activated(b_y, ACTIVATION: tl.constexpr):
         return b_y * sigmoid(1.702 * b_y)
     elif ACTIVATION == 5:
         return tl.where(b_y < 0, 0.0, b_y)
+    elif ACTIVATION == 6:
+        return tl.where(b_y < 0, 0.0, tl.where(b_y > 6, 6.0, b_y))
+    elif ACTIVATION == 7:
+        return b_y * tl.clamp(b_y + 3, 0.0, 6.0) * (1.0 / 6.0)
     else:
         return b_y
 

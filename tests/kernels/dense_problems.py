@@ -7,7 +7,7 @@ NaN.  The answers are those of the operations' references in f64.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -415,8 +415,26 @@ def conv(
     return Dense("conv", target, dtype, tuple(operands), attrs, note=note, **rest)
 
 
+def followed(
+    conv: Dense, activation: str, *, norm: bool = False, residual: tuple[int | str, ...] = ()
+) -> Dense:
+    """`conv`, which has no bias, with what may follow it; a residual of the shape of the result."""
+    per_filter = Held((conv.operands[1].shape[0],), dtype="f32")
+    operands = [*conv.operands, *([per_filter] * 2 if norm else [])]
+    if residual:
+        operands.append(Held(residual))
+    attrs: dict[str, Attr] = {
+        **conv.attrs,
+        "activation": activation,
+        "has_scale": norm,
+        "has_bias": norm,
+        "has_residual": bool(residual),
+    }
+    return replace(conv, op="conv_epilogue", operands=tuple(operands), attrs=attrs)
+
+
 def conv_problems(target: str) -> list[Dense]:
-    """Patches, groups, one filter a group; one axis to three; padded, dilated, strided."""
+    """Patches, groups, one filter a group; one to three axes; padded, strided; followed."""
     last = (0, 2, 3, 1)
     return [
         conv(target, "bf16", Held((5, 3, 2, 14, 14)), 40, (2, 14, 14), stride=(2, 14, 14)),
@@ -440,4 +458,22 @@ def conv_problems(target: str) -> list[Dense]:
             sizes={"b": 2, "t": 71},
         ),
         conv(target, "f16", Held(("b", 3, "t")), 3, (2,), groups=3, sizes={"b": 2, "t": 300}),
+        followed(conv(target, "f32", Held((2, 5, 19)), 17, (3,)), "relu", norm=True),
+        followed(
+            conv(target, "bf16", Held((2, 8, 9, 7), order=last), 20, (3, 2)),
+            "hardswish",
+            norm=True,
+            residual=(2, 20, 7, 6),
+        ),
+        followed(
+            conv(target, "f16", Held(("b", 12, "t")), 24, (1,), sizes={"b": 2, "t": 71}),
+            "none",
+            residual=("b", 24, "t"),
+        ),
+        followed(
+            conv(target, "bf16", Held((2, 6, 40)), 6, (4,), groups=6),
+            "relu6",
+            norm=True,
+            residual=(2, 6, 37),
+        ),
     ]

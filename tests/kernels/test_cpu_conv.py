@@ -1,4 +1,4 @@
-"""`conv` on the CPU against the reference of the operation, in f64."""
+"""`conv` and its epilogue on the CPU against the references of the operations, in f64."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pytest
 from cpu_library import DTYPES, ULP, Module, assert_close, blank, decode, matrices, random
 
 from fusec.ir.ops.linear_algebra import convolve
+from fusec.ir.ops.raised import ACTIVATIONS
+from fusec.kernels.cpu import ACTIVATIONS as NUMBERS
 
 __all__ = ["matrices"]
 
@@ -57,8 +59,26 @@ def test_conv(
     scale = np.sqrt(weight[0].size)
     tolerance = 2 * ULP[dtype] + 1e-6
     out = blank(expected.shape, dtype)
-    plain = matrices.call(f"fusec_conv_{dtype}", [x, weight, out], [*params, 0])[-1]
+    plain = matrices.call(f"fusec_conv_{dtype}", [x, weight, out], [*params, 0, 0, 0, 0])[-1]
     assert_close(decode(plain, dtype) / scale, expected / scale, tolerance)
-    expected = expected + decode(bias, dtype).reshape(-1, *(1,) * len(spatial))
-    shifted = matrices.call(f"fusec_conv_{dtype}", [x, weight, bias, out], [*params, 1])[-1]
-    assert_close(decode(shifted, dtype) / scale, expected / scale, tolerance)
+    per_filter = (-1, *(1,) * len(spatial))
+    shifted = matrices.call(f"fusec_conv_{dtype}", [x, weight, bias, out], [*params, 1, 0, 0, 0])[
+        -1
+    ]
+    wanted = expected + decode(bias, dtype).reshape(per_filter)
+    assert_close(decode(shifted, dtype) / scale, wanted / scale, tolerance)
+
+    factor, addend = (rng.standard_normal(filters, np.float32) for _ in range(2))
+    residual = random(rng, expected.shape, dtype)
+    scaled = expected * factor.reshape(per_filter) + addend.reshape(per_filter)
+    joined = scaled + decode(residual, dtype)
+    for flags, operands, sums in (
+        ((2, 1, 0), (factor, addend), scaled),
+        ((2, 1, 1), (factor, addend, residual), joined),
+        ((0, 0, 1), (residual,), expected + decode(residual, dtype)),
+    ):
+        for name in ("none", "relu", "silu", "relu6", "hardswish"):
+            given = [x, weight, *operands, out]
+            got = matrices.call(f"fusec_conv_{dtype}", given, [*params, *flags, NUMBERS[name]])[-1]
+            wanted = sums if name == "none" else ACTIVATIONS[name](sums)
+            assert_close(decode(got, dtype) / scale, wanted / scale, 4 * tolerance)

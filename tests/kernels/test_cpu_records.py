@@ -312,6 +312,24 @@ CASES = (
     Case("conv", (x(2, 3, 20), weight(40, 3, 4)), CONV1D),
     Case("conv", (x(2, 6, 8, 9), weight(12, 6, 1, 1), weight(12)), POINTWISE),
     Case("conv", (x(3, 7, 1, 1), weight(5, 7, 1, 1)), POINTWISE),
+    *(
+        Case(
+            "conv_epilogue",
+            (x(2, 6, 8, 9), weight(12, size, 1, 1), *operands),
+            {
+                **({**POINTWISE, "groups": 6 // size}),
+                "has_scale": len(operands) > 1,
+                "has_bias": len(operands) > 1,
+                "has_residual": len(operands) != 2,
+                "activation": activation,
+            },
+        )
+        for size, activation, operands in (
+            (6, "none", (x(2, 12, 8, 9),)),
+            (2, "hardswish", (Operand((12,), "f32"), Operand((12,), "f32"))),
+            (1, "relu", (Operand((12,), "f32"), Operand((12,), "f32"), x(2, 12, 8, 9))),
+        )
+    ),
     Case("take", (x(9, 6), index(9, 2, 3, low=-9)), {"axis": 0}, dtypes=EXACT),
     Case("take", (x(3, 9, 2), index(9, dtype="i32")), {"axis": 1}, dtypes=EXACT),
     Case("gather", (x(4, 5, 6), index(5, 4, 3, 6)), {"axis": 1}, dtypes=EXACT),

@@ -70,6 +70,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "quantise",
         "linear_glu",
         "linear_epilogue",
+        "conv_epilogue",
     ),
 }
 """The fusions in the order in which the guide has them."""

@@ -168,14 +168,14 @@ def batch_norm(
     eps: float,
 ) -> Val:  # fmt: skip
     """Normalisation by recorded statistics."""
-    dtype = mean.dtype
-    scale = build.emit("rsqrt", variance + eps)
+    mean = _widened(build, mean)
+    scale = build.emit("rsqrt", _widened(build, variance) + eps)
     if weight is not None:
-        scale = scale * build.cast(weight, dtype)
+        scale = scale * build.cast(weight, mean.dtype)
     shift = -(mean * scale)
     if bias is not None:
-        shift = shift + build.cast(bias, dtype)
-    wide = build.cast(x, dtype)
+        shift = shift + build.cast(bias, mean.dtype)
+    wide = build.cast(x, mean.dtype)
     result = wide * _per_channel(build, scale, x.rank) + _per_channel(build, shift, x.rank)
     return build.cast(result, x.dtype)
 

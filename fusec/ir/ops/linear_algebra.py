@@ -52,7 +52,8 @@ def _infer_grouped_mm(types: Types, attrs: Attrs) -> Types:
     return (TensorType(same_dtype(types[:2]), (x.shape[0], weight.shape[2])),)
 
 
-def _infer_conv(types: Types, attrs: Attrs) -> Types:
+def infer_conv(types: Types, attrs: Attrs) -> Types:
+    """x [B, C, spatial...], weight [O, C/groups, kernel...] [, bias [O]]: [B, O, spatial...]."""
     arity(types, 2, 3)
     x, weight = types[:2]
     stride, padding, dilation = (ints_attr(attrs, key) for key in ("stride", "padding", "dilation"))
@@ -129,7 +130,8 @@ def convolve(
     return result
 
 
-def _conv(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
+def conv(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
+    """The reference of `conv`."""
     stride, padding, dilation = (ints_attr(attrs, key) for key in ("stride", "padding", "dilation"))
     groups = int_attr(attrs, "groups")
     result = convolve(arrays[0], arrays[1], stride, padding, dilation, groups)
@@ -149,5 +151,5 @@ def _solve(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, 
 define("matmul", _infer_matmul, _matmul)
 define("linear", infer_linear, multiply_linear)
 define("grouped_mm", _infer_grouped_mm, _grouped_mm)
-define("conv", _infer_conv, _conv)
+define("conv", infer_conv, conv)
 define("solve_triangular", _infer_solve, _solve)

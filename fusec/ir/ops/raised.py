@@ -21,7 +21,7 @@ from fusec.ir.ops.base import (
     same_dtype,
 )
 from fusec.ir.ops.elementwise import gelu, sigmoid
-from fusec.ir.ops.linear_algebra import convolve, infer_linear, multiply_linear
+from fusec.ir.ops.linear_algebra import conv, convolve, infer_conv, infer_linear, multiply_linear
 from fusec.ir.types import (
     Attrs,
     TensorType,
@@ -341,8 +341,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * sigmoid(1.702 * x),
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.maximum(x, 0) ** 2,
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
 }
-"""Activations of an expert, by the names used in attributes."""
+"""Activations of experts and epilogues, by the names used in attributes."""
 
 
 def _infer_moe(types: Types, attrs: Attrs) -> Types:
@@ -437,6 +439,40 @@ def _linear_epilogue(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tup
     if activation != "none":
         result = ACTIVATIONS[activation](result)
     return (result + arrays[-1] if has_residual else result,)
+
+
+def _infer_conv_epilogue(types: Types, attrs: Attrs) -> Types:
+    """activation(conv(x, weight) [* scale] [+ bias] [+ residual]); `activation` may be "none".
+
+    Scale and bias are f32 [O], one number for each filter; the residual has the type of the result.
+    Nothing is rounded in between.
+    """
+    flags = tuple(bool_attr(attrs, name) for name in ("has_scale", "has_bias", "has_residual"))
+    arity(types, 2 + sum(flags))
+    (result,) = infer_conv(types[:2], attrs)
+    for factor in types[2 : 2 + sum(flags[:2])]:
+        if factor != TensorType("f32", result.shape[1:2]):
+            raise VerifyError(f"`{factor}` is not one f32 for each of {result.shape[1]} filters")
+    if flags[2] and types[-1] != result:
+        raise VerifyError(f"residual `{types[-1]}` is not of the type of the result, `{result}`")
+    activation = str_attr(attrs, "activation")
+    if activation != "none" and activation not in ACTIVATIONS:
+        raise VerifyError(f"there is no activation `{activation}`")
+    return (result,)
+
+
+def _conv_epilogue(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
+    (result,) = conv(arrays[:2], attrs, types)
+    follow = iter(arrays[2:])
+    per_filter = (-1, *(1,) * (result.ndim - 2))
+    if bool_attr(attrs, "has_scale"):
+        result = result * next(follow).reshape(per_filter)
+    if bool_attr(attrs, "has_bias"):
+        result = result + next(follow).reshape(per_filter)
+    if bool_attr(attrs, "has_residual"):
+        result = result + next(follow)
+    activation = str_attr(attrs, "activation")
+    return (result if activation == "none" else ACTIVATIONS[activation](result),)
 
 
 def _infer_linear_glu(types: Types, attrs: Attrs) -> Types:
@@ -581,6 +617,7 @@ define("rope", _infer_rope, _rope)
 define("qk_norm_rope", _infer_qk_norm_rope, _qk_norm_rope)
 define("attention", _infer_attention, _attention)
 define("linear_epilogue", _infer_linear_epilogue, _linear_epilogue)
+define("conv_epilogue", _infer_conv_epilogue, _conv_epilogue)
 define("linear_glu", _infer_linear_glu, _linear_glu)
 define("moe", _infer_moe, _moe)
 define("causal_conv1d", _infer_causal_conv1d, _causal_conv1d)

@@ -42,6 +42,10 @@ inline double activate_f64(int64_t activation, double x) {
       return sigmoid_f64(x);
     case ACTIVATION_QUICK_GELU:
       return x * sigmoid_f64(1.702 * x);
+    case ACTIVATION_RELU6:
+      return x < 0.0 ? 0.0 : x > 6.0 ? 6.0 : x;
+    case ACTIVATION_HARDSWISH:
+      return x * (x < -3.0 ? 0.0 : x > 3.0 ? 6.0 : x + 3.0) / 6.0;
     default:
       return x;
   }

@@ -555,6 +555,8 @@ enum Activation : int64_t {
   ACTIVATION_QUICK_GELU = 7,
   ACTIVATION_SWIGLU_OAI = 8,  // of gate and up together, see silu_mul
   ACTIVATION_SWIGLU_LIMIT = 9,  // the same, see moe
+  ACTIVATION_RELU6 = 10,
+  ACTIVATION_HARDSWISH = 11,
 };
 
 FUSEC_INLINE Vec activate(int64_t activation, Vec x) {
@@ -575,6 +577,10 @@ FUSEC_INLINE Vec activate(int64_t activation, Vec x) {
       return sigmoid(x);
     case ACTIVATION_QUICK_GELU:
       return times_sigmoid(x, set(1.702f) * x);
+    case ACTIVATION_RELU6:
+      return min(set(6.0f), max(zero(), x));
+    case ACTIVATION_HARDSWISH:
+      return x * min(set(6.0f), max(zero(), x + set(3.0f))) * set(1.0f / 6.0f);
     default:
       return x;
   }
