@@ -264,6 +264,24 @@ def _convolutions(fp8: str) -> Iterator[GpuCase]:
     yield case("Whisper", (ROWS, 1280, 3000), (1280, 1280, 3), (2,))
     yield case("depthwise 7x7", (ROWS, 512, 56, 56), (512, 1, 7, 7), (1, 1), 512)
 
+    def followed(words: str, channels: int, size: int, groups: int, activation: str) -> GpuCase:
+        """3x3, a batch norm, an activation, and before that of a product a residual stream."""
+        image: tuple[Dim, ...] = (ROWS, channels, size, size)
+        plain = case(words, image, (channels, channels // groups, 3, 3), (1, 1), groups)
+        norm = (TensorType("f32", (channels,)),) * 2
+        residual = () if groups > 1 else (TensorType("bf16", image),)
+        attrs: dict[str, Attr] = {
+            **plain.attrs,
+            "activation": activation,
+            "has_scale": True,
+            "has_bias": True,
+            "has_residual": bool(residual),
+        }
+        return GpuCase("conv_epilogue", words, (*plain.operands[:2], *norm, *residual), attrs)
+
+    yield followed("ResNet 3x3", 256, 14, 1, "relu")
+    yield followed("MobileNet 3x3", 96, 56, 96, "hardswish")
+
 
 def _routers(fp8: str) -> Iterator[GpuCase]:
     plain: dict[str, Attr] = {

@@ -263,7 +263,7 @@ REFUSED = [
             {"activation": "relu2", "has_bias": False, "has_residual": False},
         ),
         "linear_epilogue.triton: activation: it computes none, silu, gelu, gelu_tanh, "
-        "quick_gelu, relu, not relu2",
+        "quick_gelu, relu, relu6, hardswish, not relu2",
     ),
     (
         GpuCase("matmul", "", (TensorType("i8", (4, 8)), TensorType("i8", (8, 4))), {}),
