@@ -5,13 +5,15 @@ Fuses, in an `attention` with a mask over (b, h, q, k),
     k <= q                       into   causal
     q - k < w                    into   window = w, with causal
     |q - k| < w                  into   window = w, without causal
+    k // c == q // c             into   chunk = c
+    k // c >= q // c             into   chunk = c, with causal; also as k >= q - q % c
     m[b, k]                      into   the operand key_padding
     what always holds            into   nothing
 
-and any `and` of these, where q counts from T - S.  The mask is made of flags, or of numbers that
-are 0 where a key is kept and below -1e4 where not; numbers may be a sum, and then each addend is
-looked at.  What cannot be told stays a mask, and
-is recorded as a refusal of `attention_mask`; one of positions alone is made anew, [S, T].
+and any `and` of these but that of a window and chunks, where q counts from T - S.  The mask is
+made of flags, or of numbers that are 0 where a key is kept and below -1e4 where not; numbers may be
+a sum, and then each addend is looked at.  What cannot be told stays a mask, and is recorded as a
+refusal of `attention_mask`; one of positions alone is made anew, [S, T].
 
 A query whose keys are all hidden by a finite number attends to all keys alike; where a mask may do
 that, the result is chosen between the attention and the mean of v.  The numbers of a mask that
@@ -63,7 +65,7 @@ from fusec.rewrite.coordinates import (
     some,
 )
 from fusec.rewrite.driver import Builder
-from fusec.symbolic import Dim
+from fusec.symbolic import Dim, Expr
 from fusec.target import Target
 
 MOST_PIECES = 16
@@ -80,7 +82,10 @@ class _Found:
         causal: whether keys after the query are hidden.
         before: how far back a key may be, exclusive; `None` for any.
         after: how far ahead a key may be, exclusive; `None` for any.
+        chunks: sizes of chunks; a key and its query are in one chunk of each size.
         limited: masks that say how far back, or how far ahead, a key may be.
+        chunked: masks that say in which chunk a key may be.
+        begun: those of them that say where it begins, not where it ends.
         padding: what must hold for a key, by batch and key alone.
         finite: masks that add one finite number, and whether that swallows any score.
         stay: masks that stay, with the code and the reason.
@@ -89,7 +94,10 @@ class _Found:
     causal: bool = False
     before: int | None = None
     after: int | None = None
+    chunks: set[int] = field(default_factory=set)
     limited: list[str] = field(default_factory=list)
+    chunked: list[str] = field(default_factory=list)
+    begun: list[str] = field(default_factory=list)
     padding: list[Predicate] = field(default_factory=list)
     finite: dict[str, bool] = field(default_factory=dict)
     stay: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -140,6 +148,8 @@ def _fold(
     folded = replace(operands, mask=mask, key_padding=padding).changed(
         causal=found.causal, window=found.before
     )
+    for size in found.chunks:
+        folded = folded.changed(chunk=size)
     for piece, (code, reason) in found.stay.items():
         site = node.origin.path or node.name
         log.add(Decision("attention_mask", site, "refused", code, reason, node=piece))
@@ -169,7 +179,7 @@ def _understood(
             if piece not in stay:
                 _sort(terms, piece, shape, AttentionOperands.of(node), found)
         if shape[2] == 1:  # no key comes after the last query
-            found.causal = found.causal or found.before is not None
+            found.causal = found.causal or found.before is not None or bool(found.chunks)
         unfit = _unfit(terms.graph, node, found, shape)
         if not unfit:
             return found
@@ -185,13 +195,22 @@ def _unfit(
         for piece in found.limited:
             reason = f"`%{piece}` limits how far ahead a key is and how far back in different ways"
             unfit[piece] = ("mask-not-analysed", reason)
+    if len(found.chunks) > 1 or (found.chunks and {found.before, found.after} != {None}):
+        for piece in found.chunked:
+            reason = f"`%{piece}` puts keys into chunks, beside a window or chunks of another size"
+            unfit[piece] = ("mask-not-analysed", reason)
+    elif not found.causal:
+        for piece in found.begun:
+            reason = f"`%{piece}` says where a chunk of keys begins and not where it ends"
+            unfit[piece] = ("mask-not-analysed", reason)
     ahead = symbolic.bounds(shape[3] - shape[2], graph.symbols)[0] >= 0
-    limited = found.causal or found.before is not None
+    limited = found.causal or found.before is not None or bool(found.chunks)
     if unfit or not found.finite or not (found.padding or (limited and not ahead)):
         return unfit
     given = _given(node)
-    alone = (given.causal, given.before, AttentionOperands.of(node).key_padding)
-    if ahead and alone == (False, None, None) and list(found.finite.values()) == [True]:
+    padding = AttentionOperands.of(node).key_padding
+    alone = not (given.causal or given.before is not None or given.chunks or padding)
+    if ahead and alone and list(found.finite.values()) == [True]:
         return unfit
     for piece in found.finite:
         reason = f"`%{piece}` adds finite numbers and may hide every key of a query"
@@ -203,7 +222,9 @@ def _given(node: Node) -> _Found:
     """The limits that `node` has already."""
     causal, window = bool_attr(node.attrs, "causal"), node.attrs.get("window")
     reach = window if isinstance(window, int) else None
-    return _Found(causal, reach, None if causal else reach)
+    chunk = node.attrs.get("chunk")
+    chunks = {chunk} if isinstance(chunk, int) else set[int]()
+    return _Found(causal, reach, None if causal else reach, chunks)
 
 
 def _pieces(graph: Graph, mask: str) -> list[str]:
@@ -270,22 +291,28 @@ def _sort(
         return
     offset = shape[3] - shape[2]
     query = offset if shape[2] == 1 else QUERY + offset
-    distance = query - (0 if shape[3] == 1 else KEY)
-    atoms = [(atom, _placed(atom, distance)) for atom in conjuncts(allowed)]
+    key = 0 if shape[3] == 1 else KEY
+    atoms = [(atom, _placed(atom, query, key)) for atom in conjuncts(allowed)]
     padding = [atom for atom, what in atoms if what is None and _of_keys(terms, atom, shape)]
     others = [atom for atom, what in atoms if what is None and atom not in padding]
     if others:
-        reason = f"`%{piece}` depends on positions in another way than causal, window or padding"
+        reason = (
+            f"`%{piece}` depends on positions in another way than causal, window, chunks or padding"
+        )
         found.stay[piece] = ("mask-not-analysed", reason)
         return
     if not flags and operands.sinks is None and (fills := _finite(term)):
         least = FILLED.get(terms.graph.type(piece).dtype, -math.inf)
         found.finite[piece] = len(fills) == 1 and max(fills) <= least
-    if any(what is not None and what != ("after", 1) for _, what in atoms):
+    limits = [what for _, what in atoms if what is not None]
+    if any(side in ("before", "after") for side, reach in limits if (side, reach) != ("after", 1)):
         found.limited.append(piece)
-    for _, what in atoms:
-        if what is not None:
-            _enter(found, what)
+    if any(side in ("chunk", "begin") for side, _ in limits):
+        found.chunked.append(piece)
+    if any(side == "begin" for side, _ in limits):
+        found.begun.append(piece)
+    for what in limits:
+        _enter(found, what)
     found.padding += [atom for atom in padding if atom not in found.padding]
 
 
@@ -293,6 +320,8 @@ def _enter(found: _Found, what: tuple[str, int]) -> None:
     side, reach = what
     if side == "before":
         found.before = reach if found.before is None else min(found.before, reach)
+    elif side in ("chunk", "begin"):
+        found.chunks.add(reach)
     elif reach == 1:
         found.causal = True
     else:
@@ -329,15 +358,36 @@ def _hidden(term: Number) -> set[float]:
     return {float(term)} if isinstance(term, int | float) and term <= MASKED else set()
 
 
-def _placed(atom: Predicate, distance: Dim) -> tuple[str, int] | None:
-    """`atom` as a limit on how far `before` or `after` the query a key may be, exclusive."""
-    if not isinstance(atom, AtLeastZero):
+def _placed(atom: Predicate, query: Dim, key: Dim) -> tuple[str, int] | None:
+    """`atom` as a limit to keys.
+
+    How far `before` or `after` the query they may be, exclusive; or the size of the `chunk` that
+    has both, or that `begin`s no later than the key.
+    """
+    if not isinstance(atom, AtLeastZero | IsZero):
         return None
+    for size in _divisors(atom.what):
+        first = symbolic.floor_divide(query, size)
+        ahead = symbolic.floor_divide(key, size) - first
+        if isinstance(atom, IsZero) and atom.what in (ahead, 0 - ahead):
+            return "chunk", size
+        if isinstance(atom, AtLeastZero) and atom.what in (ahead, key - size * first):
+            return "begin", size
+    if isinstance(atom, IsZero):
+        return None
+    distance = query - key
     if isinstance(reach := atom.what + distance, int):  # distance < reach + 1
         return ("before", reach + 1) if reach >= 0 else None
     if isinstance(reach := atom.what - distance, int):  # -distance < reach + 1
         return ("after", reach + 1) if reach >= 0 else None
     return None
+
+
+def _divisors(dim: Dim) -> set[int]:
+    """The integers by which something is divided in `dim`."""
+    terms = dim.terms if isinstance(dim, Expr) else ()
+    atoms = [atom for monomial, _ in terms for atom, _ in monomial if atom.function == "//"]
+    return {size for atom in atoms if isinstance(size := atom.arguments[1], int)}
 
 
 def _of_keys(terms: Coordinates, atom: Predicate, shape: tuple[Dim, ...]) -> bool:

@@ -44,17 +44,24 @@ def or_mean(
     batch, heads, queries, _ = graph.type(result).shape
     keys = graph.type(operands.k).shape[2]
     offset, reach = keys - queries, operands.flags.get("window")
+    chunk = operands.flags.get("chunk")
     counts = make("cast", [padding], {"dtype": "i64"})
     totals = make("cumsum", [counts], {"axis": 1})
     before = make("pad", [totals], {"low": (0, 1), "high": (0, 0), "value": 0})
-    end = number(keys)
+    begin, end = None, number(keys)
+    if isinstance(reach, int):
+        begin = make("maximum", [positions(offset + 1 - reach), number(0)], {})
+    elif isinstance(chunk, int):  # no query is before the first key
+        number_of_chunk = make("floordiv", [positions(offset), number(chunk)], {})
+        begin = make("mul", [number_of_chunk, number(chunk)], {})
     if operands.flags.get("causal"):
         end = positions(offset + 1)
     elif isinstance(reach, int):
         end = make("minimum", [positions(offset + reach), end], {})
+    elif begin is not None and isinstance(chunk, int):
+        end = make("minimum", [make("add", [begin, number(chunk)], {}), end], {})
     seen = make("take", [before, end], {"axis": 1})
-    if isinstance(reach, int):
-        begin = make("maximum", [positions(offset + 1 - reach), number(0)], {})
+    if begin is not None:
         seen = make("sub", [seen, make("take", [before, begin], {"axis": 1})], {})
     some_key = make("gt", [seen, number(0)], {})
     rows = (batch, 1, 1 if graph.type(seen).rank == 1 else queries, 1)

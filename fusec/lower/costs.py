@@ -281,13 +281,18 @@ def _solve_triangular(shapes: Shapes) -> tuple[Work, ...]:
     return (Work(shapes.outputs[0].elements * shapes.inputs[0].shape[-1]),)
 
 
-def attended_twice(queries: Dim, keys: Dim, causal: bool, window: int | None) -> Dim:
+def attended_twice(
+    queries: Dim, keys: Dim, causal: bool, window: int | None, chunk: int | None = None
+) -> Dim:
     """Twice the pairs of a query and a key that attention multiplies.
 
     Query s stands at key position s + keys - queries.  Counting each query's keys gives a sum over
     positions p of p, or of min(p, window) with a window; where a window has two sides the pairs
-    nearer than it are counted as if no query were near an end, unless there are as many keys.
+    nearer than it are counted as if no query were near an end, unless there are as many keys; so
+    are those of chunks that are seen whole.
     """
+    if chunk is not None:
+        return _attended_in_chunks(queries, keys, causal, chunk)
     if causal and window is None:
         return 2 * queries * keys - queries * (queries - 1)
     if causal and window is not None:
@@ -300,6 +305,20 @@ def attended_twice(queries: Dim, keys: Dim, causal: bool, window: int | None) ->
     return 2 * queries * symbolic.minimum(keys, 2 * window - 1)
 
 
+def _attended_in_chunks(queries: Dim, keys: Dim, causal: bool, chunk: int) -> Dim:
+    if not causal and queries != keys:
+        return 2 * queries * symbolic.minimum(keys, chunk)
+
+    def up_to(last: Dim) -> Dim:
+        """Of positions below `last`: those of whole chunks, and of the chunk that it cuts."""
+        whole, rest = symbolic.floor_divide(last, chunk), symbolic.modulo(last, chunk)
+        if causal:
+            return whole * chunk * (chunk + 1) + rest * (rest + 1)
+        return 2 * (whole * chunk * chunk + rest * rest)
+
+    return up_to(keys) - up_to(keys - queries)
+
+
 def _up_to(last: Dim, window: int) -> Dim:
     """Twice the sum of min(p, window) for p from 1 to `last`."""
     near = symbolic.minimum(last, window)
@@ -309,13 +328,12 @@ def _up_to(last: Dim, window: int) -> Dim:
 def _attention(shapes: Shapes) -> tuple[Work, ...]:
     """Scores and their sums over values: 2*(D + Dv) for each pair that is not masked out."""
     q, k, v = shapes.inputs[:3]
-    window = shapes.attrs.get("window")
-    pairs = attended_twice(
-        q.shape[2],
-        k.shape[2],
-        bool_attr(shapes.attrs, "causal"),
-        None if window is None else int_attr(shapes.attrs, "window"),
+    window, chunk = (
+        None if shapes.attrs.get(name) is None else int_attr(shapes.attrs, name)
+        for name in ("window", "chunk")
     )
+    causal = bool_attr(shapes.attrs, "causal")
+    pairs = attended_twice(q.shape[2], k.shape[2], causal, window, chunk)
     return (Work(q.shape[0] * q.shape[1] * pairs * (q.shape[3] + v.shape[3]), 1),)
 
 

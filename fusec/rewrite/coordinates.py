@@ -276,7 +276,11 @@ class Coordinates:
         """`dim == 0` for coordinates inside `shape`, decided if it can be."""
         if isinstance(dim, int):
             return TRUE if dim == 0 else FALSE
+        if (inner := _without_sign(dim)) is not None:
+            return self.is_zero(inner, shape)
         low, high = self.bounds(dim, shape)
+        if low == high == 0:
+            return TRUE
         if low > 0 or high < 0:
             return FALSE
         return IsZero(dim) if str(dim) <= str(0 - dim) else IsZero(0 - dim)
@@ -353,6 +357,17 @@ def _extreme(dim: Expr) -> tuple[Callable[..., Predicate], tuple[Dim, ...]] | No
         whole = every if (atom.function == "min") == (factor > 0) else some
         return whole, tuple(rest + argument * factor for argument in atom.arguments)
     return None
+
+
+def _without_sign(dim: Expr) -> Dim | None:
+    """What `dim` is the absolute value of."""
+    if len(dim.terms) != 1 or len(dim.terms[0][0]) != 1:
+        return None
+    atom, power = dim.terms[0][0][0]
+    if atom.function != "max" or power != 1 or len(atom.arguments) != 2:
+        return None
+    left, right = atom.arguments
+    return left if left + right == 0 else None
 
 
 def _pinned(test: Predicate, shape: tuple[Dim, ...]) -> dict[str, Dim] | None:

@@ -54,14 +54,17 @@ def _attention(call: Call) -> Launch:
     if bool_attr(attrs, "has_key_padding"):
         padding = [1, *rest.pop(0).strides]
     softcap = attrs.get("softcap")
-    window = attrs.get("window")
+    window, chunk = (
+        -1 if attrs.get(name) is None else int_attr(attrs, name) for name in ("window", "chunk")
+    )
     params = (
         *(q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]),
         *(step for storage in (q, k, v, out) for step in storage.strides[:3]),
         float_attr(attrs, "scale"),
         0.0 if softcap is None else float_attr(attrs, "softcap"),
         *flags(bool_attr(attrs, "causal")),
-        -1 if window is None else int_attr(attrs, "window"),
+        window,
+        chunk,
         *mask_params,
         sinks_kind,
         *padding,

@@ -437,10 +437,10 @@ void attention_f64(void* const* buffers, const int64_t* params) {
 // buffers: q, k, v, [mask], [sinks [H]], [key_padding bool [B, T], true = keep], out
 // params:  B, H, Hkv, S, T, D, Dv, q strides (b, h, s), k strides (b, h, t), v strides (b, h, t),
 //          out strides (b, h, s), scale (f64), softcap (f64, 0 none), causal, window (-1 none),
-//          mask_kind (0 none, 1 bool, 2 additive in the dtype of q, 3 additive f32),
+//          chunk (-1 none), mask_kind (0 none, 1 bool, 2 additive in the dtype of q, 3 additive f32),
 //          mask strides (b, h, s, t; 0 broadcasts), sinks_kind (0 none, 2 dtype of q, 3 f32),
 //          has_key_padding, key_padding strides (b, t), precision (gemm.h Precision, for f32). The
-//          last dim of q, k, v, out has stride 1.
+//          last dim of q, k, v, out has stride 1. There is no window where there are chunks.
 FUSEC_KERNEL void fusec_attention_f32(void* const* buffers, const int64_t* params) {
   fusec::attention<float>(buffers, params);
 }

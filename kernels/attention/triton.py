@@ -61,7 +61,8 @@ FARTHEST_HEAD = 1 << 20
 """Elements between heads, at most, where products with their number are to have 32 bits."""
 
 FARTHEST_KEY = 1 << 30
-"""A window that hides nothing nearer is none: distances, and twice the window, have 32 bits."""
+"""A window or chunk that hides nothing nearer is none: distances, and twice the window, have 32
+bits."""
 
 OUT_STRIDES = ("out_b", "out_h", "out_s")
 """Those of the result."""
@@ -295,8 +296,9 @@ class _Attention:
         if self.sizes["T"] == self.sizes["S"]:  # as many keys as queries are few, too
             return 1
         _, keys = symbolic.bounds(self.sizes["T"], self.call.graph.symbols)
-        if self.constants["WINDOW"] >= 0:
-            keys = min(keys, 2 * self.constants["WINDOW"] + FEW_QUERIES)
+        limit = max(self.constants["WINDOW"], self.constants["CHUNK"])
+        if limit >= 0:
+            keys = min(keys, 2 * limit + FEW_QUERIES)
         units = PROGRAMS * UNITS[self.call.target.name] // self.constants["KV_HEADS"]
         return max(1, int(min(keys / (LEAST_BLOCKS * tile.keys), units, MOST_PARTS)))
 
@@ -415,7 +417,8 @@ def _launch(call: Call) -> tuple[Launch, ...]:
             "DV": known(v.shape[3]),
             "BLOCK_DV": power_above(known(v.shape[3]), LEAST_ROWS),
             "CAUSAL": int(bool_attr(attrs, "causal")),
-            "WINDOW": _window(call),
+            "WINDOW": _limit(call, "window"),
+            "CHUNK": _limit(call, "chunk"),
             "SOFTCAP": int(attrs.get("softcap") is not None),
             "MASK": mask_kind,
             "SINKS": int("sinks" in operands),
@@ -426,14 +429,19 @@ def _launch(call: Call) -> tuple[Launch, ...]:
     return attention.launches()
 
 
-def _window(call: Call) -> int:
-    """`WINDOW` of the kernel: -1 for none, or for one that hides no key."""
-    if call.attrs.get("window") is None:
+def _limit(call: Call, name: str) -> int:
+    """`WINDOW` or `CHUNK` of the kernel: -1 for none, or for one that hides no key."""
+    if call.attrs.get(name) is None:
         return -1
     lengths = (call.inputs[0].shape[2], call.inputs[1].shape[2])
     most = max(symbolic.bounds(length, call.graph.symbols)[1] for length in lengths)
-    window = int_attr(call.attrs, "window")
-    return window if window < min(most, FARTHEST_KEY) else -1
+    limit = int_attr(call.attrs, name)
+    if limit < min(most, FARTHEST_KEY):
+        return limit
+    # What stands before the first key is in a chunk without keys.
+    ahead = symbolic.bounds(lengths[1] - lengths[0], call.graph.symbols)[0] >= 0
+    is_needed = name == "chunk" and not (ahead or bool_attr(call.attrs, "causal"))
+    return min(limit, FARTHEST_KEY) if is_needed else -1
 
 
 def _named(name: str, axes: str, strides: tuple[Dim, ...]) -> dict[str, Dim]:

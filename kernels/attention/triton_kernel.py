@@ -72,17 +72,29 @@ def load_part(
 
 
 @triton.jit
-def is_seen(o_key, o_position, T, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+def begin_of_chunk(o_position, CHUNK: tl.constexpr):
+    """Where the chunk of a position begins; that of one before the keys ends before them, too."""
+    return tl.where(o_position < 0, -CHUNK, o_position // CHUNK * CHUNK)
+
+
+@triton.jit
+def is_seen(o_key, o_position, T, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
     """Whether rows at `o_position` see the keys `o_key`: one comparison each, as far as it goes.
 
     A number below 0 is a large one where it has no sign.  No row is behind the last key.
     """
     o_distance = o_position[:, None] - o_key[None, :]
     if CAUSAL:
-        if WINDOW < 0:
+        if CHUNK >= 0:
+            o_reach = (tl.maximum(o_position, 0) % CHUNK).to(tl.uint32)
+            return o_distance.to(tl.uint32) <= o_reach[:, None]
+        elif WINDOW < 0:
             return o_distance >= 0
         else:
             return o_distance.to(tl.uint32) < WINDOW
+    elif CHUNK >= 0:
+        o_place = o_key[None, :] - begin_of_chunk(o_position, CHUNK)[:, None]
+        return (o_place.to(tl.uint32) < CHUNK) & (o_key < T)[None, :]
     elif WINDOW < 0:
         return (o_key < T)[None, :]
     else:
@@ -118,6 +130,7 @@ def attend(
     BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MASK: tl.constexpr,
     PADDING: tl.constexpr,
@@ -153,7 +166,7 @@ def attend(
         b_keep = tl.load(p_padding + i_n * padding_t + o_n * padding_t) != 0
         b_s = tl.where(b_keep[None, :], b_s, MINUS_INFINITY)
     if EDGE:
-        m_seen = is_seen(i_n + tl.arange(0, BLOCK_N), o_position, T, CAUSAL, WINDOW)
+        m_seen = is_seen(i_n + tl.arange(0, BLOCK_N), o_position, T, CAUSAL, WINDOW, CHUNK)
         b_s = tl.where(m_seen, b_s, MINUS_INFINITY)
     b_top_now = tl.maximum(b_top, tl.max(b_s, axis=1))
     b_shift = b_top_now
@@ -240,6 +253,7 @@ def attention_kernel(
     BLOCK_DV: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MASK: tl.constexpr,
     SINKS: tl.constexpr,
@@ -252,7 +266,7 @@ def attention_kernel(
     """Out [B, HEADS, S, DV] of q [B, HEADS, S, D], k [B, KV_HEADS, T, D], v [B, KV_HEADS, T, DV].
 
     Strides are named after operands and axes.  Query s stands at key position s + T - S; it sees
-    keys up to there if CAUSAL, and those nearer than WINDOW unless that is -1.
+    keys up to there if CAUSAL, and those nearer than WINDOW or in its CHUNK unless that is -1.
 
     The mask [B, HEADS, S, T] is of bytes or floats, by MASK.  If SINKS, each query head has a
     score of no value in the softmax.  If PADDING, bytes [B, T] say which keys count.  With SPLIT,
@@ -287,6 +301,12 @@ def attention_kernel(
         if not CAUSAL:
             end = tl.minimum(T, last + WINDOW)
             whole_end = tl.minimum(T, first + WINDOW)
+    if CHUNK >= 0:
+        begin = tl.maximum(begin_of_chunk(first, CHUNK), 0)
+        whole_begin = tl.maximum(begin_of_chunk(last, CHUNK), 0)
+        if not CAUSAL:
+            end = tl.minimum(T, begin_of_chunk(last, CHUNK) + CHUNK)
+            whole_end = tl.minimum(T, begin_of_chunk(first, CHUNK) + CHUNK)
     # The same in blocks.
     begin = begin // BLOCK_N
     end = tl.cdiv(tl.maximum(end, 0), BLOCK_N)
@@ -362,6 +382,7 @@ def attention_kernel(
                 BLOCK_N,
                 CAUSAL,
                 WINDOW,
+                CHUNK,
                 SOFTCAP,
                 MASK,
                 PADDING,
@@ -397,6 +418,7 @@ def attention_kernel(
             BLOCK_N,
             CAUSAL,
             WINDOW,
+            CHUNK,
             SOFTCAP,
             MASK,
             PADDING,

@@ -55,6 +55,7 @@ class Problem:
         target: for what.
         causal: see the operation.
         window: see the operation.
+        chunk: see the operation.
         softcap: see the operation.
         mask: dtype of a mask, `bool` or floats.
         mask_shape: its sizes; those of the scores if there are none.
@@ -76,6 +77,7 @@ class Problem:
     target: str = "gfx950"
     causal: bool = False
     window: int | None = None
+    chunk: int | None = None
     softcap: float | None = None
     mask: str = ""
     mask_shape: tuple[int, ...] = ()
@@ -127,6 +129,7 @@ class Problem:
             "scale": 1.3 * self.depth**-0.5,
             "causal": self.causal,
             "window": self.window,
+            "chunk": self.chunk,
             "softcap": self.softcap,
             "has_mask": bool(self.mask),
             "has_sinks": bool(self.sinks),

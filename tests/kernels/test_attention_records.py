@@ -12,7 +12,7 @@ import pytest
 from fusec import symbolic
 from fusec.ir import Graph, Node, TensorType
 from fusec.ir.types import Attr
-from fusec.kernels.attention.triton import FEW_QUERIES, TRITON, parts_of_head
+from fusec.kernels.attention.triton import FARTHEST_KEY, FEW_QUERIES, TRITON, parts_of_head
 from fusec.kernels.launch import Call, Launch, Storage, TritonSource, dense_strides
 from fusec.kernels.registry import choose
 from fusec.link.gpu_checks import fitted, unfit
@@ -115,6 +115,7 @@ class Geometry:
 
 LLAMA = Geometry("Llama", 32, 8, 128, 128)
 GPT_OSS = Geometry("gpt-oss", 64, 8, 64, 64, {"window": 128}, sinks="bf16")
+LLAMA4 = Geometry("Llama 4", 40, 8, 128, 128, {"chunk": 2048})
 DEEPSEEK = Geometry("DeepSeek", 128, 128, 192, 128)
 QWEN_NEXT = Geometry("Qwen3-Next", 16, 2, 256, 256)
 GEMMA = Geometry("Gemma", 8, 4, 256, 256, {"softcap": 50.0})
@@ -126,7 +127,7 @@ LLAMA_MASKED = dataclasses.replace(LLAMA, name="Llama, masked", mask="bool")
 QWEN_MASKED = dataclasses.replace(QWEN_NEXT, name="Qwen3-Next, masked", mask="bool")
 LLAMA_F32 = dataclasses.replace(LLAMA, name="Llama, f32", dtype="f32")
 QWEN_F32 = dataclasses.replace(QWEN_MASKED, name="Qwen3-Next, f32", dtype="f32")
-GEOMETRIES = (LLAMA, GPT_OSS, DEEPSEEK, QWEN_NEXT, GEMMA, GEMMA4, BERT, PHI, T5)
+GEOMETRIES = (LLAMA, LLAMA4, GPT_OSS, DEEPSEEK, QWEN_NEXT, GEMMA, GEMMA4, BERT, PHI, T5)
 GEMMA4_F32 = dataclasses.replace(GEMMA4, name="Gemma 4, f32", dtype="f32")
 HARD = (LLAMA_MASKED, QWEN_MASKED, LLAMA_F32, QWEN_F32, GEMMA4_F32)
 
@@ -263,5 +264,23 @@ def test_a_window_that_hides_no_key_is_none(window: int, kept: int) -> None:
     assert dict(source.constants)["WINDOW"] == kept
 
 
+@pytest.mark.parametrize(
+    ("chunk", "causal", "kept"),
+    [
+        (131071, True, 131071),
+        (131072, True, -1),
+        (131072, False, 131072),  # with more queries than keys the first are in no chunk of keys
+        (1 << 32, False, FARTHEST_KEY),
+    ],
+)
+def test_chunks_that_hide_no_key_are_none(chunk: int, causal: bool, kept: int) -> None:
+    geometry = dataclasses.replace(LLAMA, options={"chunk": chunk, "causal": causal}, keys=KEYS)
+    source = geometry.launches(target_named("gfx950"))[0].code
+    assert isinstance(source, TritonSource)
+    assert dict(source.constants)["CHUNK"] == kept
+
+
 def test_a_window_bounds_how_often_keys_are_divided() -> None:
     assert grids(1, 1, GPT_OSS)[0] == [8, 2, 1]
+    chunked = dataclasses.replace(LLAMA, options={"chunk": 128})
+    assert grids(1, 1, chunked)[0] == [8, 2, 1]

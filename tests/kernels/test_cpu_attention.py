@@ -39,6 +39,7 @@ class Case:
     value_depth: int = 64
     causal: bool = False
     window: int = -1
+    chunk: int = -1
     softcap: float = 0.0
     mask: str = ""  # bool | add | f32
     mask_shape: tuple[int, ...] = ()
@@ -55,6 +56,36 @@ CASES = (
     Case("more queries than keys", causal=True, queries=40, keys=9),
     Case("window", causal=True, window=16, queries=200, keys=200, depth=16, value_depth=48),
     Case("both sides", window=9, queries=150, keys=150, depth=96, value_depth=96),
+    Case("chunks", causal=True, chunk=50, queries=200, keys=200, depth=16, value_depth=48),
+    Case("chunks, all of a tile", causal=True, chunk=64, queries=200, keys=200, heads=4),
+    Case("chunks after cached keys", causal=True, chunk=90, queries=70, keys=261, heads=6),
+    Case("chunks that are seen whole", chunk=37, queries=150, keys=150, depth=96),
+    Case("whole chunks, fewer queries", chunk=37, queries=90, keys=333, heads=3),
+    Case("chunks of one", causal=True, chunk=1, queries=45, keys=45),
+    Case("a chunk for all", causal=True, chunk=8192, queries=45, keys=45, padding=True, batch=2),
+    Case("chunks, more queries than keys", chunk=7, queries=40, keys=9),
+    Case(
+        "chunks and sinks",
+        causal=True,
+        chunk=33,
+        queries=100,
+        keys=100,
+        sinks=2,
+        padding=True,
+        batch=2,
+    ),
+    Case(
+        "chunks and a mask",
+        causal=True,
+        chunk=33,
+        queries=80,
+        keys=80,
+        mask="add",
+        mask_shape=(80, 80),
+    ),
+    Case("few, chunks", causal=True, chunk=128, heads=7, queries=2, keys=900, sinks=2),
+    Case("few, at the beginning of a chunk", causal=True, chunk=128, heads=4, queries=3, keys=898),
+    Case("few, whole chunks", chunk=300, heads=4, queries=2, keys=700),
     Case("mla", causal=True, queries=30, keys=30, depth=192, value_depth=128, heads=3, kv_heads=3),
     Case("softcap", softcap=5.0, causal=True, queries=50, keys=50),
     Case("bool mask", mask="bool", mask_shape=(2, 1, 35, 70), batch=2, queries=35, keys=70),
@@ -108,6 +139,8 @@ def reference(
         keep &= distance >= 0
     if case.window >= 0:
         keep &= (distance if case.causal else np.abs(distance)) < case.window
+    if case.chunk >= 0:
+        keep &= query // case.chunk == np.arange(case.keys)[None, :] // case.chunk
     if padding is not None:
         keep &= padding[:, None, None, :]
     if mask is not None:
@@ -136,7 +169,7 @@ def simple(
 ) -> np.ndarray:
     """One head, an additive f32 mask [S, T], scale 1."""
     (queries, depth), keys = q.shape, len(kv)
-    params = [1, 1, 1, queries, keys, depth, depth, *[0, 0, depth] * 4, bits(1.0), 0, 0, -1]
+    params = [1, 1, 1, queries, keys, depth, depth, *[0, 0, depth] * 4, bits(1.0), 0, 0, -1, -1]
     params += [3, 0, 0, keys, 1, 0, 0, 0, 0, precision]
     stored = encode(kv, dtype)
     buffers = [encode(q, dtype), stored, stored, mask, blank((queries, depth), dtype)]
@@ -272,8 +305,15 @@ def test_attention(library: Module, dtype: str, case: Case) -> None:
         extra.append(padding)
     params = [case.batch, case.heads, case.kv_heads, case.queries, case.keys, case.depth]
     params += [case.value_depth, *moved(q), *moved(kv), *moved(kv), *moved(out)]
-    params += [bits(scale), bits(case.softcap), int(case.causal), case.window, kinds[case.mask]]
-    params += [*mask_strides, case.sinks, int(case.padding), *padding_strides, HIGHEST]
+    params += [bits(scale), bits(case.softcap), int(case.causal), case.window, case.chunk]
+    params += [
+        kinds[case.mask],
+        *mask_strides,
+        case.sinks,
+        int(case.padding),
+        *padding_strides,
+        HIGHEST,
+    ]
     buffers = [q, kv, kv.reshape(-1)[case.depth :], *extra, out]
     actual = library.call(f"fusec_attention_{dtype}", buffers, params)[-1]
     expected = reference(

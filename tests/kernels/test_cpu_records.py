@@ -256,6 +256,11 @@ CASES = (
     ),
     Case(
         "attention",
+        (x(2, 4, 9, 16), x(2, 2, 11, 16), x(2, 2, 11, 16)),
+        attention(causal=True, chunk=4),
+    ),
+    Case(
+        "attention",
         (
             x(2, 4, 7, 16),
             x(2, 2, 7, 16),

@@ -207,6 +207,30 @@ def test_comparisons_that_ranges_decide(op: str, bound: int, expected: Term) -> 
     assert Coordinates(graph).term("y") == expected
 
 
+@pytest.mark.parametrize(("size", "expected"), [(4, False), (16, True)])
+def test_quotients_that_ranges_decide(size: int, expected: bool) -> None:
+    graph = _graph(
+        IOTA,
+        _constant("c", size),
+        "%q: i64[seq] = floordiv(%i, %c)",
+        _constant("z", 0),
+        "%y: bool[seq] = eq(%q, %z)",
+    )
+    assert (Coordinates(graph).term("y") == TRUE) is expected
+
+
+def test_an_absolute_value_is_zero_where_its_operand_is() -> None:
+    graph = _graph(
+        IOTA,
+        _constant("c", 3),
+        "%d: i64[seq] = sub(%i, %c)",
+        "%a: i64[seq] = abs(%d)",
+        _constant("z", 0),
+        "%y: bool[seq] = eq(%a, %z)",
+    )
+    assert Coordinates(graph).term("y") in (IsZero(coordinate(0) - 3), IsZero(3 - coordinate(0)))
+
+
 def test_an_element_of_an_input_stays_unknown() -> None:
     graph = _graph(_constant("c", 0), "%y: bool[seq] = ge(%x, %c)", inputs="%x: i64[seq]")
     term = Coordinates(graph).term("y")

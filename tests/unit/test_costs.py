@@ -88,6 +88,22 @@ def test_pairs_of_attention(keys: int, causal: bool, window: int | None) -> None
         assert 2 * pairs <= found <= 2 * queries * keys  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("keys", [7, 12])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3, 7, 20])
+def test_pairs_of_attention_in_chunks(keys: int, causal: bool, chunk: int) -> None:
+    queries = 7
+    positions = range(keys - queries, keys)
+    pairs = sum(
+        p // chunk == t // chunk and (not causal or t <= p) for p in positions for t in range(keys)
+    )
+    found = attended_twice(queries, keys, causal, None, chunk)
+    if causal or queries == keys:
+        assert found == 2 * pairs
+    else:  # chunks are not cut at the ends
+        assert 2 * pairs <= found <= 2 * queries * keys  # type: ignore[operator]
+
+
 EXPERTS = (
     'activation = "silu", gate_up_layout = "split", gated = true, has_bias = false, '
     "transposed = false"

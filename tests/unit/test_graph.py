@@ -7,6 +7,7 @@ import pytest
 
 from fusec.diagnostics import ParseError, VerifyError
 from fusec.ir import Graph, TensorType, parse_graph, print_graph
+from fusec.ir.types import Attrs
 from fusec.ir.weights import concatenated, from_array
 from fusec.symbolic import symbol
 
@@ -72,6 +73,18 @@ def test_values_of_other_ranks_are_not_joined(other: tuple[int, ...]) -> None:
     made.add_input("y", TensorType("f32", other))
     with pytest.raises(VerifyError, match="does not join"):
         made.add("concat", ["x", "y"], {"axis": 0})
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({"chunk": 4, "window": 4}, "a window or chunks"), ({"chunk": 0}, "a position at least")],
+)
+def test_limits_of_attention_that_exclude_each_other(limits: Attrs, reason: str) -> None:
+    made = Graph("main", {})
+    made.add_input("x", TensorType("f32", (1, 2, 5, 8)))
+    flags = dict.fromkeys(("causal", "has_mask", "has_sinks", "has_key_padding"), False)
+    with pytest.raises(VerifyError, match=reason):
+        made.add("attention", ["x", "x", "x"], {**flags, "scale": 1.0, **limits})
 
 
 def test_refusals_change_nothing() -> None:

@@ -282,8 +282,10 @@ def _infer_attention(types: Types, attrs: Attrs) -> Types:
     Optional operands, in this order: `has_mask`: bool (true keeps) or additive, broadcast to
     [B, H, S, T]; `has_sinks`: [H], a logit that takes part in the softmax and attends to nothing;
     `has_key_padding`: bool [B, T], true for keys that count.  Query s stands at key position
-    s + T - S.  `causal` keeps keys up to the query's position, `window` those nearer than it;
-    `softcap` c turns a score x into c*tanh(x/c).  A query with no key gives zeros.
+    s + T - S.  `causal` keeps keys up to the query's position, `window` those nearer than it,
+    `chunk` c those whose position, divided by c and rounded down, is the same as the query's; only
+    one of these two is given.  `softcap` c turns a score x into c*tanh(x/c).  A query with no key
+    gives zeros.
     """
     arity(types, 3 + _optional(attrs, "has_mask", "has_sinks", "has_key_padding"))
     q, k, v = types[:3]
@@ -298,6 +300,11 @@ def _infer_attention(types: Types, attrs: Attrs) -> Types:
     scores = (*q.shape[:3], k.shape[2])
     if bool_attr(attrs, "has_mask") and broadcast(types[3].shape, scores) != scores:
         raise VerifyError(f"mask `{types[3]}` does not expand to the scores")
+    if attrs.get("chunk") is not None:
+        if attrs.get("window") is not None:
+            raise VerifyError("there is a window or chunks, not both")
+        if int_attr(attrs, "chunk") < 1:
+            raise VerifyError("a chunk has a position at least")
     float_attr(attrs, "scale")
     return (q.with_shape((*q.shape[:3], v.shape[3])),)
 
@@ -317,11 +324,15 @@ def _attention(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Arr
     if bool_attr(attrs, "has_key_padding"):
         scores = np.where(rest.pop(0)[:, None, None, :], scores, -np.inf)
     queries, keys = scores.shape[-2:]
-    distance = np.arange(queries)[:, None] + (keys - queries) - np.arange(keys)
+    position, key = np.arange(queries)[:, None] + (keys - queries), np.arange(keys)
+    distance = position - key
     if bool_attr(attrs, "causal"):
         scores = np.where(distance >= 0, scores, -np.inf)
     if attrs.get("window") is not None:
         scores = np.where(np.abs(distance) < int_attr(attrs, "window"), scores, -np.inf)
+    if attrs.get("chunk") is not None:
+        chunk = int_attr(attrs, "chunk")
+        scores = np.where(position // chunk == key // chunk, scores, -np.inf)
     if sinks is not None:
         column = np.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))
         scores = np.concatenate((scores, column), axis=-1)

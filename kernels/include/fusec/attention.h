@@ -16,7 +16,7 @@ struct AttentionShape {
   const int64_t *q_strides, *k_strides, *v_strides, *out_strides;
   float scale, softcap;
   bool causal;
-  int64_t window, mask_kind;
+  int64_t window, chunk, mask_kind;
   const int64_t* mask_strides;
   int64_t sinks_kind, has_padding;
   const int64_t* padding_strides;
@@ -26,17 +26,27 @@ struct AttentionShape {
       : batch(p[0]), heads(p[1]), kv_heads(p[2]), queries(p[3]), keys(p[4]), depth(p[5]),
         value_depth(p[6]), q_strides(p + 7), k_strides(p + 10), v_strides(p + 13),
         out_strides(p + 16), scale(f32_param(p[19])), softcap(f32_param(p[20])),
-        causal(p[21] != 0), window(p[22]), mask_kind(p[23]), mask_strides(p + 24),
-        sinks_kind(p[28]), has_padding(p[29]), padding_strides(p + 30),
-        precision(p[32]) {}
+        causal(p[21] != 0), window(p[22]), chunk(p[23]), mask_kind(p[24]), mask_strides(p + 25),
+        sinks_kind(p[29]), has_padding(p[30]), padding_strides(p + 31),
+        precision(p[33]) {}
 
   int64_t group() const { return heads / kv_heads; }
 
   // The keys that query `s` may see are [first, last).
   FUSEC_INLINE void visible(int64_t s, int64_t* first, int64_t* last) const {
     int64_t position = s + keys - queries;
-    *first = window >= 0 ? max_of<int64_t>(0, position - window + 1) : 0;
-    *last = causal ? position + 1 : window >= 0 ? position + window : keys;
+    *first = 0;
+    *last = keys;
+    if (window >= 0) {
+      *first = max_of<int64_t>(0, position - window + 1);
+      *last = position + window;
+    } else if (chunk > 0 && position >= 0) {
+      *first = position / chunk * chunk;
+      *last = *first + chunk;
+    } else if (chunk > 0) {  // in a chunk before the first key
+      *last = 0;
+    }
+    if (causal) *last = position + 1;
     *last = max_of<int64_t>(0, min_of(*last, keys));
   }
 
