@@ -151,9 +151,11 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "weight": "keep the weight as a parameter: what is computed cannot be packed ahead of time",
     },
     "qk_norm_rope": {
+        "angle": "take the cosine and the sine of one angle, and scale the scores instead",
         "eps": "give both norms one eps",
         "head": "norm the elements of each head, after they are told apart",
         "offset": "multiply both normed values by w, or both by 1 + w",
+        "order": "norm queries and keys before they are rotated, or leave the weights out",
         "shape": "rotate queries and keys of the same tokens",
         "single": "norm both q and k, or neither",
         "style": "rotate q and k in one way",

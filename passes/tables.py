@@ -9,6 +9,8 @@ from fusec.ir.types import int_attr, ints_attr
 
 MAX_DEPTH = 32
 MAX_TABLE_BYTES = 1 << 26
+_MOVED = ("cast", "concat", "expand", "flip", "index", "reshape", "slice", "take", "transpose")
+"""What leaves numbers as they are, or rounds them."""
 
 
 def angles_repeat(graph: Graph, value: str, *, pairs: bool, depth: int = 0) -> bool:
@@ -56,6 +58,39 @@ def angles_repeat(graph: Graph, value: str, *, pairs: bool, depth: int = 0) -> b
                 graph.type(node.inputs[0]).shape[-1:] == type.shape[-1:] and known(node.inputs[0])
             )
     return False
+
+
+def turn_by_one_angle(graph: Graph, cos: str, sin: str, bits: int, depth: int = 0) -> bool:
+    """Whether `cos` and `sin` hold the cosine and the sine, or its negative, of the same angles.
+
+    What they turn keeps its length then.
+
+    Args:
+        graph: where.
+        cos: a table.
+        sin: another.
+        bits: to how many at least they may be rounded.
+        depth: how far the walk has come; it ends, with no, at `MAX_DEPTH`.
+    """
+    of_cos, of_sin = graph.producer(cos), graph.producer(sin)
+    element = graph.type(cos).element
+    if of_cos is None or of_sin is None or depth == MAX_DEPTH:
+        return False
+    if not element.is_float or element.bits < bits:
+        return False
+    if of_sin.op == "neg":
+        return turn_by_one_angle(graph, cos, of_sin.inputs[0], bits, depth + 1)
+    if (of_cos.op, of_sin.op) == ("cos", "sin"):
+        return of_cos.inputs == of_sin.inputs
+    if of_cos.op != of_sin.op or of_cos.attrs != of_sin.attrs:
+        return False
+    tables = 1 if of_cos.op in ("take", "index") else len(of_cos.inputs)
+    if of_cos.op not in _MOVED or of_cos.inputs[tables:] != of_sin.inputs[tables:]:
+        return False
+    return all(
+        turn_by_one_angle(graph, *pair, bits, depth + 1)
+        for pair in zip(of_cos.inputs[:tables], of_sin.inputs[:tables], strict=True)
+    )
 
 
 def _along_last(graph: Graph, node: Node) -> bool:
