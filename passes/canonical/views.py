@@ -16,7 +16,8 @@ def reshape(build: Rewriter, node: Node) -> str | None:
     """A reshape to the same shape goes, and of two in a row the first one.
 
     Of those around a product the second one goes, where it brings back the axes of before.
-    Element i of every group of g neighbours, by way of [..., n, g], is a slice with the step g.
+    Element i of every group of g neighbours, by way of [..., n, g], is a slice of the rows
+    [..., n*g] with the step g.
     """
     (x,) = node.inputs
     if build.type(x) == build.type(node.output):
@@ -51,14 +52,15 @@ def _one_of_each_group(build: Rewriter, node: Node, picked: Node) -> str | None:
     grouped = build.producer(picked.inputs[0], "reshape")
     if grouped is None:
         return None
-    (rows,) = grouped.inputs
-    shape, columns = build.type(grouped.output).shape, build.type(rows).shape[-1:]
+    shape = build.type(grouped.output).shape
     axis, start, _, _ = _window(picked)
     if axis != len(shape) - 1 or build.type(node.output).shape != shape[:-1]:
         return None
-    if not isinstance(shape[-1], int) or build.type(rows).shape[:-1] != shape[:-2]:
+    if not isinstance(shape[-1], int) or len(shape) < 2:
         return None
-    end = columns[0] - shape[-1] + start + 1
+    columns = shape[-2] * shape[-1]
+    rows = build.reshaped(grouped.inputs[0], (*shape[:-2], columns))
+    end = columns - shape[-1] + start + 1
     window = {"axis": axis - 1, "start": start, "stop": end, "step": shape[-1]}
     return build.value("slice", [rows], window)
 
