@@ -277,6 +277,21 @@ SAMPLES: dict[str, Sample] = {
             "mamba_chunk_size": 16,
         },
     ),
+    "llama4": Sample(
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {
+            **_GROUPED,
+            "num_hidden_layers": 4,
+            "intermediate_size": 48,
+            "intermediate_size_mlp": 160,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2,
+            "attention_chunk_size": 12,
+            "floor_scale": 16,
+        },
+    ),
     "nanochat": Sample(
         "NanoChatConfig",
         "NanoChatForCausalLM",

@@ -44,6 +44,7 @@ def check(problem: Problem, answer: float = 1.0) -> None:
 MODELS = [
     Problem(heads=8, kv_heads=2, queries=300, keys=300, depth=128, causal=True, layout="merged"),
     Problem(heads=16, kv_heads=2, queries=700, keys=700, depth=64, window=128, sinks="bf16"),
+    Problem(heads=10, kv_heads=2, queries=700, keys=700, depth=128, causal=True, chunk=200),
     Problem(heads=4, kv_heads=4, queries=260, keys=260, depth=192, value_depth=128, causal=True),
     Problem(heads=8, kv_heads=1, queries=130, keys=300, depth=256, causal=True, softcap=50.0),
     Problem(heads=12, kv_heads=12, queries=77, keys=77, depth=64, padding=True, batch=3),

@@ -471,10 +471,12 @@ def _query_key_rotations(fp8: str) -> Iterator[GpuCase]:
 
 def _attention(fp8: str) -> Iterator[GpuCase]:
     causal: dict[str, Attr] = {"causal": True}
+    chunked: dict[str, Attr] = {"causal": True, "chunk": 8192}
     windowed: dict[str, Attr] = {"causal": True, "window": 128, "has_sinks": True}
     padded: dict[str, Attr] = {"has_key_padding": True}
     for model, heads, sizes, attrs, rest in (
         ("Llama-3-8B", (32, 8), (128, 128), causal, ()),
+        ("Llama-4", (40, 8), (128, 128), chunked, ()),
         ("gpt-oss", (64, 8), (64, 64), windowed, (_vector(64),)),
         ("DeepSeek-V3", (128, 128), (192, 128), causal, ()),
         ("Qwen3-Next", (16, 2), (256, 256), causal, ()),

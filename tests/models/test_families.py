@@ -26,7 +26,8 @@ FAMILIES: dict[str, dict[str, int]] = {
         "moe": 2,
     },
     "jamba": {"selective_scan": 1, "causal_conv1d": 1, "attention": 1, "router": 1, "moe": 1},
-    "nanochat": {"attention": 2, "qk_norm_rope": 2},
+    "llama4": {"attention": 4, "floordiv": 0, "qk_norm_rope": 3, "router": 2, "moe": 2},
+    "nanochat": {"attention": 2, "qk_norm_rope": 2, "rms_norm": 6},
 }
 """How many nodes of an operation there are for a GPU, by model."""
 

@@ -36,6 +36,7 @@ CAUSAL = (
     "mixtral",
     "gemma3",
     "phi3",
+    "llama4",
 )
 ENCODERS = ("bert", "modernbert", "vit")
 
@@ -183,6 +184,15 @@ FUSIONS: dict[str, dict[str, int]] = {
         "rope": 6,
         "qk_rope": 3,
         "linear_glu": 3,
+    },
+    "llama4": {
+        "add_rms_norm": 8,
+        "attention": 4,
+        "qk_norm_rope": 3,
+        "moe": 2,
+        "silu_mul": 4,
+        "linear_glu": 4,
+        "linear_epilogue": 2,
     },
     "bert": {"attention": 3, "linear_epilogue": 9},
     "modernbert": {

@@ -97,6 +97,7 @@ MODELS: Mapping[str, str] = {
     "mixtral": "Mixtral",
     "gemma3": "Gemma 3",
     "phi3": "Phi-3",
+    "llama4": "Llama 4",
     "bert": "BERT",
     "modernbert": "ModernBERT",
     "vit": "ViT",
