@@ -220,20 +220,20 @@ class Conv {
     }
   }
 
-  // A task is some panels of one group of an image with some blocks of filters.
+  // A task is some panels of one group, of one image or several, with some blocks of filters.
   void through_panels() const {
-    int64_t depth = group_channels_ * p_.taps(), panels = ceil_div(p_.positions(), PANEL);
-    int64_t images = p_.batch * p_.groups, threads = fusec_threads();
+    int64_t depth = group_channels_ * p_.taps(), threads = fusec_threads();
+    int64_t panels = p_.batch * image_panels();
     int64_t blocks = ceil_div(group_filters_, BLOCK_FILTERS);
     int64_t bytes = panel_size<T>(stretch_of(depth)) * static_cast<int64_t>(sizeof(T));
     int64_t fit = max_of<int64_t>(1, PANELS_BYTES / max_of<int64_t>(1, bytes));
-    int64_t together = min_of(min_of(fit, panels), ceil_div(images * panels, threads));
+    int64_t together = min_of(min_of(fit, panels), ceil_div(p_.groups * panels, threads));
     int64_t ranges = ceil_div(panels, together);
     // Few positions: threads share the filters, too.
-    int64_t parts = threads == 1 ? 1 : min_of(blocks, ceil_div(2 * threads, images * ranges));
+    int64_t parts = threads == 1 ? 1 : min_of(blocks, ceil_div(2 * threads, p_.groups * ranges));
     int64_t part_blocks = ceil_div(blocks, parts);
     int64_t work = depth * PANEL * together * (group_filters_ / 8 + 2) / parts;
-    parallel_for(images * ranges * parts, grain_for(work), [&](int64_t begin, int64_t end, int) {
+    parallel_for(p_.groups * ranges * parts, grain_for(work), [&](int64_t begin, int64_t end, int) {
       for (int64_t task = begin; task < end; ++task) {
         int64_t range = task / parts % ranges, part = task % parts;
         int64_t first = panels * range / ranges, last = panels * (range + 1) / ranges;
@@ -247,13 +247,32 @@ class Conv {
   static constexpr int64_t STRETCH_DEPTH = 512;
   static int64_t stretch_of(int64_t depth) { return min_of(depth, STRETCH_DEPTH); }
 
-  // Panels [panel, panel + panels) of `image`, which is a group of one of the batch, with filters
-  // [filter, filter + filters) of the group.
-  void multiply(int64_t image, int64_t panel, int64_t panels, int64_t filter,
+  int64_t image_panels() const { return ceil_div(p_.positions(), PANEL); }
+
+  // Columns of panel `panel` of all images, and where they begin in theirs.
+  FUSEC_INLINE int64_t columns_of(int64_t panel, int64_t* position) const {
+    *position = panel % image_panels() * PANEL;
+    return min_of<int64_t>(PANEL, p_.positions() - *position);
+  }
+
+  // Packs panels [panel, panel + panels) of all images: those of an image at once.
+  void pack_panels(int64_t group, int64_t panel, int64_t panels, Stretch stretch, T* packed,
+                   int64_t size) const {
+    const T* x = x_ + group * group_channels_ * p_.x_strides[1];
+    for (int64_t done = 0; done < panels;) {
+      int64_t image = (panel + done) / image_panels(), first = (panel + done) % image_panels();
+      int64_t count = min_of(panels - done, image_panels() - first), position = first * PANEL;
+      pack_positions(x + image * p_.x_strides[0], position,
+                     min_of(count * PANEL, p_.positions() - position), stretch,
+                     packed + done * size, size);
+      done += count;
+    }
+  }
+
+  // Panels [panel, panel + panels) of all images with filters [filter, filter + filters) of `group`.
+  void multiply(int64_t group, int64_t panel, int64_t panels, int64_t filter,
                 int64_t filters) const {
-    int64_t group = image % p_.groups, batch = image / p_.groups;
     int64_t depth = group_channels_ * p_.taps(), positions = p_.positions();
-    const T* x = x_ + batch * p_.x_strides[0] + group * group_channels_ * p_.x_strides[1];
     int64_t of_group = group * group_filters_;
     int64_t size = panel_size<T>(stretch_of(depth)), pitch = block_pitch<T>(stretch_of(depth));
     Scratch<T> packed(panels * size);
@@ -265,11 +284,7 @@ class Conv {
     int64_t begin = 0;
     do {
       Stretch stretch{begin, min_of(STRETCH_DEPTH, depth - begin)};
-      auto columns_of = [&](int64_t i) {
-        return min_of<int64_t>(PANEL, positions - (panel + i) * PANEL);
-      };
-      pack_positions(x, panel * PANEL, min_of(panels * PANEL, positions - panel * PANEL), stretch,
-                     packed, size);
+      pack_panels(group, panel, panels, stretch, packed, size);
       for (int64_t row = 0; row < filters; row += BLOCK_FILTERS) {
         int64_t rows = min_of(BLOCK_FILTERS, filters - row);
         for (int64_t i = 0; i < rows; ++i) {
@@ -278,12 +293,13 @@ class Conv {
         }
         for (int64_t i = 0; i < panels; ++i) {
           float* c = sums + (is_one ? 0 : (i * filters + row) * PANEL);
+          int64_t position, columns = columns_of(panel + i, &position);
+          int64_t image = (panel + i) / image_panels();
           auto write = [&](int64_t first, int64_t count) {
             for (int64_t j = first; j < first + count; ++j) {
               int64_t to = of_group + filter + row + j;
-              this->write(c + j * PANEL, to,
-                          (batch * p_.filters + to) * positions + (panel + i) * PANEL,
-                          columns_of(i));
+              int64_t at = (image * p_.filters + to) * positions + position;
+              this->write(c + j * PANEL, to, at, columns);
             }
           };
           bool is_last = begin + stretch.count == depth;
