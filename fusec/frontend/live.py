@@ -9,6 +9,7 @@ program was shown to hold for; a range that a person asked for is never cut in s
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import re
 import traceback
@@ -31,7 +32,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import fusec
 from fusec.diagnostics import InputError, UsageError
-from fusec.frontend.aten import AtenProgram, AtenTensor
+from fusec.frontend.aten import AtenProgram
 from fusec.frontend.dims import RESERVED, DimRequest, DimSpec, dim_specs, range_text
 from fusec.frontend.pt2 import guard_shapes, source_line
 from fusec.frontend.translate import AUTOCAST
@@ -146,7 +147,10 @@ def _named(name: str, spec: DimSpec) -> Any:
 def _export(
     module: nn.Module, call: Call, named: Mapping[str, Any], *, deferred: bool
 ) -> torch.export.ExportedProgram:
-    shapes = tuple(_with_dims(entry, named) for entry in call.shapes)
+    values = (*call.args, *call.kwargs.values())
+    shapes = [
+        _with_dims(value, entry, named) for value, entry in zip(values, call.shapes, strict=True)
+    ]
     # Code that makes tensors without saying where is met by a second attempt, with meta as default.
     first = next(module.parameters(), None)
     on_meta = first is not None and first.device.type == "meta"
@@ -209,14 +213,13 @@ def _about_dims(text: str) -> bool:
     return any(word in text for word in words)
 
 
-def _with_dims(entry: Any, named: Mapping[str, Any]) -> Any:
-    if entry is None:
-        return None
-    if isinstance(entry, Mapping):
-        if all(isinstance(axis, int) for axis in entry):
-            return {axis: named[name] for axis, name in entry.items() if name in named}
-        return {key: _with_dims(part, named) for key, part in entry.items()}
-    return type(entry)(_with_dims(part, named) for part in entry)
+def _with_dims(value: Any, entry: Any, named: Mapping[str, Any]) -> Any:
+    """The dynamic axes of `value` in a container of its form, which `torch.export` insists on."""
+    dims = [
+        axes and {axis: named[name] for axis, name in axes.items() if name in named}
+        for axes in _leaf_axes(value, entry)
+    ]
+    return pytree.tree_unflatten(dims, pytree.tree_structure(value))
 
 
 def _names(module: nn.Module, count: int) -> list[str]:
@@ -260,15 +263,15 @@ def _by_parameter(module: nn.Module, call: Call, shapes: Sequence[Any]) -> dict[
 
 def _symbol_names(program: torch.export.ExportedProgram, call: Call) -> dict[str, str]:
     """The names a person gave, by the symbols that `torch.export` made."""
-    wanted = list(_axes_of((call.args, call.kwargs), call.shapes))
-    users = set(program.graph_signature.user_inputs)
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    specs = program.graph_signature.input_specs
+    users = [
+        node
+        for node, spec in zip(placeholders, specs, strict=True)
+        if spec.kind == InputKind.USER_INPUT
+    ]
     names: dict[str, str] = {}
-    position = 0
-    for node in program.graph.nodes:
-        if node.op != "placeholder" or node.name not in users:
-            continue
-        axes = wanted[position] if position < len(wanted) else None
-        position += 1
+    for node, axes in zip(users, _axes_of((call.args, call.kwargs), call.shapes), strict=True):
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or not axes:
             continue
@@ -291,14 +294,21 @@ def _axes_of(
 
 
 def _leaf_axes(value: Any, entry: Any) -> Iterator[Axes | None]:
-    if isinstance(value, Mapping):
-        for key in value:
-            yield from _leaf_axes(value[key], None if entry is None else entry[key])
-    elif isinstance(value, list | tuple):
-        for position, part in enumerate(value):
-            yield from _leaf_axes(part, None if entry is None else entry[position])
-    elif value is not None:
+    if entry is None:
+        yield from itertools.repeat(None, pytree.tree_structure(value).num_leaves)
+    elif isinstance(value, Mapping | list | tuple):
+        parts = dict(value) if isinstance(value, Mapping) else dict(enumerate(value))
+        entries = dict(enumerate(entry)) if isinstance(entry, list | tuple) else entry
+        if parts.keys() != entries.keys():
+            hint = "write a container of the same form, or `None` for no dynamic axes"
+            raise UsageError(f"`{entry}` does not fit an input of {len(parts)} parts", hint=hint)
+        for key, part in parts.items():
+            yield from _leaf_axes(part, entries[key])
+    elif isinstance(entry, Mapping):
         yield entry
+    else:
+        hint = 'name the axes of a tensor: `{"x": {0: "batch"}}`'
+        raise UsageError(f"`{entry}` does not name the axes of an input", hint=hint)
 
 
 class _ConstantsOnMeta(TorchFunctionMode):
@@ -443,11 +453,6 @@ def guard_facts(
 ) -> tuple[tuple[str, ...], dict[str, tuple[Dim, ...]], dict[str, int]]:
     """The guards of an export, what their names for inputs mean, and the sizes at export."""
     guards = tuple(str(text) for text in getattr(program, "_guards_code", None) or ())
-    users = [
-        value.shape if isinstance(value, AtenTensor) else None
-        for entry, value in zip(aten.inputs, aten.graph.inputs, strict=True)
-        if entry.kind == "user"
-    ]
     hints: dict[str, int] = {}
     for node in program.graph.nodes:
         value = node.meta.get("val") if node.op == "placeholder" else None
@@ -461,7 +466,7 @@ def guard_facts(
         text = pytree.treespec_dumps(spec) if spec is not None else None
     except NotImplementedError:
         text = None
-    return guards, guard_shapes(text, names, users), hints
+    return guards, guard_shapes(text, names, aten.inputs, aten.graph.inputs), hints
 
 
 def unwrapped(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -603,9 +608,9 @@ def _axis_names(entry: Any, specs: dict[str, DimSpec]) -> Any:
     if isinstance(entry, Mapping):
         return {key: _axis_names(part, specs) for key, part in entry.items()}
     parts = list(entry)
-    if parts and all(
-        part is None or not isinstance(part, Mapping | list | tuple) for part in parts
-    ):
+    if all(part is None for part in parts):
+        return None
+    if all(part is None or not isinstance(part, Mapping | list | tuple) for part in parts):
         return _axis_names(dict(enumerate(parts)), specs)
     return type(entry)(_axis_names(part, specs) for part in parts)
 
@@ -630,9 +635,7 @@ def sizes_at(
     """The size that each name has in the example inputs."""
     sizes: dict[str, int] = {}
     leaves, _ = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    axes = list(_axes_of((tuple(args), kwargs), shapes))
-    tensors = [leaf for leaf in leaves if leaf is not None]
-    for tensor, named in zip(tensors, axes, strict=True):
+    for tensor, named in zip(leaves, _axes_of((tuple(args), kwargs), shapes), strict=True):
         for axis, name in (named or {}).items():
             if not isinstance(tensor, torch.Tensor) or axis >= tensor.ndim:
                 raise UsageError(f"an input has no axis {axis} to be called `{name}`")

@@ -161,11 +161,6 @@ class _Reader:
             symbol: (max(int(held.get("min_val") or 0), 1), _bound(held.get("max_val")))
             for symbol, held in (program.get("range_constraints") or {}).items()
         }
-        users_in = [
-            value.shape if isinstance(value, AtenTensor) else None
-            for entry, value in zip(inputs, graph.inputs, strict=True)
-            if entry.kind == "user"
-        ]
         return Archive(
             AtenProgram(
                 AtenGraph(graph.nodes, graph.inputs, tuple(graph.outputs[at] for at in kept)),
@@ -174,7 +169,7 @@ class _Reader:
                 ranges,
             ),
             tuple(str(guard) for guard in program.get("guards_code") or ()),
-            guard_shapes(call.get("in_spec"), call.get("forward_arg_names"), users_in),
+            guard_shapes(call.get("in_spec"), call.get("forward_arg_names"), inputs, graph.inputs),
             self.hints,
             tuple(live),
             self.members.fingerprint(),
@@ -580,30 +575,36 @@ def output_names(spec: object, count: int) -> tuple[str, ...]:
 
 
 def guard_shapes(
-    spec: object, arguments: object, users: Sequence[tuple[Dim, ...] | None]
+    spec: object, arguments: object, inputs: Sequence[AtenInput], values: Sequence[AtenValue]
 ) -> dict[str, tuple[Dim, ...]]:
     """The sizes of the inputs by what guards call each input: `L['x']`, `L['xs'][0]`.
 
     Args:
         spec: the tree of `(args, kwargs)`, as `torch.utils._pytree.treespec_dumps` writes it.
         arguments: the names of the arguments of `forward`, in order.
-        users: for each leaf its sizes; `None` if it is no tensor.
+        inputs: of the program; those that are no weights are the leaves of the tree.
+        values: what each of `inputs` is.
     """
+    leaves = [
+        value
+        for entry, value in zip(inputs, values, strict=True)
+        if entry.kind in ("user", "fixed")
+    ]
     read = _spec(spec)
     names = arguments if isinstance(arguments, list | tuple) else ()
     paths = list(_leaves(read, (), 0)) if read is not None else []
     shapes: dict[str, tuple[Dim, ...]] = {}
-    if len(paths) != len(users):
+    if len(paths) != len(leaves):
         return shapes
-    for path, shape in zip(paths, users, strict=True):
-        if shape is None or len(path) < 2:
+    for path, value in zip(paths, leaves, strict=True):
+        if not isinstance(value, AtenTensor) or len(path) < 2:
             continue
         side, first, *rest = path
         if side == 0:
             if not isinstance(first, int) or first >= len(names):
                 continue
             first = names[first]
-        shapes["L" + "".join(f"[{part!r}]" for part in (first, *rest))] = shape
+        shapes["L" + "".join(f"[{part!r}]" for part in (first, *rest))] = value.shape
     return shapes
 
 

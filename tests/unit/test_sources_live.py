@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,32 @@ def test_dynamic_shapes_name_axes() -> None:
     assert source.graph.symbols == {"rows": (1, 50), "cols": (2, 9)}
 
 
+def test_names_are_those_of_their_inputs_where_an_argument_is_a_constant() -> None:
+    class Outer(torch.nn.Module):
+        def forward(self, add: bool, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x[:, None] + y if add else x[:, None] * y
+
+    given = (True, torch.ones(3), torch.ones(4))
+    shapes = (None, {0: "rows"}, {0: "cols"})
+    graph = load_source(Outer(), example_inputs=given, dynamic_shapes=shapes).graph
+    assert _types(graph) == ["f32[rows]", "f32[cols]"]
+
+
+class Pair(torch.nn.Module):
+    """Takes two tensors in a tuple."""
+
+    def forward(self, x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return x * pair[0] + pair[1]
+
+
+@pytest.mark.parametrize("pair", [None, (None, None), ({}, {}), ({0: None}, None)])
+def test_a_container_may_have_no_dynamic_axes(pair: Any) -> None:
+    given = (torch.ones(4, 3), (torch.ones(3), torch.ones(3)))
+    shapes = ({0: "rows"}, pair)
+    graph = load_source(Pair(), example_inputs=given, dynamic_shapes=shapes).graph
+    assert _types(graph) == ["f32[rows, 3]", "f32[3]", "f32[3]"]
+
+
 def test_the_dtype_is_changed_in_a_copy(inputs: dict[str, torch.Tensor]) -> None:
     net = Net()
     halves = {name: value.bfloat16() for name, value in inputs.items()}
@@ -214,6 +241,20 @@ def test_the_dtype_is_changed_in_a_copy(inputs: dict[str, torch.Tensor]) -> None
                 "dynamic_shapes": ({0: "größe"}, None),
             },
             "a size cannot be called `größe`",
+        ),
+        (
+            {
+                "example_inputs": (torch.ones(2, 3, 6), (torch.ones(2), torch.ones(2))),
+                "dynamic_shapes": (None, ({0: "a"},)),
+            },
+            "does not fit an input of 2 parts",
+        ),
+        (
+            {
+                "example_inputs": (torch.ones(2, 3, 6), (torch.ones(2), torch.ones(2))),
+                "dynamic_shapes": (None, ("a", "a")),
+            },
+            "`a` does not name the axes of an input",
         ),
     ],
 )
@@ -299,6 +340,21 @@ def test_a_program_with_automatic_sizes_is_read_with_its_guards() -> None:
     assert source.graph.symbols["batch"][1] == 20
     with pytest.raises(InputError, match="is asked for"):
         load_source(program, dims={"batch": (2, 30)})
+
+
+class Flagged(Capped):
+    """Takes a number besides the rows."""
+
+    def forward(self, x: torch.Tensor, flag: bool = True) -> torch.Tensor:
+        return super().forward(x) if flag else x
+
+
+def test_guards_are_read_where_an_argument_is_a_constant(tmp_path: Path) -> None:
+    given = (torch.randn(10, 3), True)
+    program = torch.export.export(Flagged(), given, dynamic_shapes=({0: Dim.AUTO}, None))
+    torch.export.save(program, tmp_path / "flagged.pt2")
+    for source in (program, tmp_path / "flagged.pt2"):
+        assert load_source(source).graph.symbols["batch"][1] == 20
 
 
 def test_unknown_operations_are_taken_apart() -> None:
