@@ -605,6 +605,9 @@ def guard_shapes(
                 continue
             first = names[first]
         shapes["L" + "".join(f"[{part!r}]" for part in (first, *rest))] = value.shape
+        if side == 0 and (found := re.fullmatch(r"(\w+)_(\d+)", str(first))):  # of `*args`
+            place = (found[1], int(found[2]), *rest)
+            shapes.setdefault("L" + "".join(f"[{part!r}]" for part in place), value.shape)
     return shapes
 
 

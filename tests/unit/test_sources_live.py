@@ -357,6 +357,18 @@ def test_guards_are_read_where_an_argument_is_a_constant(tmp_path: Path) -> None
         assert load_source(source).graph.symbols["batch"][1] == 20
 
 
+def test_guards_of_arguments_without_a_name_are_read() -> None:
+    class Product(torch.nn.Module):
+        def forward(self, *given: torch.Tensor) -> torch.Tensor:
+            return given[0] * (2 if given[0].shape[0] * given[1].shape[0] <= 80 else 3)
+
+    given = (torch.randn(10, 3), torch.randn(8, 3))
+    shapes = (({0: Dim.AUTO}, {0: Dim.AUTO}),)
+    source = load_source(torch.export.export(Product(), given, dynamic_shapes=shapes))
+    rows, others = (most for _, most in source.graph.symbols.values())
+    assert rows is not None and others is not None and rows * others <= 80
+
+
 def test_unknown_operations_are_taken_apart() -> None:
     class Odd(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
