@@ -72,11 +72,11 @@ def gate_up_layout(graph: Graph, gate: Node, up: Node) -> str | None:
 
 
 def known_length(match: Match, target: Target) -> Rejection | None:
-    """Guard: rows of x have a length known at compile time, which kernels of GPUs need."""
-    x = match.graph.type(match.values["x"])
-    if not target.is_gpu or isinstance(x.shape[-1], int):
+    """Guard: rows of the result have a length known at compile time, which kernels of GPUs need."""
+    rows = match.graph.type(match.root.output)
+    if not target.is_gpu or isinstance(rows.shape[-1], int):
         return None
-    reason = f"rows of `{x}` have no length known at compile time"
+    reason = f"rows of `{rows}` have no length known at compile time"
     return Rejection("length", reason, match.root.name)
 
 

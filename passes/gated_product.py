@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Graph, Node
+from fusec.passes.facts import known_length
 from fusec.rewrite import FusionPass, Guard, Match, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -30,7 +31,7 @@ class GatedProduct(FusionPass):
     """One node, called as the pass is, for an activation and the product with its gate."""
 
     after: ClassVar[tuple[str, ...]] = ("activations", "gated_rms_norm")
-    guards: ClassVar[tuple[Guard, ...]] = (same_shape,)
+    guards: ClassVar[tuple[Guard, ...]] = (same_shape, known_length)
 
     def find(self, graph: Graph, node: Node) -> Match | None:
         """The product at `node`; a product with stored, or of single, numbers has no gate."""

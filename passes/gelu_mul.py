@@ -5,7 +5,8 @@ Fuses   gelu(gate) * up   into   gelu_mul(gate, up) {approximate}
 A cast to f32 before and back after goes: the operation computes in f32 and rounds once.
 
 Leaves it alone when
-  shape  gate and up differ in shape, so that one is a scale and not a projection
+  length  on a GPU, the elements of a row are counted only when it runs
+  shape   gate and up differ in shape, so that one is a scale and not a projection
 
 A product with stored numbers, or of single numbers, has no gate and is no site.
 """

@@ -11,6 +11,7 @@ _NOT_QUANTISED = "quantise what reads it: `--quantize` takes a pattern over name
 _HEADS_TP = "give `--tp` a number that divides the heads"
 _HEADS = "norm rows of [..., heads, size], and put the heads side by side after"
 _GRANULARITY = "give the scale, as a static input scale, or quantise by token or group"
+_LENGTH = "give the last axis a fixed size, such as that of the channels"
 _REQUEST = "give `--quantize` a pattern that fits all of these weights, or none"
 _MXFP4_EXPERTS = {
     "activation": "only experts with a gate are multiplied in 4-bit floats; `fp8-block` takes all",
@@ -77,7 +78,10 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "output-not-quantised": _NOT_QUANTISED,
         "row": "quantise by group",
     },
-    "gelu_mul": {"shape": "give gate and up one shape"},
+    "gelu_mul": {
+        "length": _LENGTH,
+        "shape": "give gate and up one shape",
+    },
     "gelu_mul_quant": {
         "granularity": _GRANULARITY,
         "output-not-quantised": _NOT_QUANTISED,
@@ -178,13 +182,17 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "shape": "give tables that broadcast to the rotated elements",
         "table": "make the table as `cat((angles, angles), -1)`, or store it",
     },
-    "silu_mul": {"shape": "give gate and up one shape"},
+    "silu_mul": {
+        "length": _LENGTH,
+        "shape": "give gate and up one shape",
+    },
     "silu_mul_quant": {
         "granularity": _GRANULARITY,
         "output-not-quantised": _NOT_QUANTISED,
         "shape": "quantise rows of the size that is computed",
     },
     "swiglu_oai": {
+        "length": _LENGTH,
         "limit": "clamp gate from above, and up on both sides, by one limit",
         "shape": "give gate and up one shape",
     },

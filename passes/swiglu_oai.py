@@ -4,8 +4,9 @@ Fuses   g * sigmoid(alpha * g) * (u + 1)   with   g = min(gate, limit),   u = cl
 into    swiglu_oai(gate, up) {alpha, limit}
 
 Leaves it alone when
-  limit  the three bounds are not one limit
-  shape  gate and up differ in shape
+  length  on a GPU, the elements of a row are counted only when it runs
+  limit   the three bounds are not one limit
+  shape   gate and up differ in shape
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from fusec.passes.facts import swiglu_limit
+from fusec.passes.facts import known_length, swiglu_limit
 from fusec.rewrite import FusionPass, Guard, Match, Number, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -53,7 +54,7 @@ class SwigluOai(FusionPass):
         Op("mul", (SHIFTED, Op(("quick_gelu", "silu"), (CLAMPED_GATE,), name="activation"))),
         Op("mul", (SHIFTED, Op("mul", (CLAMPED_GATE, SIGMOID)))),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_limit, _shape)
+    guards: ClassVar[tuple[Guard, ...]] = (_limit, _shape, known_length)
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the activation."""
