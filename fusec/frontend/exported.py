@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from sympy import srepr  # type: ignore[import-untyped]
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from fusec.diagnostics import InputError, ParseError, UnsupportedError
+from fusec.diagnostics import InputError, UnsupportedError
 from fusec.frontend.aten import (
     Argument,
     AtenGraph,
@@ -25,9 +26,10 @@ from fusec.frontend.aten import (
     Ref,
     source_line,
 )
+from fusec.frontend.pt2 import read_expression
 from fusec.ir.types import TensorType
 from fusec.ir.weights import Bits, Weight, digest
-from fusec.symbolic import Dim, Range, parse_dim
+from fusec.symbolic import Dim, Range
 
 DTYPES = {
     torch.float64: "f64",
@@ -262,10 +264,7 @@ class _Reader:
             return int(size)
         expression = size.node.expr
         if expression not in self.dims:
-            try:
-                self.dims[expression] = parse_dim(str(expression))
-            except ParseError:
-                self.dims[expression] = None
+            self.dims[expression] = read_expression(srepr(expression))
         return self.dims[expression]
 
     def size(self, size: Any) -> Dim:

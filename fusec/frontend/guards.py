@@ -213,6 +213,7 @@ _BINARY: Mapping[type[ast.operator], Callable[[Values, Values], Values]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: np.true_divide(a, np.where(b == 0, np.nan, b)),
 }
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Values, Values], Values]] = {
     ast.Eq: lambda a, b: a == b,
@@ -221,6 +222,12 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Values, Values], Values]] = {
     ast.LtE: lambda a, b: a <= b,
     ast.Gt: lambda a, b: a > b,
     ast.GtE: lambda a, b: a >= b,
+}
+_FLOATS: Mapping[str, Callable[[Values], Values]] = {
+    "torch.sym_float": lambda a: np.asarray(a, dtype=np.float64),
+    "math.floor": np.floor,
+    "math.ceil": np.ceil,
+    "math.trunc": np.trunc,
 }
 _RELATIONS: Mapping[str, type[ast.cmpop]] = {
     "Eq": ast.Eq,
@@ -248,7 +255,7 @@ def _expression(node: ast.expr, shapes: Shapes, used: set[str], depth: int) -> _
         return _expression(part, shapes, used, depth + 1)
 
     match node:
-        case ast.Constant(value=bool() | int() as value):
+        case ast.Constant(value=bool() | int() | float() as value):
             return lambda _: value
         case ast.Subscript() | ast.Name():
             dim = _size(node, shapes)
@@ -277,6 +284,11 @@ def _expression(node: ast.expr, shapes: Shapes, used: set[str], depth: int) -> _
             return _comparison([inner(left), *map(inner, rights)], [type(op) for op in operators])
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if arguments:
             return _function(name, [inner(argument) for argument in arguments])
+        case ast.Call(func=ast.Attribute() as name, args=[argument], keywords=[]) if (
+            ast.unparse(name) in _FLOATS
+        ):
+            apply, part = _FLOATS[ast.unparse(name)], inner(argument)
+            return lambda values: apply(part(values))
     raise _UnreadError
 
 
@@ -288,11 +300,9 @@ def _apply_binary(
 
 def _division(left: _Compiled, right: _Compiled, remainder: bool) -> _Compiled:
     def divide(values: Mapping[str, Values]) -> Values:
-        divisor = np.asarray(right(values), dtype=np.int64)
+        divisor, dividend = np.asarray(right(values)), np.asarray(left(values))
         safe = np.where(divisor == 0, 1, divisor)
-        dividend = np.asarray(left(values), dtype=np.int64)
-        result: NDArray[np.int64] = dividend % safe if remainder else dividend // safe
-        return result
+        return dividend % safe if remainder else dividend // safe
 
     return divide
 

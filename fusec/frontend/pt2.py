@@ -8,10 +8,13 @@ mapped where they lie.  Source: torch/_export/serde/schema.py, version 8.
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -313,7 +316,7 @@ class _Reader:
         """An expression over integers; `None` for any other."""
         text = str(held["expr_str"])
         if text not in self.dims:
-            self.dims[text] = _read_expression(text)
+            self.dims[text] = read_expression(text)
         dim = self.dims[text]
         hint = held.get("hint") or {}
         if isinstance(dim, symbolic.Expr) and isinstance(hint.get("as_int"), int):
@@ -613,10 +616,53 @@ def guard_shapes(
 
 # --- size expressions -----------------------------------------------------------------------
 
-_TOKEN = re.compile(r"\s*(?:(-?\d+)|'([A-Za-z_]\w*)'|([A-Za-z_]\w*)|([(),=*/%+-]))")
+_TOKEN = re.compile(r"\s*(?:(-?\d+)|'([A-Za-z_]\w*|-?[\d.]+)'|([A-Za-z_]\w*)|([(),=*/%+-]))")
+
+MAX_DIVISOR = 1 << 15
+"""Numbers with a fraction are read where they are whole multiples of one part in so many."""
 
 
-def _read_expression(text: str) -> Dim | None:
+@dataclass(frozen=True, slots=True)
+class _Real:
+    """`top / by`, on the way to a size: floats that are exact for every size.
+
+    So are sums and products of whole multiples of a power of two; a quotient by another number
+    can only be rounded.
+    """
+
+    top: Dim
+    by: int
+
+    @staticmethod
+    def of(value: Dim | _Real) -> _Real:
+        """`value`, if one can reckon with it."""
+        real = value if isinstance(value, _Real) else _Real(value, 1)
+        if real.by & (real.by - 1) or real.by > MAX_DIVISOR:
+            raise ParseError("a size is computed by floats that are not exact")
+        return real
+
+    def __add__(self, other: _Real) -> _Real:
+        return _Real(self.top * other.by + other.top * self.by, self.by * other.by)
+
+    def __mul__(self, other: _Real) -> _Real:
+        return _Real(self.top * other.top, self.by * other.by)
+
+    def over(self, other: _Real) -> _Real:
+        """The quotient by a positive number."""
+        if not isinstance(other.top, int) or other.top <= 0:
+            raise ParseError("a size is divided by another one as floats")
+        return _Real(self.top * other.by, self.by * other.top)
+
+    def rounded(self, name: str) -> Dim:
+        """The integer that is `FloorToInt`, `CeilToInt` or `TruncToInt` of it."""
+        if name == "CeilToInt":
+            return symbolic.ceil_divide(self.top, self.by)
+        if name == "TruncToInt" and symbolic.bounds(self.top, {})[0] < 0:
+            raise ParseError("a size is cut off a number that may be negative")
+        return symbolic.floor_divide(self.top, self.by)
+
+
+def read_expression(text: str) -> Dim | None:
     """An expression as sympy's `srepr` writes it, or in plain infix; `None` if it is neither."""
     if "(" not in text:
         return _infix(text)
@@ -634,7 +680,7 @@ def _read_expression(text: str) -> Dim | None:
         dim, end = _call(tokens, 0, 0)
     except (ParseError, IndexError, ValueError):
         return _infix(text)
-    return dim if end == len(tokens) else _infix(text)
+    return dim if end == len(tokens) and not isinstance(dim, _Real) else _infix(text)
 
 
 def _infix(text: str) -> Dim | None:
@@ -644,7 +690,7 @@ def _infix(text: str) -> Dim | None:
         return None
 
 
-def _call(tokens: Sequence[str], at: int, depth: int) -> tuple[Dim, int]:
+def _call(tokens: Sequence[str], at: int, depth: int) -> tuple[Dim | _Real, int]:
     """`Name(argument, ..., keyword=word)` from token `at`, and the token after it."""
     if depth > MAX_DEPTH:
         raise ParseError("a size expression nests too deeply")
@@ -652,15 +698,17 @@ def _call(tokens: Sequence[str], at: int, depth: int) -> tuple[Dim, int]:
     if tokens[at + 1] != "(":
         raise ParseError(f"unexpected `{name}`")
     at += 2
-    if name in ("Symbol", "Integer"):
+    if name in ("Symbol", "Integer", "Float"):
         first = tokens[at]
         while tokens[at] != ")":
             at += 1
+        if name == "Float":
+            return _Real(*Fraction(float(first.strip("'"))).as_integer_ratio()), at + 1
         value: Dim = symbolic.symbol(first.strip("'")) if name == "Symbol" else int(first)
-        if name == "Symbol" and first[:1] != "'":
+        if name == "Symbol" and not first.strip("'").isidentifier():
             raise ParseError(f"`{first}` is not a name")
         return value, at + 1
-    arguments: list[Dim] = []
+    arguments: list[Dim | _Real] = []
     while tokens[at] != ")":
         argument, at = _call(tokens, at, depth + 1)
         arguments.append(argument)
@@ -668,18 +716,27 @@ def _call(tokens: Sequence[str], at: int, depth: int) -> tuple[Dim, int]:
     return _combined(name, arguments), at + 1
 
 
-def _combined(name: str, arguments: Sequence[Dim]) -> Dim:
+def _combined(name: str, arguments: Sequence[Dim | _Real]) -> Dim | _Real:
+    if name in ("FloorToInt", "CeilToInt", "TruncToInt"):
+        (argument,) = arguments
+        return argument.rounded(name) if isinstance(argument, _Real) else argument
+    if name in ("ToFloat", "FloatTrueDiv", "IntTrueDiv"):
+        first, *others = map(_Real.of, arguments)
+        return first.over(*others) if others else first
+    if name in ("Add", "Mul") and any(isinstance(argument, _Real) for argument in arguments):
+        reals = map(_Real.of, arguments)
+        return functools.reduce(_Real.__add__ if name == "Add" else _Real.__mul__, reals)
+    dims = [argument for argument in arguments if not isinstance(argument, _Real)]
+    if len(dims) != len(arguments):
+        raise ParseError(f"`{name}` of numbers that are not integers")
     if name == "Add":
-        total: Dim = 0
-        for argument in arguments:
-            total = total + argument
-        return total
+        return functools.reduce(operator.add, dims)
     if name == "Mul":
-        return symbolic.product(tuple(arguments))
-    if name == "Pow" and len(arguments) == 2 and isinstance(arguments[1], int):
-        if not 0 <= arguments[1] <= symbolic.MAX_POWER:
+        return symbolic.product(dims)
+    if name == "Pow" and len(dims) == 2 and isinstance(dims[1], int):
+        if not 0 <= dims[1] <= symbolic.MAX_POWER:
             raise ParseError("the exponent of a size is too large")
-        return symbolic.product([arguments[0]] * arguments[1])
-    if name not in symbolic.FUNCTIONS or (name not in ("Min", "Max") and len(arguments) != 2):
+        return symbolic.product([dims[0]] * dims[1])
+    if name not in symbolic.FUNCTIONS or (name not in ("Min", "Max") and len(dims) != 2):
         raise ParseError(f"unknown function `{name}`")
-    return symbolic.FUNCTIONS[name](*arguments)
+    return symbolic.FUNCTIONS[name](*dims)

@@ -20,7 +20,7 @@ from torch.export import Dim
 from fusec import symbolic
 from fusec.diagnostics import InputError, UsageError
 from fusec.frontend import load_source
-from fusec.frontend.pt2 import _read_expression, output_names, read_pt2
+from fusec.frontend.pt2 import output_names, read_expression, read_pt2
 from fusec.frontend.tensors import tensor_of
 from fusec.ir import parse_graph, print_graph
 from fusec.ir.interpret import interpret
@@ -369,10 +369,17 @@ def test_a_size_that_was_fixed_in_silence_is_static(tmp_path: Path) -> None:
         ("FloorDiv(Add(Symbol('a'), Integer(7)), Integer(8))", "(a + 7)//8"),
         ("Max(Integer(1), Mod(Symbol('a'), Integer(8)))", "max(1, a % 8)"),
         ("s0 + 2*s1", "s0 + 2*s1"),
+        ("TruncToInt(Mul(Float('0.75', precision=53), ToFloat(Symbol('a'))))", "3*a//4"),
+        ("FloorToInt(IntTrueDiv(Symbol('a'), Integer(3)))", "a//3"),
+        (
+            "CeilToInt(FloatTrueDiv(Add(ToFloat(Symbol('a')), Float('-0.5', precision=53)), "
+            "Float('1.0', precision=53)))",
+            "(2*a)//2",
+        ),
     ],
 )
 def test_size_expressions(text: str, meaning: str) -> None:
-    assert _read_expression(text) == symbolic.parse_dim(meaning)
+    assert read_expression(text) == symbolic.parse_dim(meaning)
 
 
 @pytest.mark.parametrize(
@@ -386,10 +393,16 @@ def test_size_expressions(text: str, meaning: str) -> None:
         "Add(" * 200 + "Integer(1)" + ")" * 200,
         "().__class__",
         "Symbol('a b')",
+        "Symbol('0.5')",
+        "Float('0.5', precision=53)",
+        "TruncToInt(Mul(Float('0.1', precision=53), ToFloat(Symbol('a'))))",  # 0.1 * 10 is rounded
+        "TruncToInt(Mul(IntTrueDiv(Symbol('a'), Integer(3)), Float('3.0', precision=53)))",
+        "TruncToInt(Add(ToFloat(Symbol('a')), Float('-8.5', precision=53)))",  # cut off upwards
+        "FloorToInt(FloatTrueDiv(ToFloat(Symbol('a')), Float('-2.0', precision=53)))",
     ],
 )
 def test_other_text_is_not_a_size(text: str) -> None:
-    assert _read_expression(text) is None
+    assert read_expression(text) is None
 
 
 def test_output_names_without_a_tree() -> None:

@@ -46,6 +46,8 @@ def _read(
         ("L['args'][0].size()[0] <= 50", (1, 49)),
         ("L['x'].shape[0] <= 64", (1, 64)),
         ("L['x'].size()[0] % 8 == 0", (40, 40)),
+        ("math.trunc(0.25*torch.sym_float(L['x'].size()[0])) == 10", (40, 43)),
+        ("math.ceil(torch.sym_float(L['x'].size()[0]) / 8.0) <= 5", (1, 40)),
     ],
 )
 def test_a_guard_cuts_the_range(guard: str, expected: Range) -> None:
