@@ -625,6 +625,12 @@ def test_images_are_resampled_to_sizes_that_are_not_fixed(sizes: tuple[int, ...]
         return (
             *(F.interpolate(x, tuple(y.shape), **kind) for kind in RESAMPLED),
             *(F.interpolate(x, scale_factor=2.0, **kind) for kind in RESAMPLED[:2]),
+            *(
+                F.interpolate(x, tuple(y.shape), mode=mode, antialias=True, align_corners=align)
+                for mode in ("bilinear", "bicubic")
+                for align in (False, True)
+            ),
+            F.interpolate(x, scale_factor=2.0, mode="bicubic", antialias=True),
             F.interpolate(x, (3, 8), mode="bilinear"),
         )
 

@@ -664,6 +664,38 @@ def _by_position(
     return total
 
 
+def _by_filter(
+    build: Builder, x: Val, axis: int, out: Dim, align: bool, scale: float | None, cubic: bool
+) -> Val:
+    """Resample one axis with antialiasing: `_antialias_matrix` is computed when it runs."""
+    wide = "f64" if x.dtype == "f64" else "f32"
+    size = x.shape[axis]
+
+    def number(value: Dim) -> Val:
+        return build.cast(build.scalar(value, "i64"), wide)
+
+    def places(count: Dim) -> Val:
+        return build.cast(build.iota(count), wide) + 0.5
+
+    if align:
+        ratio = number(size - 1) / number(symbolic.maximum(out - 1, 1))
+    else:
+        ratio = build.scalar(1 / scale, wide) if scale else number(size) / number(out)
+    stretch = build.emit("maximum", ratio, number(1))
+    offset = build.unsqueeze(places(size), 1) - build.unsqueeze(places(out), 0) * ratio
+    distance = build.emit("abs", offset / stretch)
+    one = number(1)
+    if cubic:
+        beyond = build.emit("minimum", build.emit("maximum", distance, one), number(2))
+        matrix = _near(build.emit("minimum", distance, one), -0.5) + _far(beyond, -0.5)
+    else:
+        matrix = build.emit("maximum", -distance + 1.0, number(0))
+    matrix = matrix / build.reduce("reduce_sum", matrix, (0,), True)
+    moved = build.move(x, axis, x.rank - 1)
+    product = build.emit("matmul", moved, build.cast(matrix, x.dtype))
+    return build.move(product, x.rank - 1, axis)
+
+
 Resampler = Callable[[int, int, bool, float | None], Array]
 
 
@@ -676,10 +708,12 @@ def _resample(
         sizes = static((x.shape[axis], out[axis]))
         scale = scales[axis - 2] if axis - 2 < len(scales) else None
         if sizes is None:
+            cubic = "cubic" in build.origin.op
             if "_aa" in build.origin.op:
-                raise build.unsupported(f"`{build.origin.op}` of a size that is not fixed")
+                x = _by_filter(build, x, axis, out[axis], align, scale, cubic)
+                continue
             place = _place(build, x.shape[axis], out[axis], align, scale)
-            x = _by_position(build, x, axis, out[axis], place, "cubic" in build.origin.op)
+            x = _by_position(build, x, axis, out[axis], place, cubic)
         elif sizes[0] != sizes[1] or (scale is not None and scale != 1):
             x = _along(build, x, axis, make(sizes[0], sizes[1], align, scale))
         if dtype == "u8":  # after each axis, as PyTorch does
