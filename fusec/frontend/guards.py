@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusec import symbolic
+from fusec.frontend.aten import AtenGraph, AtenSymbol, Ref
 from fusec.symbolic import Dim, Range
 
 DENSE = 4096
@@ -66,6 +68,20 @@ class _State:
     unread: list[str] = field(default_factory=list)
 
 
+def asserted(graph: AtenGraph) -> list[str]:
+    """What a program checks of its sizes when it runs: guards that `torch.export` has put off.
+
+    They are expressions over symbols, in infix or as sympy's `srepr` writes them.
+    """
+    texts: dict[str, str] = {}
+    found: list[str] = []
+    for node in graph.nodes:
+        texts |= {value.name: value.text for value in node.outputs if isinstance(value, AtenSymbol)}
+        if node.target == "aten._assert_scalar.default" and isinstance(node.args[0], Ref):
+            found.append(texts.get(node.args[0].name, ""))
+    return found
+
+
 def read_guards(
     guards: Iterable[str],
     shapes: Shapes,
@@ -75,21 +91,23 @@ def read_guards(
     """Find the part of `ranges` in which all `guards` hold.
 
     Args:
-        guards: Python expressions over `L[...].size()[i]`, as `torch.export` writes them.
+        guards: Python expressions over `L[...].size()[i]`, as `torch.export` writes them, or over
+            symbols.
         shapes: the sizes that those expressions mean.
         ranges: what the export claims for each symbol.
         hints: the size each symbol had when the export was made; every guard held there.
     """
     state = _State({name: ranges.get(name, (0, None)) for name in hints}, hints)
     for text in dict.fromkeys(guards):
-        if ".size()" not in text and "shape" not in text:
+        symbols = hints.keys() & _SYMBOL.findall(text)
+        if ".size()" not in text and "shape" not in text and not symbols:
             continue
         try:
             for test in _conjuncts(_parsed(text)):
                 _apply(test, text, shapes, state)
         except _UnreadError:
             state.unread.append(text)
-            for name in _mentioned(text, shapes):
+            for name in symbols | _mentioned(text, shapes):
                 if name in hints:
                     state.ranges[name] = (hints[name], hints[name])
                     state.reasons.setdefault(name, text)
@@ -225,18 +243,40 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Values, Values], Values]] = {
 }
 _FLOATS: Mapping[str, Callable[[Values], Values]] = {
     "torch.sym_float": lambda a: np.asarray(a, dtype=np.float64),
+    "ToFloat": lambda a: np.asarray(a, dtype=np.float64),
     "math.floor": np.floor,
+    "FloorToInt": np.floor,
     "math.ceil": np.ceil,
+    "CeilToInt": np.ceil,
     "math.trunc": np.trunc,
+    "TruncToInt": np.trunc,
+    "Not": np.logical_not,
 }
 _RELATIONS: Mapping[str, type[ast.cmpop]] = {
     "Eq": ast.Eq,
+    "Equality": ast.Eq,
     "Ne": ast.NotEq,
+    "Unequality": ast.NotEq,
     "Lt": ast.Lt,
+    "StrictLessThan": ast.Lt,
     "Le": ast.LtE,
+    "LessThan": ast.LtE,
     "Gt": ast.Gt,
+    "StrictGreaterThan": ast.Gt,
     "Ge": ast.GtE,
+    "GreaterThan": ast.GtE,
 }
+_JOINS: Mapping[str, Callable[..., object]] = {
+    "min": np.minimum,
+    "Min": np.minimum,
+    "max": np.maximum,
+    "Max": np.maximum,
+    "Add": np.add,
+    "Mul": np.multiply,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+}
+_SYMBOL = re.compile(r"\b[a-z]+\d+\b")
 
 
 def _compile(
@@ -257,7 +297,12 @@ def _expression(node: ast.expr, shapes: Shapes, used: set[str], depth: int) -> _
     match node:
         case ast.Constant(value=bool() | int() | float() as value):
             return lambda _: value
-        case ast.Subscript() | ast.Name():
+        case ast.Call(func=ast.Name(id="Integer"), args=[number]):
+            return inner(number)
+        case ast.Call(func=ast.Name(id="Float"), args=[ast.Constant(value=str() as number)]):
+            held = float(number)
+            return lambda _: held
+        case ast.Subscript() | ast.Name() | ast.Call(func=ast.Name(id="Symbol")):
             dim = _size(node, shapes)
             used |= symbolic.symbols_of(dim)
             return lambda values: _value(dim, values)
@@ -282,13 +327,11 @@ def _expression(node: ast.expr, shapes: Shapes, used: set[str], depth: int) -> _
             return _apply_binary(_BINARY[type(operator)], inner(left), inner(right))
         case ast.Compare(left=left, ops=operators, comparators=rights):
             return _comparison([inner(left), *map(inner, rights)], [type(op) for op in operators])
+        case ast.Call(func=called, args=[argument], keywords=[]) if ast.unparse(called) in _FLOATS:
+            apply, part = _FLOATS[ast.unparse(called)], inner(argument)
+            return lambda values: apply(part(values))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if arguments:
             return _function(name, [inner(argument) for argument in arguments])
-        case ast.Call(func=ast.Attribute() as name, args=[argument], keywords=[]) if (
-            ast.unparse(name) in _FLOATS
-        ):
-            apply, part = _FLOATS[ast.unparse(name)], inner(argument)
-            return lambda values: apply(part(values))
     raise _UnreadError
 
 
@@ -323,10 +366,11 @@ def _comparison(parts: Sequence[_Compiled], operators: Sequence[type[ast.cmpop]]
 
 
 def _function(name: str, arguments: Sequence[_Compiled]) -> _Compiled:
-    name = name.lower() if name in ("Min", "Max") else name
-    if name in ("min", "max"):
-        join = np.minimum if name == "min" else np.maximum
+    if name in _JOINS:
+        join = _JOINS[name]
         return lambda values: _joined(join, [argument(values) for argument in arguments])
+    if name in ("FloatTrueDiv", "IntTrueDiv") and len(arguments) == 2:
+        return _apply_binary(_BINARY[ast.Div], *arguments)
     if name in ("FloorDiv", "CleanDiv", "Mod", "PythonMod") and len(arguments) == 2:
         return _division(arguments[0], arguments[1], "Mod" in name)
     if name in _RELATIONS and len(arguments) == 2:
@@ -342,8 +386,12 @@ def _joined(join: Callable[..., object], parts: Sequence[object]) -> Values:
 
 
 def _size(node: ast.expr, shapes: Shapes) -> Dim:
-    """What `L['x'].size()[1]` means."""
+    """What `L['x'].size()[1]` means, or a symbol."""
     match node:
+        case ast.Name(id=name) if _SYMBOL.fullmatch(name):
+            return symbolic.symbol(name)
+        case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str() as name)]):
+            return symbolic.symbol(name)
         case ast.Subscript(
             value=ast.Call(func=ast.Attribute(value=owner, attr="size"), args=[], keywords=[]),
             slice=ast.Constant(value=int() as axis),
@@ -381,6 +429,8 @@ def _value(dim: Dim, values: Mapping[str, Values]) -> Values:
 def _bare_equality(test: ast.expr, shapes: Shapes) -> tuple[str, str] | None:
     match test:
         case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+            pass
+        case ast.Call(func=ast.Name(id="Eq" | "Equality"), args=[left, right]):
             pass
         case _:
             return None

@@ -17,7 +17,7 @@ from fusec.frontend.aten import (
     AtenValue,
 )
 from fusec.frontend.dims import DimSpec, narrowed, range_text
-from fusec.frontend.guards import Shapes, read_guards
+from fusec.frontend.guards import Shapes, asserted, read_guards
 from fusec.symbolic import Dim, Expr, Range
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels")
@@ -62,6 +62,7 @@ def promise(
     Raises:
         InputError: a range is asked for that the program does not hold for.
     """
+    guards = [*guards, *asserted(program.graph)]
     reading = read_guards(guards, shapes, program.symbols, hints)
     notes: list[str] = []
     named = dict(names or {})

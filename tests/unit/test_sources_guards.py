@@ -46,6 +46,13 @@ def _read(
         ("L['args'][0].size()[0] <= 50", (1, 49)),
         ("L['x'].shape[0] <= 64", (1, 64)),
         ("L['x'].size()[0] % 8 == 0", (40, 40)),
+        ("Eq(Mod(s0, 8), 0)", (40, 40)),
+        (
+            "Equality(Mod(Symbol('s0', positive=True, integer=True), Integer(8)), Integer(0))",
+            (40, 40),
+        ),
+        ("LessThan(Mul(Float('0.5', precision=53), ToFloat(Symbol('s0'))), Integer(25))", (1, 50)),
+        ("(s0 < 100) & (s0 > 5)", (40, 40)),  # is not read
         ("math.trunc(0.25*torch.sym_float(L['x'].size()[0])) == 10", (40, 43)),
         ("math.ceil(torch.sym_float(L['x'].size()[0]) / 8.0) <= 5", (1, 40)),
     ],

@@ -357,6 +357,25 @@ def test_guards_are_read_where_an_argument_is_a_constant(tmp_path: Path) -> None
         assert load_source(source).graph.symbols["batch"][1] == 20
 
 
+def test_what_a_program_checks_when_it_runs_is_a_guard(tmp_path: Path) -> None:
+    class Even(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if x.shape[0] % 2 == 0 else x * 3
+
+    given = torch.randn(6, 3)
+    live = load_source(Even(), example_inputs=given, dynamic_shapes=({0: "rows"},))
+    assert _types(live.graph) == ["f32[6, 3]"]
+    assert any("`rows`, but holds for 6: `Eq(Mod(" in note for note in live.notes)
+    program = torch.export.export(
+        Even(),
+        (given,),
+        dynamic_shapes=({0: Dim("rows")},),
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    torch.export.save(program, tmp_path / "even.pt2")
+    assert _types(load_source(tmp_path / "even.pt2").graph) == ["f32[6, 3]"]
+
+
 def test_guards_of_arguments_without_a_name_are_read() -> None:
     class Product(torch.nn.Module):
         def forward(self, *given: torch.Tensor) -> torch.Tensor:
