@@ -10,7 +10,7 @@ into    rope(x, cos, sin) {style, rotary_dim, deinterleave}
 
 The tables stay computed values.  A table that is as wide as the rotated part holds each angle
 twice; that it does is shown from how it was computed: from a concat of one value with itself, a
-repeat of each element, or a stored table.
+repeat of each element, or a stored table; pairs may also lie side by side, for several axes.
 
 Leaves it alone when
   layout  the parts are not the two halves, or the even and odd elements, of one stretch of a row

@@ -45,8 +45,10 @@ def angles_repeat(graph: Graph, value: str, *, pairs: bool, depth: int = 0) -> b
         case "transpose":
             return ints_attr(node.attrs, "perm")[-1] == last and known(node.inputs[0])
         case "concat" if int_attr(node.attrs, "axis") == last:
+            if pairs:
+                return all(_whole_pairs(graph, part) and known(part) for part in node.inputs)
             half = len(node.inputs) // 2
-            return not pairs and node.inputs[:half] == node.inputs[half:]
+            return node.inputs[:half] == node.inputs[half:]
         case "slice" | "concat" | "flip" | "take" if not _along_last(graph, node):
             tables = node.inputs[:1] if node.op == "take" else node.inputs
             return all(known(operand) for operand in tables)
@@ -91,6 +93,11 @@ def turn_by_one_angle(graph: Graph, cos: str, sin: str, bits: int, depth: int = 
         turn_by_one_angle(graph, *pair, bits, depth + 1)
         for pair in zip(of_cos.inputs[:tables], of_sin.inputs[:tables], strict=True)
     )
+
+
+def _whole_pairs(graph: Graph, value: str) -> bool:
+    size = graph.type(value).shape[-1]
+    return isinstance(size, int) and size % 2 == 0
 
 
 def _along_last(graph: Graph, node: Node) -> bool:
