@@ -231,6 +231,8 @@ _BINARY: Mapping[type[ast.operator], Callable[[Values, Values], Values]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
+    ast.BitAnd: np.logical_and,
+    ast.BitOr: np.logical_or,
     ast.Div: lambda a, b: np.true_divide(a, np.where(b == 0, np.nan, b)),
 }
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Values, Values], Values]] = {
@@ -309,7 +311,7 @@ def _expression(node: ast.expr, shapes: Shapes, used: set[str], depth: int) -> _
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             part = inner(operand)
             return lambda values: -part(values)
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
+        case ast.UnaryOp(op=ast.Not() | ast.Invert(), operand=operand):
             part = inner(operand)
             return lambda values: np.logical_not(part(values))
         case ast.BoolOp(op=operator, values=parts):

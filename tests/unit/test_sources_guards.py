@@ -52,7 +52,7 @@ def _read(
             (40, 40),
         ),
         ("LessThan(Mul(Float('0.5', precision=53), ToFloat(Symbol('s0'))), Integer(25))", (1, 50)),
-        ("(s0 < 100) & (s0 > 5)", (40, 40)),  # is not read
+        ("(s0 < 100) & (~(s0 <= 5) | (s0 > 9))", (6, 99)),
         ("math.trunc(0.25*torch.sym_float(L['x'].size()[0])) == 10", (40, 43)),
         ("math.ceil(torch.sym_float(L['x'].size()[0]) / 8.0) <= 5", (1, 40)),
     ],
