@@ -489,8 +489,18 @@ class _Translation:
             return _Tensor(record, first.storage, value, first.storage.version, first, result)
         if isinstance(result, SymFloat):
             result = result.value
+        if isinstance(result, Val):
+            result = self._decided(result, self._shape(record))
         self._check(result, record, node)
         return _Tensor(record, _Storage(), result, 0)
+
+    def _decided(self, value: Val, shape: tuple[Dim, ...]) -> Val:
+        """`value` with the sizes that are numbers in `shape`, where ranges leave no other."""
+        for axis, (ours, theirs) in enumerate(zip(value.shape, shape, strict=False)):
+            if isinstance(ours, Expr) and isinstance(theirs, int):
+                if symbolic.simplify(ours, self.graph.symbols) == theirs:
+                    value = self.build.slice(value, axis, 0, theirs)
+        return value
 
     def _check(self, value: Val | Complex, record: AtenTensor, node: AtenNode) -> None:
         """What the translation made is what the export recorded."""

@@ -376,6 +376,27 @@ def test_what_a_program_checks_when_it_runs_is_a_guard(tmp_path: Path) -> None:
     assert _types(load_source(tmp_path / "even.pt2").graph) == ["f32[6, 3]"]
 
 
+def test_sizes_that_a_range_decides_are_numbers() -> None:
+    class Patches(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            patches: torch.Tensor = self.conv(x).flatten(2)
+            return patches if x.shape[2] // 2 == 8 else patches * 2
+
+    module = Patches()
+    given = torch.randn(2, 3, 16, 12)
+    program = torch.export.export(module, (given,), dynamic_shapes=({2: Dim.AUTO, 3: Dim.AUTO},))
+    graph = load_source(program).graph
+    assert next(iter(graph.symbols.values())) == (16, 17)
+    for size in ((16, 12), (17, 9)):
+        x = torch.randn(2, 3, *size)
+        (found,) = interpret(graph, {"x": x.numpy()}).values()
+        np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_guards_of_arguments_without_a_name_are_read() -> None:
     class Product(torch.nn.Module):
         def forward(self, *given: torch.Tensor) -> torch.Tensor:
