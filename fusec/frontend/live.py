@@ -629,6 +629,9 @@ def _axis_name(held: Any, specs: dict[str, DimSpec]) -> str | None:
     if not isinstance(name, str):
         hint = 'name the axis: `{"x": {0: "batch"}}`'
         raise UsageError(f"`{held}` does not name an axis", hint=hint)
+    if hasattr(held, "root"):
+        hint = "give the program that `torch.export.export(module, args, ...)` makes with it"
+        raise UsageError(f"`{name}` is computed from a size, and is not the name of one", hint=hint)
     if not isinstance(held, str) and name not in specs:
         least, most = int(getattr(held, "min", 1)), getattr(held, "max", None)
         bounded = isinstance(most, int) and most < 1 << 40

@@ -193,6 +193,18 @@ def test_a_container_may_have_no_dynamic_axes(pair: Any) -> None:
     assert _types(graph) == ["f32[rows, 3]", "f32[3]", "f32[3]"]
 
 
+def test_a_program_may_have_sizes_that_are_multiples() -> None:
+    class Halved(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(2, -1)
+
+    rows = Dim("rows", min=2, max=9)
+    program = torch.export.export(Halved(), (torch.ones(8),), dynamic_shapes=({0: 2 * rows},))
+    graph = load_source(program).graph
+    (half,) = graph.symbols
+    assert _types(graph) == [f"f32[2*{half}]"]
+
+
 def test_the_dtype_is_changed_in_a_copy(inputs: dict[str, torch.Tensor]) -> None:
     net = Net()
     halves = {name: value.bfloat16() for name, value in inputs.items()}
@@ -248,6 +260,13 @@ def test_the_dtype_is_changed_in_a_copy(inputs: dict[str, torch.Tensor]) -> None
                 "dynamic_shapes": (None, ({0: "a"},)),
             },
             "does not fit an input of 2 parts",
+        ),
+        (
+            {
+                "example_inputs": (torch.ones(2, 3, 6), torch.ones(2, 3)),
+                "dynamic_shapes": ({0: 2 * Dim("a")}, None),
+            },
+            r"`2\*a` is computed from a size",
         ),
         (
             {
