@@ -667,9 +667,8 @@ def _by_position(
 def _by_filter(
     build: Builder, x: Val, axis: int, out: Dim, align: bool, scale: float | None, cubic: bool
 ) -> Val:
-    """Resample one axis with antialiasing: `_antialias_matrix` is computed when it runs."""
-    wide = "f64" if x.dtype == "f64" else "f32"
-    size = x.shape[axis]
+    """Resample an axis of `x`, f32 or f64: `_antialias_matrix` is computed when it runs."""
+    wide, size = x.dtype, x.shape[axis]
 
     def number(value: Dim) -> Val:
         return build.cast(build.scalar(value, "i64"), wide)
@@ -692,7 +691,7 @@ def _by_filter(
         matrix = build.emit("maximum", -distance + 1.0, number(0))
     matrix = matrix / build.reduce("reduce_sum", matrix, (0,), True)
     moved = build.move(x, axis, x.rank - 1)
-    product = build.emit("matmul", moved, build.cast(matrix, x.dtype))
+    product = build.emit("matmul", moved, matrix)
     return build.move(product, x.rank - 1, axis)
 
 
@@ -707,11 +706,10 @@ def _resample(
     for axis in reversed(range(2, x.rank)):
         sizes = static((x.shape[axis], out[axis]))
         scale = scales[axis - 2] if axis - 2 < len(scales) else None
-        if sizes is None:
-            cubic = "cubic" in build.origin.op
-            if "_aa" in build.origin.op:
-                x = _by_filter(build, x, axis, out[axis], align, scale, cubic)
-                continue
+        cubic = "cubic" in build.origin.op
+        if sizes is None and "_aa" in build.origin.op:
+            x = _by_filter(build, x, axis, out[axis], align, scale, cubic)
+        elif sizes is None:
             place = _place(build, x.shape[axis], out[axis], align, scale)
             x = _by_position(build, x, axis, out[axis], place, cubic)
         elif sizes[0] != sizes[1] or (scale is not None and scale != 1):
