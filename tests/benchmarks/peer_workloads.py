@@ -5,6 +5,7 @@ A workload is one program at one size in one dtype.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ def workloads(smoke: bool) -> Iterator[Workload]:
     yield from _linears(smoke)
     yield from _experts(smoke)
     yield from _models(smoke)
+    yield from _others(smoke)
 
 
 def _llama(smoke: bool) -> Iterator[Workload]:
@@ -274,6 +276,158 @@ def _models(smoke: bool) -> Iterator[Workload]:
             yield Workload(f"models/{name}/{dtype}", dtype, build, goal=1.3)
 
 
+@dataclass(frozen=True)
+class Other:
+    """A model that is no sample, at the depth and width that are timed.
+
+    Attributes:
+        config: a configuration class of transformers.
+        model: a model class of transformers.
+        settings: of the configuration.
+        tiny: the same for `--smoke`.
+        shape: of its input: tokens if it has two sizes, else pixels.
+        tiny_shape: the same for `--smoke`.
+    """
+
+    config: str
+    model: str
+    settings: Mapping[str, Any]
+    tiny: Mapping[str, Any]
+    shape: tuple[int, ...]
+    tiny_shape: tuple[int, ...]
+
+
+_TOKENS, _TINY_TOKENS = (4, 256), (2, 12)
+_IMAGES = (2, 3, 224, 224)
+
+OTHERS: Mapping[str, Other] = {
+    "gpt2": Other(
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        {"n_embd": 1024, "n_layer": 4, "n_head": 16},
+        {"n_embd": 64, "n_layer": 1, "n_head": 4},
+        _TOKENS,
+        _TINY_TOKENS,
+    ),
+    "gemma3": Other(
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "head_dim": 64,
+            "sliding_window": 128,
+        },
+        {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+        _TOKENS,
+        _TINY_TOKENS,
+    ),
+    "mamba2": Other(
+        "Mamba2Config",
+        "Mamba2ForCausalLM",
+        {
+            "hidden_size": 1024,
+            "num_hidden_layers": 4,
+            "num_heads": 32,
+            "head_dim": 64,
+            "n_groups": 1,
+        },
+        {"hidden_size": 32, "num_hidden_layers": 1, "num_heads": 4, "head_dim": 16, "n_groups": 1},
+        (2, 256),
+        _TINY_TOKENS,
+    ),
+    "modernbert": Other(
+        "ModernBertConfig",
+        "ModernBertForMaskedLM",
+        {"num_hidden_layers": 4},
+        {
+            "num_hidden_layers": 1,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_attention_heads": 4,
+        },
+        _TOKENS,
+        _TINY_TOKENS,
+    ),
+    "vit": Other(
+        "ViTConfig",
+        "ViTForImageClassification",
+        {"num_hidden_layers": 4},
+        {
+            "num_hidden_layers": 1,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_attention_heads": 4,
+            "image_size": 32,
+        },
+        _IMAGES,
+        (2, 3, 32, 32),
+    ),
+    "swin": Other(
+        "SwinConfig",
+        "SwinForImageClassification",
+        {},
+        {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "image_size": 56},
+        _IMAGES,
+        (2, 3, 56, 56),
+    ),
+    "convnext": Other(
+        "ConvNextConfig",
+        "ConvNextForImageClassification",
+        {},
+        {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]},
+        _IMAGES,
+        (2, 3, 32, 32),
+    ),
+    "resnet": Other(
+        "ResNetConfig",
+        "ResNetForImageClassification",
+        {},
+        {"depths": [1, 1], "hidden_sizes": [16, 32], "embedding_size": 8},
+        _IMAGES,
+        (2, 3, 32, 32),
+    ),
+}
+
+
+def _others(smoke: bool) -> Iterator[Workload]:
+    for name, other in OTHERS.items():
+        for dtype in DTYPES:
+
+            def build(other: Other = other, dtype: str = dtype) -> Built:
+                import transformers
+                from models import random_model
+
+                config = getattr(transformers, other.config)(
+                    **(other.tiny if smoke else other.settings)
+                )
+                shape = other.tiny_shape if smoke else other.shape
+                if len(shape) == 2:
+                    config.vocab_size = VOCABULARY
+                    config.use_cache = False
+                    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
+                kind = getattr(transformers, other.model)
+                model = random_model(kind, config, str(DTYPES[dtype]).removeprefix("torch."))
+                for part in model.modules():
+                    if isinstance(part, nn.Conv2d):  # `random_model` divides by the last size alone
+                        nn.init.kaiming_normal_(part.weight)
+                tokens = len(shape) == 2
+                given = torch.randint(3, VOCABULARY, shape) if tokens else torch.randn(shape)
+                return First(model), {"given": given}
+
+            yield Workload(f"others/{name}/{dtype}", dtype, build, goal=1.0)
+
+
 def in_mxfp4(*shape: int) -> Tensor:
     """Random weights that mxfp4 holds exactly, in groups of 32 of the last axis.
 
@@ -314,7 +468,7 @@ def seeded(workload: Workload) -> Built:
     torch.manual_seed(0)
     module, inputs = workload.build()
     kind = DTYPES[workload.dtype]
-    if not workload.name.startswith("models/"):  # those keep some parts in f32
+    if not workload.name.startswith(("models/", "others/")):  # those keep some parts in f32
         module = module.to(kind)
     inputs = {k: v.to(kind) if v.is_floating_point() else v for k, v in inputs.items()}
     return module.eval().requires_grad_(False), inputs
@@ -327,9 +481,11 @@ def outputs_of(result: Any) -> list[Tensor]:
 
 def reference(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """What the module gives in float64, with its weights as they are."""
-    compute_experts(module, "eager")  # grouped products have no float64
+    wide = copy.deepcopy(module).double()  # convolutions compare dtypes before they are widened
+    compute_experts(wide, "eager")  # grouped products have no float64
     with torch.no_grad(), InDouble():  # type: ignore[no-untyped-call]
-        return [each.double() for each in outputs_of(module(**inputs))]
+        given = {name: _double(value) for name, value in inputs.items()}
+        return [each.double() for each in outputs_of(wide(**given))]
 
 
 def relative_error(got: list[Tensor], wanted: list[Tensor]) -> float:
