@@ -22,20 +22,19 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from fusec.ir import Attr, Node
-from fusec.ir.types import bool_attr, str_attr
+from fusec.ir.ops.raised import AFTER_FILTERS, after_filters
+from fusec.passes.facts import gelu_name, residual_keeps_shape
 from fusec.passes.linear_epilogue import DTYPES
 from fusec.rewrite import FusionPass, Guard, Match, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
 
 ACTIVATIONS = ("silu", "gelu", "quick_gelu", "relu", "hardswish")
-FOLLOWING = ("scale", "bias", "residual")
-"""What may follow the sums, in the order of the operands."""
 
 _X, _W, _RESIDUAL = Var("x"), Var("w"), Var("residual")
 _CONVOLUTIONS = (
-    Op("conv", (_X, _W, Var("b")), name="conv"),
-    Op("conv", (_X, _W), name="conv"),
+    Op("conv", (_X, _W, Var("b")), name="product"),
+    Op("conv", (_X, _W), name="product"),
 )
 
 
@@ -43,7 +42,7 @@ def _fused(count: int, **attrs: Attr) -> Op:
     """An epilogue without an activation so far, and with `count` operands after the filters."""
     operands = tuple(Var(f"follows_{index}") for index in range(count))
     return Op(
-        "conv_epilogue", (_X, _W, *operands), name="conv", attrs={"activation": "none", **attrs}
+        "conv_epilogue", (_X, _W, *operands), name="product", attrs={"activation": "none", **attrs}
     )
 
 
@@ -86,16 +85,6 @@ def _channel(match: Match, target: Target) -> Rejection | None:
     return None
 
 
-def _shape(match: Match, target: Target) -> Rejection | None:
-    if "residual" not in match.values:
-        return None
-    result = match.graph.type(match.nodes["conv"].output)
-    residual = match.graph.type(match.values["residual"])
-    if residual.shape == result.shape:
-        return None
-    return Rejection("shape", f"`{result}` is added to `{residual}`", match.root.name)
-
-
 def _weight(match: Match, target: Target) -> Rejection | None:
     weight = match.graph.type(match.values["w"])
     if all(isinstance(size, int) for size in weight.shape):
@@ -121,16 +110,16 @@ class ConvEpilogue(FusionPass):
             for activated in _activated(sums)
         ),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_dtype, _channel, _shape, _weight)
+    guards: ClassVar[tuple[Guard, ...]] = (_dtype, _channel, residual_keeps_shape, _weight)
     beside: ClassVar[tuple[str, ...]] = ("causal_conv1d",)
 
     def site(self, match: Match) -> str:
         """The module of the convolution."""
-        return match.nodes["conv"].origin.path or super().site(match)
+        return match.nodes["product"].origin.path or super().site(match)
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the node."""
-        conv = match.nodes["conv"]
+        conv = match.nodes["product"]
         operands = _following(build, conv)
         if "scale" in match.values:
             scale, bias = (_per_filter(build, match.values[name]) for name in ("scale", "shift"))
@@ -142,9 +131,9 @@ class ConvEpilogue(FusionPass):
         attrs: dict[str, Attr] = {
             **conv.attrs,
             "activation": _activation(match.nodes.get("activation")),
-            **{f"has_{name}": name in operands for name in FOLLOWING},
+            **{f"has_{name}": name in operands for name in AFTER_FILTERS},
         }
-        follow = [operands[name] for name in FOLLOWING if name in operands]
+        follow = [operands[name] for name in AFTER_FILTERS if name in operands]
         value = build.value("conv_epilogue", [*conv.inputs[:2], *follow], attrs)
         return {match.root.output: value}
 
@@ -153,8 +142,7 @@ def _following(build: Builder, conv: Node) -> dict[str, str]:
     """What follows the sums of `conv` so far."""
     if conv.op == "conv":
         return {} if len(conv.inputs) == 2 else {"bias": _per_filter(build, conv.inputs[2])}
-    names = [name for name in FOLLOWING if bool_attr(conv.attrs, f"has_{name}")]
-    return dict(zip(names, conv.inputs[2:], strict=True))
+    return after_filters(conv.inputs, conv.attrs)
 
 
 def _per_filter(build: Builder, value: str) -> str:
@@ -177,6 +165,4 @@ def _activation(node: Node | None) -> str:
         return "none"
     if node.op == "clamp":
         return "relu6"
-    if node.op == "gelu" and str_attr(node.attrs, "approximate") == "tanh":
-        return "gelu_tanh"
-    return node.op
+    return gelu_name(node) if node.op == "gelu" else node.op

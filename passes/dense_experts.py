@@ -25,7 +25,8 @@ from typing import ClassVar
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, Attrs, dim_attr, dims_attr, int_attr, ints_attr
 from fusec.passes.attention_operands import as_type
-from fusec.passes.experts_walk import GATED, before, gelu_name, sum_dtype, untransposed
+from fusec.passes.experts_walk import GATED, before, sum_dtype, untransposed
+from fusec.passes.facts import gelu_name
 from fusec.rewrite import FusionPass, Guard, Match, Rejection
 from fusec.rewrite.driver import Builder
 from fusec.symbolic import Dim

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fusec.ir import Graph, Node
 from fusec.ir.types import Attr, dim_attr, float_attr, int_attr, ints_attr
-from fusec.passes.facts import gate_up_layout, swiglu_limit
+from fusec.passes.facts import gate_up_layout, gelu_name, swiglu_limit
 from fusec.passes.linear_epilogue import DTYPES
 from fusec.rewrite import Match, Rejection
 from fusec.symbolic import Dim
@@ -476,11 +476,6 @@ def sum_dtype(match: Match, target: Target) -> Rejection | None:
     if dtype in DTYPES:
         return None
     return Rejection("dtype", f"the experts are of {dtype}", match.root.output)
-
-
-def gelu_name(node: Node) -> str:
-    """What `moe` calls the gelu of `node`."""
-    return "gelu_tanh" if node.attrs.get("approximate") == "tanh" else "gelu"
 
 
 def _picked(graph: Graph, node: Node) -> tuple[str, str] | None:

@@ -71,6 +71,22 @@ def gate_up_layout(graph: Graph, gate: Node, up: Node) -> str | None:
     return layouts.get(tuple(windows))
 
 
+def gelu_name(node: Node) -> str:
+    """What attributes call the gelu of `node`."""
+    return "gelu_tanh" if node.attrs.get("approximate") == "tanh" else "gelu"
+
+
+def residual_keeps_shape(match: Match, target: Target) -> Rejection | None:
+    """Guard: a `residual` has the shape of the `product` that it is added to."""
+    if "residual" not in match.values:
+        return None
+    product = match.graph.type(match.nodes["product"].output)
+    residual = match.graph.type(match.values["residual"])
+    if residual.shape == product.shape:
+        return None
+    return Rejection("shape", f"`{product}` is added to `{residual}`", match.root.name)
+
+
 def known_length(match: Match, target: Target) -> Rejection | None:
     """Guard: rows of the result have a length known at compile time, which kernels of GPUs need."""
     rows = match.graph.type(match.root.output)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Attr, Node
-from fusec.ir.types import str_attr
+from fusec.passes.facts import gelu_name, residual_keeps_shape
 from fusec.rewrite import FusionPass, Guard, Match, Op, Rejection, Var
 from fusec.rewrite.driver import Builder
 from fusec.target import Target
@@ -29,8 +29,8 @@ ACTIVATIONS = ("silu", "gelu", "quick_gelu", "relu")
 DTYPES = ("bf16", "f16", "f32")
 
 _PRODUCTS = (
-    Op("linear", (Var("x"), Var("w"), Var("b")), name="linear"),
-    Op("linear", (Var("x"), Var("w")), name="linear"),
+    Op("linear", (Var("x"), Var("w"), Var("b")), name="product"),
+    Op("linear", (Var("x"), Var("w")), name="product"),
 )
 
 
@@ -38,18 +38,7 @@ def _dtype(match: Match, target: Target) -> Rejection | None:
     x = match.graph.type(match.values["x"])
     if x.dtype in DTYPES:
         return None
-    return Rejection("dtype", f"the product is of {x.dtype}", match.nodes["linear"].name)
-
-
-def _shape(match: Match, target: Target) -> Rejection | None:
-    if "residual" not in match.values:
-        return None
-    product = match.graph.type(match.nodes["linear"].output)
-    residual = match.graph.type(match.values["residual"])
-    if residual.shape == product.shape:
-        return None
-    reason = f"`{product}` is added to `{residual}`"
-    return Rejection("shape", reason, match.root.name)
+    return Rejection("dtype", f"the product is of {x.dtype}", match.nodes["product"].name)
 
 
 def _weight(match: Match, target: Target) -> Rejection | None:
@@ -81,12 +70,12 @@ class LinearEpilogue(FusionPass):
         *(Op(ACTIVATIONS, (product,)) for product in _PRODUCTS),
         *(Op("add", (product, Var("residual"))) for product in _PRODUCTS),
     )
-    guards: ClassVar[tuple[Guard, ...]] = (_dtype, _shape, _weight)
+    guards: ClassVar[tuple[Guard, ...]] = (_dtype, residual_keeps_shape, _weight)
     beside: ClassVar[tuple[str, ...]] = ("quantise", "merge_qkv", "merge_gate_up")
 
     def rewrite(self, match: Match, target: Target, build: Builder) -> Mapping[str, str]:
         """Build the node."""
-        linear = match.nodes["linear"]
+        linear = match.nodes["product"]
         attrs: dict[str, Attr] = {
             **linear.attrs,
             "activation": _activation(match.root),
@@ -102,6 +91,4 @@ def _activation(root: Node) -> str:
     """The activation of the fused node, by the name that experts have it under as well."""
     if root.op == "add":
         return "none"
-    if root.op == "gelu" and str_attr(root.attrs, "approximate") == "tanh":
-        return "gelu_tanh"
-    return root.op
+    return gelu_name(root) if root.op == "gelu" else root.op

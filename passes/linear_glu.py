@@ -20,8 +20,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fusec.ir import Attr, Graph, Node
-from fusec.ir.types import str_attr
-from fusec.passes.facts import gate_up_layout
+from fusec.passes.facts import gate_up_layout, gelu_name
 from fusec.passes.linear_epilogue import DTYPES
 from fusec.passes.merge_gate_up import GATED
 from fusec.rewrite import DecisionLog, FusionPass, Guard, Match, Rejection
@@ -103,5 +102,5 @@ class LinearGlu(FusionPass):
 def _activation(root: Node) -> str:
     """The activation of the gate, by the name that experts have it under as well."""
     if root.op == "gelu_mul":
-        return "gelu_tanh" if str_attr(root.attrs, "approximate") == "tanh" else "gelu"
+        return gelu_name(root)
     return "silu" if root.op == "silu_mul" else root.op

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 from fusec import symbolic
 from fusec.ir import Graph, Node
-from fusec.ir.types import bool_attr, int_attr, ints_attr, str_attr
+from fusec.ir.ops.raised import AFTER_FILTERS, after_filters
+from fusec.ir.types import int_attr, ints_attr, str_attr
 from fusec.kernels.launch import Call, Launch, Layout, Storage
-from fusec.kernels.linear.triton import ACTIVATIONS, linear_launches
+from fusec.kernels.linear.triton import ACTIVATIONS, activation_refusal, linear_launches
 from fusec.kernels.registry import Kernel, all_contiguous
 from fusec.kernels.triton_gemm import (
     LEAST_ROWS,
@@ -51,14 +52,10 @@ DIRECT_BLOCK = 256
 """Places of a program that goes tap by tap, at most."""
 
 
-OPERANDS = ("scale", "bias", "residual")
-"""What may follow the filters among the operands of `conv_epilogue`; of `conv` the bias."""
-
-
 def _refusal(graph: Graph, node: Node) -> str | None:
     """What no kernel of this file does."""
-    if node.op == "conv_epilogue" and str_attr(node.attrs, "activation") not in ACTIVATIONS:
-        return f"activation: it computes {', '.join(ACTIVATIONS)}"
+    if node.op == "conv_epilogue" and (refusal := activation_refusal(node)) is not None:
+        return refusal
     x, weight = map(graph.type, node.inputs[:2])
     if x.dtype not in (*FLOATS, "f64"):
         return f"dtype: it computes {', '.join(FLOATS)} and f64, not {x.dtype}"
@@ -118,8 +115,7 @@ def _following(call: Call) -> dict[str, Storage]:
     """The operands after the filters, by their names."""
     if call.node.op == "conv":
         return dict(zip(("bias",), call.inputs[2:], strict=False))
-    names = [name for name in OPERANDS if bool_attr(call.attrs, f"has_{name}")]
-    return dict(zip(names, call.inputs[2:], strict=True))
+    return after_filters(call.inputs, call.attrs)
 
 
 def _patches(call: Call) -> tuple[Launch, ...]:
@@ -189,7 +185,7 @@ def _launch(
         **{
             name: step for name, step in strides.items() if isinstance(step, int) and step in (0, 1)
         },
-        **{f"p_{name}": 0 for name in OPERANDS if name not in following},
+        **{f"p_{name}": 0 for name in AFTER_FILTERS if name not in following},
     }
     return triton_launch(
         "fusec.kernels.conv.triton_kernel",
@@ -212,7 +208,7 @@ def _launch(
             **{name: known(step) for name, step in _of_axes("STRIDE_", stride, 1).items()},
             **{name: known(size) for name, size in _of_axes("PADDING_", padding, 0).items()},
             **{name: known(step) for name, step in _of_axes("DILATION_", dilation, 1).items()},
-            **{name.upper(): int(name in following) for name in OPERANDS},
+            **{name.upper(): int(name in following) for name in AFTER_FILTERS},
             "ACTIVATION": ACTIVATIONS[activation],
             "PADDED": int(any(padding)),
         },
@@ -231,32 +227,30 @@ def _of_axes(prefix: str, values: tuple[Dim, ...], fill: int) -> dict[str, Dim]:
 def _kernel(
     name: str,
     supports: Callable[[Graph, Node, Target], str | None],
-    launch: Callable[[Call], Launch],
+    launch: Callable[[Call], Launch | tuple[Launch, ...]],
+    source: str = "conv/triton_kernel.py",
+    layouts: Callable[[Graph, Node], tuple[Layout, ...]] = _strided,
 ) -> Kernel:
     return Kernel(
         op=name.split(".")[0],
         name=name,
         provider="triton",
         families=FAMILIES,
-        source="conv/triton_kernel.py",
+        source=source,
         supports=supports,
         launch=launch,
-        layouts=_strided,
+        layouts=layouts,
         scalar_spills=SCALAR_SPILLS,
     )
 
 
 KERNELS = (
-    Kernel(
-        op="conv",
-        name="conv.triton_patches",
-        provider="triton",
-        families=FAMILIES,
+    _kernel(
+        "conv.triton_patches",
+        _supports_patches,
+        _patches,
         source="linear/triton_kernel.py",
-        supports=_supports_patches,
-        launch=_patches,
         layouts=all_contiguous,
-        scalar_spills=SCALAR_SPILLS,
     ),
     _kernel("conv.triton", _supports_product, _product),
     _kernel("conv.triton_direct", _supports_direct, _direct),

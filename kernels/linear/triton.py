@@ -55,11 +55,16 @@ def _launch(call: Call) -> tuple[Launch, ...]:
     return linear_launches(call, x, weight, bias, row_count(call.outputs[0]), n, k)
 
 
-def _supports_epilogue(graph: Graph, node: Node, target: Target) -> str | None:
+def activation_refusal(node: Node) -> str | None:
+    """Why the activation of `node` is none that `activated` computes, if so."""
     activation = str_attr(node.attrs, "activation")
-    if activation not in ACTIVATIONS:
-        return f"activation: it computes {', '.join(ACTIVATIONS)}, not {activation}"
-    return _supports(graph, node, target)
+    if activation in ACTIVATIONS:
+        return None
+    return f"activation: it computes {', '.join(ACTIVATIONS)}, not {activation}"
+
+
+def _supports_epilogue(graph: Graph, node: Node, target: Target) -> str | None:
+    return activation_refusal(node) or _supports(graph, node, target)
 
 
 def _launch_epilogue(call: Call) -> tuple[Launch, ...]:

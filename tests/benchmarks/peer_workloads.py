@@ -412,7 +412,8 @@ def _others(smoke: bool) -> Iterator[Workload]:
                     **(other.tiny if smoke else other.settings)
                 )
                 shape = other.tiny_shape if smoke else other.shape
-                if len(shape) == 2:
+                is_text = len(shape) == 2
+                if is_text:
                     config.vocab_size = VOCABULARY
                     config.use_cache = False
                     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
@@ -421,8 +422,7 @@ def _others(smoke: bool) -> Iterator[Workload]:
                 for part in model.modules():
                     if isinstance(part, nn.Conv2d):  # `random_model` divides by the last size alone
                         nn.init.kaiming_normal_(part.weight)
-                tokens = len(shape) == 2
-                given = torch.randint(3, VOCABULARY, shape) if tokens else torch.randn(shape)
+                given = torch.randint(3, VOCABULARY, shape) if is_text else torch.randn(shape)
                 return First(model), {"given": given}
 
             yield Workload(f"others/{name}/{dtype}", dtype, build, goal=1.0)

@@ -14,7 +14,6 @@ import numpy as np
 from fusec import symbolic
 from fusec.frontend.aten_ops.base import (
     Builder,
-    Number,
     SymFloat,
     Val,
     aten,
@@ -391,7 +390,7 @@ def _transposed(
 
 def _pooled(
     build: Builder, x: Val, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], fill: Number, op: Literal["max", "sum"],
+    dilation: Sequence[int], op: Literal["max", "sum"],
 ) -> Val:  # fmt: skip
     """The largest element or the sum of each window; one axis after the other."""
     first, out = x.rank - len(kernel), build.result().shape[-len(kernel) :]
@@ -406,7 +405,7 @@ def _pooled(
         places.append(at)
         high.append((count - 1) * step + at[-1] + 1 - size - low)
     around = (0,) * first
-    x = build.pad(x, (*around, *padding), (*around, *high), fill)
+    x = build.pad(x, (*around, *padding), (*around, *high), -math.inf if op == "max" else 0.0)
     whole = []
     for index, (count, at) in enumerate(zip(out, places, strict=True)):
         axis = first + index
@@ -430,7 +429,7 @@ def max_pool(
     kernel = pair(kernel_size, count)
     strides = kernel if stride == () else pair(stride, count)
     paddings, dilations = pair(padding, count), pair(dilation, count)
-    return _pooled(build, x, kernel, strides, paddings, dilations, -math.inf, "max")
+    return _pooled(build, x, kernel, strides, paddings, dilations, "max")
 
 
 @aten("max_pool2d_with_indices", "max_pool3d_with_indices")
@@ -455,7 +454,7 @@ def _avg_pool(
     paddings = pair(padding, count)
 
     def total(part: Val, around: Sequence[int] = paddings) -> Val:
-        return _pooled(build, part, kernel, strides, around, (1,) * count, 0.0, "sum")
+        return _pooled(build, part, kernel, strides, around, (1,) * count, "sum")
 
     wide = _widened(build, x)
     elements: Val | float = float(divisor_override or math.prod(kernel))

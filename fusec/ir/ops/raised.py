@@ -7,6 +7,7 @@ which the operation's documentation lists them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -436,20 +437,39 @@ def _infer_linear_epilogue(types: Types, attrs: Attrs) -> Types:
     has_bias, has_residual = (bool_attr(attrs, name) for name in ("has_bias", "has_residual"))
     arity(types, 2 + has_bias + has_residual)
     (result,) = infer_linear(types[: 2 + has_bias], attrs)
-    if has_residual and types[-1] != result:
-        raise VerifyError(f"residual `{types[-1]}` is not of the type of the result, `{result}`")
-    activation = str_attr(attrs, "activation")
-    if activation != "none" and activation not in ACTIVATIONS:
-        raise VerifyError(f"there is no activation `{activation}`")
+    _verify_epilogue(result, types[-1] if has_residual else None, attrs)
     return (result,)
 
 
+def _verify_epilogue(result: TensorType, residual: TensorType | None, attrs: Attrs) -> None:
+    if residual is not None and residual != result:
+        raise VerifyError(f"residual `{residual}` is not of the type of the result, `{result}`")
+    activation = str_attr(attrs, "activation")
+    if activation != "none" and activation not in ACTIVATIONS:
+        raise VerifyError(f"there is no activation `{activation}`")
+
+
+def _activated(sums: Array, attrs: Attrs) -> Array:
+    activation = str_attr(attrs, "activation")
+    return sums if activation == "none" else ACTIVATIONS[activation](sums)
+
+
 def _linear_epilogue(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
-    has_residual, activation = bool_attr(attrs, "has_residual"), str_attr(attrs, "activation")
-    (result,) = multiply_linear(arrays[: 2 + bool_attr(attrs, "has_bias")], attrs, types)
-    if activation != "none":
-        result = ACTIVATIONS[activation](result)
-    return (result + arrays[-1] if has_residual else result,)
+    (sums,) = multiply_linear(arrays[: 2 + bool_attr(attrs, "has_bias")], attrs, types)
+    result = _activated(sums, attrs)
+    return (result + arrays[-1] if bool_attr(attrs, "has_residual") else result,)
+
+
+AFTER_FILTERS = ("scale", "bias", "residual")
+"""What may follow the filters among the operands of `conv_epilogue`, in order."""
+
+Operand = TypeVar("Operand")
+
+
+def after_filters(operands: Sequence[Operand], attrs: Attrs) -> dict[str, Operand]:
+    """The operands of `conv_epilogue` after x and the filters, by their names."""
+    names = [name for name in AFTER_FILTERS if bool_attr(attrs, f"has_{name}")]
+    return dict(zip(names, operands[2:], strict=True))
 
 
 def _infer_conv_epilogue(types: Types, attrs: Attrs) -> Types:
@@ -458,32 +478,25 @@ def _infer_conv_epilogue(types: Types, attrs: Attrs) -> Types:
     Scale and bias are f32 [O], one number for each filter; the residual has the type of the result.
     Nothing is rounded in between.
     """
-    flags = tuple(bool_attr(attrs, name) for name in ("has_scale", "has_bias", "has_residual"))
-    arity(types, 2 + sum(flags))
+    arity(types, 2 + _optional(attrs, *(f"has_{name}" for name in AFTER_FILTERS)))
     (result,) = infer_conv(types[:2], attrs)
-    for factor in types[2 : 2 + sum(flags[:2])]:
-        if factor != TensorType("f32", result.shape[1:2]):
-            raise VerifyError(f"`{factor}` is not one f32 for each of {result.shape[1]} filters")
-    if flags[2] and types[-1] != result:
-        raise VerifyError(f"residual `{types[-1]}` is not of the type of the result, `{result}`")
-    activation = str_attr(attrs, "activation")
-    if activation != "none" and activation not in ACTIVATIONS:
-        raise VerifyError(f"there is no activation `{activation}`")
+    following = after_filters(types, attrs)
+    for name, given in following.items():
+        if name != "residual" and given != TensorType("f32", result.shape[1:2]):
+            raise VerifyError(f"`{given}` is not one f32 for each of {result.shape[1]} filters")
+    _verify_epilogue(result, following.get("residual"), attrs)
     return (result,)
 
 
 def _conv_epilogue(arrays: Sequence[Array], attrs: Attrs, types: Types) -> tuple[Array, ...]:
-    (result,) = conv(arrays[:2], attrs, types)
-    follow = iter(arrays[2:])
-    per_filter = (-1, *(1,) * (result.ndim - 2))
-    if bool_attr(attrs, "has_scale"):
-        result = result * next(follow).reshape(per_filter)
-    if bool_attr(attrs, "has_bias"):
-        result = result + next(follow).reshape(per_filter)
-    if bool_attr(attrs, "has_residual"):
-        result = result + next(follow)
-    activation = str_attr(attrs, "activation")
-    return (result if activation == "none" else ACTIVATIONS[activation](result),)
+    (sums,) = conv(arrays[:2], attrs, types)
+    following = after_filters(arrays, attrs)
+    per_filter = (-1, *(1,) * (sums.ndim - 2))
+    if "scale" in following:
+        sums = sums * following["scale"].reshape(per_filter)
+    if "bias" in following:
+        sums = sums + following["bias"].reshape(per_filter)
+    return (_activated(sums + following.get("residual", 0), attrs),)
 
 
 def _infer_linear_glu(types: Types, attrs: Attrs) -> Types:
